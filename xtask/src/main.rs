@@ -1,0 +1,2 @@
+//! Longwave tasks.
+fn main() {}
