@@ -1,1 +1,32 @@
-//! Longwave.
+//! Arithmetic of Longwave.
+//!
+//! Every operation is written once, over eight lanes of `f32`, and compiled once for each instruction set behind a
+//! thin shell; [`Kernels`] is the table of them that is chosen when the process first asks. Rows are read in the type
+//! they are stored in (f16, bf16, f32); arithmetic is in `f32`. [`oracle`] has the same operations in `f64`, with
+//! bounds on how far the kernels may be off.
+//!
+//! Layouts, everywhere: queries and outputs `[head][dim]`, scores and weights `[row][head]`, rows `[row][dim]`, all
+//! contiguous. Logarithms are natural.
+
+mod accumulate;
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "intrinsics need it; the module says what safety rests on")]
+mod avx2;
+mod convert;
+mod dtype;
+mod exp;
+mod fused;
+mod isa;
+mod lanes;
+pub mod oracle;
+mod portable;
+mod rows;
+mod score;
+mod state;
+
+pub use half::{bf16, f16};
+
+pub use crate::dtype::{Dtype, UnknownDtype};
+pub use crate::isa::{Isa, IsaError, Kernels};
+pub use crate::rows::{DIM_MAX, DIM_STEP, Rows, is_supported_dim};
+pub use crate::state::AttentionState;

@@ -1,1 +1,55 @@
-//! Longwave.
+//! One attention call over a layer's rows: plan, probe, read, estimate, merge.
+//!
+//! The query layer is given a [`LayerView`]: sealed segments (with their index) and the exact rows that are not
+//! sealed yet. A [`Budget`] names the method. Every method is a composition of the same operators ([`Operator`]):
+//! it scores centroids, plans what to read, reads rows exactly, estimates the rest from summaries and merges the
+//! partial attention states in a fixed order, so that the same view, query and budget give the same bits at any
+//! number of threads.
+//!
+//! Two methods exist: `exact`, which reads every row, and `retroinfer`, the published algorithm of RetroInfer
+//! (arXiv 2505.02922).
+
+mod budget;
+mod error;
+mod exact;
+mod plan;
+mod report;
+mod retroinfer;
+mod view;
+mod work;
+
+pub use budget::{Budget, Method};
+pub use error::Error;
+pub use plan::{ClusterId, HeadPlan, Plan};
+pub use report::{Answer, Operator, PositionReport, Report, Timings, Traffic};
+pub use view::{LayerSegment, LayerView, QueryBatch, RowBlock, Scoring, Shape};
+
+use longwave_kernels::Kernels;
+
+/// Plans a call without running it: scores the centroids and chooses what would be read.
+///
+/// # Errors
+/// [`Error::Storage`] when an index column cannot be read or is corrupt.
+pub fn explain(view: &LayerView<'_>, queries: &QueryBatch<'_>, budget: &Budget) -> Result<Plan, Error> {
+    match *budget {
+        Budget::Exact => exact::plan(view, queries),
+        Budget::RetroInfer { retrieve, estimate } => {
+            retroinfer::plan(Kernels::get(), view, queries, retrieve, estimate).map(|planned| planned.plan)
+        }
+    }
+}
+
+/// Answers the queries of one layer.
+///
+/// # Errors
+/// [`Error::Storage`] when a column cannot be read or is corrupt; nothing of a corrupt block enters an answer.
+pub fn attend(view: &LayerView<'_>, queries: &QueryBatch<'_>, budget: &Budget) -> Result<Answer, Error> {
+    let kernels = Kernels::get();
+    match *budget {
+        Budget::Exact => exact::attend(kernels, view, queries),
+        Budget::RetroInfer { retrieve, estimate } => {
+            let planned = retroinfer::plan(kernels, view, queries, retrieve, estimate)?;
+            retroinfer::attend(kernels, view, queries, planned)
+        }
+    }
+}

@@ -1,2 +1,117 @@
-//! Longwave tasks.
-fn main() {}
+//! Tasks of the workspace, run as `cargo xtask <task>`. Each does its own set-up, so that a fresh clone needs nothing
+//! but Rust and Python: [`suite`] tests everything, [`demo`] shows the engine on a real model.
+
+mod command;
+mod demo;
+mod digest;
+mod licences;
+mod model;
+mod python;
+mod step;
+mod suite;
+mod text;
+mod tidy;
+mod whole_file;
+mod workspace;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::demo::DemoOptions;
+use crate::python::Python;
+use crate::workspace::Workspace;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Set-up, tests and demo of Longwave")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, PartialEq, Subcommand)]
+enum Task {
+    /// Run every check and every test, those on the real model included
+    Test {
+        /// A copy of the model file to use instead of fetching it (it must be the very same file)
+        #[arg(long, value_name = "FILE.gguf")]
+        model: Option<PathBuf>,
+    },
+    /// Prefill a long text on a real model, then go on decoding from the store in a second process
+    Demo(DemoOptions),
+    /// Fetch the model of the tests and the demo, and print where it is
+    Model,
+    /// Check the rules of the code base that the compiler does not know
+    Tidy,
+    /// Check the licences of all dependencies
+    Licences,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    let workspace = Workspace::locate()?;
+    match task {
+        Task::Test { model } => return suite::run(&workspace, model.as_deref()),
+        Task::Demo(options) => demo::run(&workspace, &options)?,
+        Task::Model => {
+            println!("{}", model::fetch(&workspace.data_directory(), &Python::default())?.display())
+        }
+        Task::Tidy => println!("{}", tidy::run(&workspace.root)?),
+        Task::Licences => println!("{}", licences::run(&workspace.root)?),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Task, clap::Error> {
+        let arguments = ["xtask"].iter().chain(arguments);
+        Cli::try_parse_from(arguments).map(|cli| cli.task)
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn demo_has_defaults() {
+        let expected = DemoOptions { model: None, text: None, tokens: 8192, fresh: false };
+        assert_eq!(parse(&["demo"]).unwrap(), Task::Demo(expected));
+    }
+
+    #[test]
+    fn demo_takes_its_options() {
+        let line = ["demo", "--fresh", "--model", "m.gguf", "--tokens", "4096", "--text", "t.txt"];
+        let expected = DemoOptions {
+            model: Some("m.gguf".into()),
+            text: Some("t.txt".into()),
+            tokens: 4096,
+            fresh: true,
+        };
+        assert_eq!(parse(&line).unwrap(), Task::Demo(expected));
+    }
+
+    #[test]
+    fn senseless_lines_are_refused() {
+        for line in [&["demo", "--tokens", "0"][..], &["demo", "--tokens", "many"], &["test", "--fresh"], &[]]
+        {
+            assert!(parse(line).is_err(), "{line:?} was accepted");
+        }
+    }
+}

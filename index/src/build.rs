@@ -1,0 +1,198 @@
+//! From the rows of one layer to everything its segment stores.
+
+use std::sync::{Mutex, PoisonError};
+
+use longwave_kernels::{Dtype, Kernels, Rows};
+use longwave_storage::{Alignment, ColumnKind, NewColumn};
+use rayon::prelude::*;
+
+use crate::ClusterOptions;
+use crate::clustering::{Clustering, cluster_in};
+use crate::columns::{IndexColumns, Parameters};
+use crate::kmeans::Workspace;
+use crate::summary::Summaries;
+
+/// Keys and values of one KV head, in the order of their positions. They should be finite: an index over rows that
+/// are not is refused when it is read.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadInput<'a> {
+    /// Keys, `[rows, key_dim]`.
+    pub keys: Rows<'a>,
+    /// Values, `[rows, value_dim]`.
+    pub values: Rows<'a>,
+}
+
+/// The rows of one layer, ordered cluster by cluster, and their index.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BuiltSegment {
+    /// Element type of keys, values, centroids and value means.
+    pub dtype: Dtype,
+    /// Keys, `[kv_heads, rows, key_dim]`.
+    pub keys: Vec<u8>,
+    /// Values, `[kv_heads, rows, value_dim]`.
+    pub values: Vec<u8>,
+    /// Position of each row less the first position, `[kv_heads, rows]`; ascending inside a cluster.
+    pub positions: Vec<u32>,
+    /// The index.
+    pub columns: IndexColumns,
+}
+
+impl BuiltSegment {
+    /// All columns of the segment: keys, values, positions, and the index's.
+    pub fn columns(&self) -> Vec<NewColumn<'_>> {
+        let element = self.dtype.size_of() as u32;
+        let column = |kind: ColumnKind, name, element_size, alignment, bytes| NewColumn {
+            kind,
+            name,
+            element_size,
+            alignment,
+            parts: vec![bytes],
+        };
+        let mut columns = vec![
+            column(ColumnKind::KEYS, "keys", element, Alignment::Page, &*self.keys),
+            column(ColumnKind::VALUES, "values", element, Alignment::Page, &self.values),
+            column(
+                ColumnKind::POSITIONS,
+                "positions",
+                4,
+                Alignment::CacheLine,
+                bytemuck::cast_slice(&self.positions),
+            ),
+        ];
+        columns.extend(self.columns.columns(self.dtype));
+        columns
+    }
+}
+
+/// Clusters the rows of each head, orders them cluster by cluster and summarises the clusters.
+///
+/// Heads are spread over the current rayon pool; the result does not depend on its size. Head `h` clusters with the
+/// random stream `stream_base + h`.
+///
+/// # Panics
+/// When there are no heads or no rows, when a dimension is 0, when the heads differ in type or number of rows, or when
+/// there are more than `u32::MAX` rows.
+pub fn build_segment(
+    heads: &[HeadInput<'_>],
+    key_dim: usize,
+    value_dim: usize,
+    options: &ClusterOptions,
+    stream_base: u64,
+) -> BuiltSegment {
+    let (dtype, rows) = check_heads(heads, key_dim, value_dim);
+    let (key_bytes, value_bytes) = (key_dim * dtype.size_of(), value_dim * dtype.size_of());
+    let mut keys = vec![0; heads.len() * rows * key_bytes];
+    let mut values = vec![0; heads.len() * rows * value_bytes];
+    // One scratch for each thread that asks, whichever heads it works on.
+    let idle = Mutex::new(Vec::<Scratch>::new());
+    let lock = || idle.lock().unwrap_or_else(PoisonError::into_inner);
+
+    let parts: Vec<HeadParts> = keys
+        .par_chunks_exact_mut(rows * key_bytes)
+        .zip(values.par_chunks_exact_mut(rows * value_bytes))
+        .zip(heads)
+        .enumerate()
+        .with_max_len(1)
+        .map(|(head, ((keys, values), input))| {
+            let mut scratch = lock().pop().unwrap_or_default();
+            let stream = stream_base.wrapping_add(head as u64);
+            let parts = scratch.build(input, key_dim, value_dim, options, stream);
+            reorder(input.keys.as_bytes(), key_bytes, &parts.clustering.order, keys);
+            reorder(input.values.as_bytes(), value_bytes, &parts.clustering.order, values);
+            lock().push(scratch);
+            parts
+        })
+        .collect();
+    let positions = parts.iter().flat_map(|part| &part.clustering.order).copied().collect();
+    BuiltSegment { dtype, keys, values, positions, columns: join(parts, options) }
+}
+
+/// The type and the number of rows that all heads share.
+fn check_heads(heads: &[HeadInput<'_>], key_dim: usize, value_dim: usize) -> (Dtype, usize) {
+    assert!(key_dim > 0 && value_dim > 0, "dimensions {key_dim} and {value_dim} must not be 0");
+    assert!(!heads.is_empty(), "a segment needs at least one head");
+    let (dtype, rows) = (heads[0].keys.dtype(), heads[0].keys.len() / key_dim);
+    assert!(rows > 0, "a segment needs at least one row");
+    for (head, HeadInput { keys, values }) in heads.iter().enumerate() {
+        assert!(keys.dtype() == dtype && values.dtype() == dtype, "head {head} is not of type {dtype}");
+        assert!(
+            keys.len() == rows * key_dim && values.len() == rows * value_dim,
+            "head {head}: {} key and {} value elements, expected {rows} rows of {key_dim} and {value_dim}",
+            keys.len(),
+            values.len(),
+        );
+    }
+    (dtype, rows)
+}
+
+/// What one head adds to the index.
+struct HeadParts {
+    clustering: Clustering,
+    keys: Summaries,
+    values: Summaries,
+}
+
+/// Buffers of one thread.
+#[derive(Default)]
+struct Scratch {
+    workspace: Workspace,
+    widened: Vec<f32>,
+}
+
+impl Scratch {
+    fn build(
+        &mut self,
+        input: &HeadInput<'_>,
+        key_dim: usize,
+        value_dim: usize,
+        options: &ClusterOptions,
+        stream: u64,
+    ) -> HeadParts {
+        let dtype = input.keys.dtype();
+        let rows = widen(input.keys, &mut self.widened);
+        let clustering = cluster_in(&mut self.workspace, rows, key_dim, options, stream);
+        let keys = Summaries::of(rows, key_dim, dtype, &clustering);
+        let rows = widen(input.values, &mut self.widened);
+        let values = Summaries::of(rows, value_dim, dtype, &clustering);
+        HeadParts { clustering, keys, values }
+    }
+}
+
+fn widen<'a>(rows: Rows<'_>, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+    buffer.resize(rows.len().max(buffer.len()), 0.0);
+    let widened = &mut buffer[..rows.len()];
+    Kernels::get().widen(rows, widened);
+    widened
+}
+
+/// Copies rows of `row_bytes` bytes from `from` to `to` in the order `order`.
+fn reorder(from: &[u8], row_bytes: usize, order: &[u32], to: &mut [u8]) {
+    for (to, &row) in to.chunks_exact_mut(row_bytes).zip(order) {
+        to.copy_from_slice(&from[row as usize * row_bytes..][..row_bytes]);
+    }
+}
+
+/// Joins the heads' parts, head by head.
+fn join(parts: Vec<HeadParts>, options: &ClusterOptions) -> IndexColumns {
+    let mut columns = IndexColumns {
+        parameters: Parameters(*options).encode(),
+        cluster_heads: vec![0],
+        postings: Vec::new(),
+        counts: Vec::new(),
+        centroids: Vec::new(),
+        value_means: Vec::new(),
+        key_spreads: Vec::new(),
+        value_spreads: Vec::new(),
+    };
+    for HeadParts { clustering, keys, values } in parts {
+        // Storage allows at most 2^12 heads of 2^24 rows; a `u32` holds the clusters of any segment that fits memory.
+        columns.counts.extend(clustering.offsets.windows(2).map(|bounds| (bounds[1] - bounds[0]) as f32));
+        columns.cluster_heads.push(columns.counts.len() as u32);
+        columns.postings.extend(clustering.offsets);
+        columns.centroids.extend(keys.means);
+        columns.value_means.extend(values.means);
+        columns.key_spreads.extend(keys.spreads);
+        columns.value_spreads.extend(values.spreads);
+    }
+    columns
+}

@@ -1,0 +1,160 @@
+//! AVX2, FMA and F16C: the lanes, and one thin shell per operation.
+//!
+//! Safety rests on one fact: an [`Avx2`] exists only where the processor has all three extensions. [`Avx2::detect`]
+//! makes one after asking the processor, and the shells make one inside functions that the compiler knows to be
+//! reached only with the extensions enabled.
+
+use std::arch::x86_64::{
+    __m256, _CMP_LT_OQ, _CMP_UNORD_Q, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_loadu_si128,
+    _mm_packus_epi32, _mm_prefetch, _mm_storeu_si128, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps,
+    _mm256_and_si256, _mm256_andnot_ps, _mm256_blendv_ps, _mm256_castps_si256, _mm256_castsi256_ps,
+    _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_ph,
+    _mm256_div_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_ps, _mm256_loadu_ps, _mm256_max_ps,
+    _mm256_min_ps, _mm256_mul_ps, _mm256_or_ps, _mm256_or_si256, _mm256_permute2f128_ps, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_storeu_ps, _mm256_sub_ps,
+};
+
+use half::{bf16, f16};
+
+use crate::isa::{Isa, Kernels};
+use crate::lanes::Lanes;
+use crate::rows::{Ahead, Block, Rows};
+use crate::{accumulate, convert, exp, score};
+
+/// Proof that the processor has AVX2, FMA and F16C.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    /// The proof, where the processor gives it.
+    pub(crate) fn detect() -> Option<Avx2> {
+        let all = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        all.then_some(Avx2(()))
+    }
+}
+
+/// The lanes' operations: `lane_ops! { name(arguments) -> result = expression; }`.
+macro_rules! lane_ops {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? = $body:expr;)*) => {$(
+        $(#[$doc])*
+        #[inline(always)]
+        fn $name(self, $($arg: $type),*) $(-> $out)? {
+            // SAFETY: `self` proves that the processor has the instructions. Loads and stores are unaligned and go
+            // through references to arrays of exactly their width.
+            unsafe { $body }
+        }
+    )*};
+}
+
+impl Lanes for Avx2 {
+    type V = __m256;
+
+    lane_ops! {
+        fn splat(x: f32) -> __m256 = _mm256_set1_ps(x);
+        fn load(from: &[f32; 8]) -> __m256 = _mm256_loadu_ps(from.as_ptr());
+        fn load_f16(from: &[f16; 8]) -> __m256 = _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast()));
+        fn load_bf16(from: &[bf16; 8]) -> __m256 = {
+            let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+        };
+        fn store(x: __m256, to: &mut [f32; 8]) = _mm256_storeu_ps(to.as_mut_ptr(), x);
+        fn store_f16(x: __m256, to: &mut [f16; 8]) = {
+            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x))
+        };
+        fn store_bf16(x: __m256, to: &mut [bf16; 8]) = {
+            // Adding just under half a unit of the kept part, and the kept part's last bit, rounds ties to even.
+            let bits = _mm256_castps_si256(x);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+            // What is not a number must not round to infinity: it keeps its payload and becomes quiet.
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+            let not_a_number = _mm256_cmp_ps::<_CMP_UNORD_Q>(x, x);
+            let kept = _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet), not_a_number);
+            let kept = _mm256_srli_epi32::<16>(_mm256_castps_si256(kept));
+            let packed = _mm_packus_epi32(
+                _mm256_castsi256_si128(kept),
+                _mm256_extracti128_si256::<1>(kept),
+            );
+            _mm_storeu_si128(to.as_mut_ptr().cast(), packed)
+        };
+
+        fn add(a: __m256, b: __m256) -> __m256 = _mm256_add_ps(a, b);
+        fn sub(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps(a, b);
+        fn mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
+        fn div(a: __m256, b: __m256) -> __m256 = _mm256_div_ps(a, b);
+        fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);
+        fn max(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
+        fn min(a: __m256, b: __m256) -> __m256 = _mm256_min_ps(a, b);
+        fn abs(x: __m256) -> __m256 = _mm256_andnot_ps(_mm256_set1_ps(-0.0), x);
+        fn with_sign(magnitude: __m256, sign: __m256) -> __m256 = {
+            _mm256_or_ps(magnitude, _mm256_and_ps(_mm256_set1_ps(-0.0), sign))
+        };
+        fn where_less(a: __m256, b: __m256, yes: __m256, no: __m256) -> __m256 = {
+            _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
+        };
+        fn power_of_low_bits(x: __m256) -> __m256 = {
+            let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(x));
+            _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3f80_0000)))
+        };
+        fn sum_each(x: [__m256; 8]) -> __m256 = {
+            // Adjacent pairs, then pairs of pairs, leave each vector's two half sums in the two halves.
+            let first = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+            let second = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
+            let low = _mm256_permute2f128_ps::<0x20>(first, second);
+            let high = _mm256_permute2f128_ps::<0x31>(first, second);
+            _mm256_add_ps(low, high)
+        };
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, target: &T) {
+        // SAFETY: a prefetch has no effect but on time, and SSE is part of the architecture.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(target).cast()) }
+    }
+}
+
+/// One shell per operation: the portable body, compiled with the extensions enabled, behind an ordinary function.
+macro_rules! shells {
+    ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:path;)*) => {$(
+        fn $name($($arg: $type),*) {
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn shell($($arg: $type),*) {
+                $body(Avx2(()), $($arg),*);
+            }
+            // SAFETY: this function is private and found only in the table that `kernels` gives for an `Avx2`, which
+            // proves that the processor has the extensions.
+            unsafe { shell($($arg),*) }
+        }
+    )*};
+}
+
+shells! {
+    fn score(queries: &[f32], heads: usize, block: &Block<'_>, ahead: Ahead<'_>, scores: &mut [f32])
+        = score::score_block;
+    fn accumulate(weights: &[f32], heads: usize, block: &Block<'_>, ahead: Ahead<'_>, out: &mut [f32])
+        = accumulate::accumulate_block;
+    fn max_per_head(scores: &[f32], heads: usize, max: &mut [f32]) = exp::max_per_head;
+    fn exp_weights(scores: &mut [f32], heads: usize, shift: &[f32], sums: &mut [f32]) = exp::exp_weights;
+    fn softcap(scores: &mut [f32], cap: f32) = exp::softcap;
+    fn widen(rows: Rows<'_>, out: &mut [f32]) = convert::widen;
+    fn narrow_f16(from: &[f32], to: &mut [f16]) = convert::narrow_f16;
+    fn narrow_bf16(from: &[f32], to: &mut [bf16]) = convert::narrow_bf16;
+}
+
+/// The kernels, for who can prove that they may run.
+pub(crate) fn kernels(_: Avx2) -> &'static Kernels {
+    static KERNELS: Kernels = Kernels {
+        isa: Isa::Avx2,
+        score,
+        accumulate,
+        max_per_head,
+        exp_weights,
+        softcap,
+        widen,
+        narrow_f16,
+        narrow_bf16,
+    };
+    &KERNELS
+}

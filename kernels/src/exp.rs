@@ -1,0 +1,271 @@
+//! From scores to weights: running maxima, exponentials, the soft cap.
+
+use crate::isa::Kernels;
+use crate::lanes::{Lanes, Portable};
+use crate::score::check_per_row;
+
+/// Rows whose weights are summed before they are added to the running sum, so that rounding grows with the number of
+/// such groups and not with the number of rows.
+const SUM_ROWS: usize = 256;
+
+impl Kernels {
+    /// Raises `max[head]` to the largest of the head's `scores`, which are `[row][head]`. A score that is not a
+    /// number is passed over.
+    ///
+    /// # Panics
+    /// If `max` is not `heads` long, or `scores` not whole rows of `heads`.
+    pub fn max_per_head(&self, scores: &[f32], heads: usize, max: &mut [f32]) {
+        check_shape(scores.len(), heads, max.len(), "maxima");
+        (self.max_per_head)(scores, heads, max);
+    }
+
+    /// Turns scores into weights in place, `exp(score - shift[head])`, and adds each head's to `sums[head]`.
+    ///
+    /// A weight is within a relative 2^-23 of the exponential of the rounded difference. Differences below -87, minus
+    /// infinity among them, give exactly 0; those above 88 count as 88. A shift of minus infinity, which is the
+    /// maximum of a head all of whose rows are masked, counts as 0.
+    ///
+    /// # Panics
+    /// If `shift` or `sums` is not `heads` long, or `scores` not whole rows of `heads`.
+    pub fn exp_weights(&self, scores: &mut [f32], heads: usize, shift: &[f32], sums: &mut [f32]) {
+        check_shape(scores.len(), heads, shift.len(), "shifts");
+        check_shape(scores.len(), heads, sums.len(), "sums");
+        for scores in scores.chunks_mut(SUM_ROWS * heads) {
+            (self.exp_weights)(scores, heads, shift, sums);
+        }
+    }
+
+    /// Caps scores in place: `cap * tanh(score / cap)`, within `cap` times 2^-21. Minus infinity stays, so that masked
+    /// rows stay masked.
+    ///
+    /// # Panics
+    /// If `cap` is not a positive, finite number.
+    pub fn softcap(&self, scores: &mut [f32], cap: f32) {
+        assert!(cap > 0.0 && cap.is_finite(), "soft cap {cap} is not a positive number");
+        (self.softcap)(scores, cap);
+    }
+}
+
+#[track_caller]
+fn check_shape(scores: usize, heads: usize, per_head: usize, what: &str) {
+    assert!(heads > 0, "there must be at least one head");
+    assert!(per_head == heads, "{what}: expected {heads}, one for each head, found {per_head}");
+    check_per_row(scores, scores / heads, heads, "scores");
+}
+
+/// `exp(x)` of one number, with the portable lanes: the same bits on every instruction set.
+pub(crate) fn exp_one(x: f32) -> f32 {
+    exp(Portable, [x; 8])[0]
+}
+
+/// `exp(x)`: 0 below -87, otherwise within a relative 2^-23, saturating at 88.
+///
+/// With n the integer nearest to x / ln 2, exp(x) = 2^n · exp(r), where r = x - n·ln 2 lies within ±0.347. The
+/// polynomial 1 + r + r²·p(r) is within a relative 2^-26.5 of exp(r). ln 2 is split in two so that n times its larger
+/// part is exact. Rounding r (at most 2^-26 in all, ln 2's smaller part times n included), r²·p (2^-29) and the two
+/// sums (2^-26 and, the last, 2^-25 below 1 or 2^-24 above) adds up, relative to exp(r), to less than
+/// 2^-23.3; what is lost to a second rounding where there is no fused operation is in it.
+#[inline(always)]
+fn exp<L: Lanes>(isa: L, x: L::V) -> L::V {
+    const LN_2_LARGE: f32 = 0.693_359_4;
+    const LN_2_SMALL: f32 = -2.121_944_4e-4;
+    // Adding 1.5 · 2^23 leaves the nearest integer in the low bits of the sum.
+    let magic = isa.splat(12_582_912.0);
+    let capped = isa.min(isa.splat(88.0), x);
+    let shifted = isa.mul_add(capped, isa.splat(std::f32::consts::LOG2_E), magic);
+    let n = isa.sub(shifted, magic);
+    let r = isa.mul_add(n, isa.splat(-LN_2_LARGE), capped);
+    let r = isa.mul_add(n, isa.splat(-LN_2_SMALL), r);
+    let mut p = isa.splat(0.001_392_625);
+    for coefficient in [0.008_363_233, 0.041_666_552, 0.166_665_76, 0.5] {
+        p = isa.mul_add(p, r, isa.splat(coefficient));
+    }
+    let near = isa.add(isa.mul_add(p, isa.mul(r, r), r), isa.splat(1.0));
+    let y = isa.mul(near, isa.power_of_low_bits(shifted));
+    isa.where_less(x, isa.splat(-87.0), isa.splat(0.0), y)
+}
+
+/// Running maxima of all heads over `[row][head]` scores.
+#[inline(always)]
+pub(crate) fn max_per_head<L: Lanes>(isa: L, scores: &[f32], heads: usize, max: &mut [f32]) {
+    match heads {
+        1 | 2 | 4 | 8 => max_interleaved::<L, 1>(isa, scores, heads, max),
+        3 | 6 => max_interleaved::<L, 3>(isa, scores, heads, max),
+        5 => max_interleaved::<L, 5>(isa, scores, heads, max),
+        7 => max_interleaved::<L, 7>(isa, scores, heads, max),
+        _ => max_strided(isa, scores, heads, max),
+    }
+}
+
+/// Up to eight heads: `P` vectors hold a whole number of rows, and lane l of vector p always belongs to head
+/// `(8 p + l) mod heads`.
+#[inline(always)]
+fn max_interleaved<L: Lanes, const P: usize>(isa: L, scores: &[f32], heads: usize, max: &mut [f32]) {
+    let mut largest = [isa.splat(f32::NEG_INFINITY); P];
+    let (vectors, _) = scores.as_chunks::<8>();
+    let periods = vectors.chunks_exact(P);
+    let whole = periods.len() * P * 8;
+    for period in periods {
+        for p in 0..P {
+            largest[p] = isa.max(isa.load(&period[p]), largest[p]);
+        }
+    }
+    for (p, rest) in scores[whole..].chunks(8).enumerate() {
+        largest[p] = isa.max(isa.load(&padded(rest)), largest[p]);
+    }
+    for (p, largest) in largest.into_iter().enumerate() {
+        let mut lanes = [0.0; 8];
+        isa.store(largest, &mut lanes);
+        for (lane, x) in lanes.into_iter().enumerate() {
+            let max = &mut max[(p * 8 + lane) % heads];
+            if x > *max {
+                *max = x;
+            }
+        }
+    }
+}
+
+/// Many heads: eight at a time, row by row.
+#[inline(always)]
+fn max_strided<L: Lanes>(isa: L, scores: &[f32], heads: usize, max: &mut [f32]) {
+    for (group, max) in max.chunks_mut(8).enumerate() {
+        let mut largest = isa.load(&padded(max));
+        for row in scores.chunks_exact(heads) {
+            largest = isa.max(load_padded(isa, &row[group * 8..][..max.len()]), largest);
+        }
+        let mut lanes = [0.0; 8];
+        isa.store(largest, &mut lanes);
+        max.copy_from_slice(&lanes[..max.len()]);
+    }
+}
+
+/// Weights of all heads from `[row][head]` scores, in place, and their sums.
+#[inline(always)]
+pub(crate) fn exp_weights<L: Lanes>(
+    isa: L,
+    scores: &mut [f32],
+    heads: usize,
+    shift: &[f32],
+    sums: &mut [f32],
+) {
+    match heads {
+        1 | 2 | 4 | 8 => exp_interleaved::<L, 1>(isa, scores, heads, shift, sums),
+        3 | 6 => exp_interleaved::<L, 3>(isa, scores, heads, shift, sums),
+        5 => exp_interleaved::<L, 5>(isa, scores, heads, shift, sums),
+        7 => exp_interleaved::<L, 7>(isa, scores, heads, shift, sums),
+        _ => exp_strided(isa, scores, heads, shift, sums),
+    }
+}
+
+#[inline(always)]
+fn exp_interleaved<L: Lanes, const P: usize>(
+    isa: L,
+    scores: &mut [f32],
+    heads: usize,
+    shift: &[f32],
+    sums: &mut [f32],
+) {
+    let mut shifts = [isa.splat(0.0); P];
+    for (p, shifts) in shifts.iter_mut().enumerate() {
+        let mut lanes = [0.0; 8];
+        for (lane, x) in lanes.iter_mut().enumerate() {
+            *x = finite_shift(shift[(p * 8 + lane) % heads]);
+        }
+        *shifts = isa.load(&lanes);
+    }
+    let mut totals = [isa.splat(0.0); P];
+    let whole = scores.len() / (P * 8) * (P * 8);
+    let (periods, rest) = scores.split_at_mut(whole);
+    let (vectors, _) = periods.as_chunks_mut::<8>();
+    for period in vectors.chunks_exact_mut(P) {
+        for p in 0..P {
+            let weights = exp(isa, isa.sub(isa.load(&period[p]), shifts[p]));
+            isa.store(weights, &mut period[p]);
+            totals[p] = isa.add(totals[p], weights);
+        }
+    }
+    for (p, rest) in rest.chunks_mut(8).enumerate() {
+        let weights = exp(isa, isa.sub(isa.load(&padded(rest)), shifts[p]));
+        store_padded(isa, weights, rest);
+        totals[p] = isa.add(totals[p], weights);
+    }
+    let mut per_head = [0.0; 8];
+    for (p, totals) in totals.into_iter().enumerate() {
+        let mut lanes = [0.0; 8];
+        isa.store(totals, &mut lanes);
+        for (lane, x) in lanes.into_iter().enumerate() {
+            per_head[(p * 8 + lane) % heads] += x;
+        }
+    }
+    for (sum, total) in sums.iter_mut().zip(per_head) {
+        *sum += total;
+    }
+}
+
+#[inline(always)]
+fn exp_strided<L: Lanes>(isa: L, scores: &mut [f32], heads: usize, shift: &[f32], sums: &mut [f32]) {
+    for (group, (shift, sums)) in shift.chunks(8).zip(sums.chunks_mut(8)).enumerate() {
+        let mut lanes = [0.0; 8];
+        for (lane, &shift) in lanes.iter_mut().zip(shift) {
+            *lane = finite_shift(shift);
+        }
+        let shifts = isa.load(&lanes);
+        let mut totals = isa.splat(0.0);
+        for row in scores.chunks_exact_mut(heads) {
+            let row = &mut row[group * 8..][..shift.len()];
+            let weights = exp(isa, isa.sub(load_padded(isa, row), shifts));
+            store_padded(isa, weights, row);
+            totals = isa.add(totals, weights);
+        }
+        isa.store(totals, &mut lanes);
+        for (sum, total) in sums.iter_mut().zip(lanes) {
+            *sum += total;
+        }
+    }
+}
+
+/// A head without any unmasked row has a maximum of minus infinity, which would make masked minus shift no number.
+#[inline(always)]
+fn finite_shift(shift: f32) -> f32 {
+    if shift == f32::NEG_INFINITY { 0.0 } else { shift }
+}
+
+/// Up to eight scores, and minus infinity, which weighs nothing, in the lanes after them.
+#[inline(always)]
+fn padded(scores: &[f32]) -> [f32; 8] {
+    let mut lanes = [f32::NEG_INFINITY; 8];
+    lanes[..scores.len()].copy_from_slice(scores);
+    lanes
+}
+
+#[inline(always)]
+fn load_padded<L: Lanes>(isa: L, scores: &[f32]) -> L::V {
+    match scores.try_into() {
+        Ok(lanes) => isa.load(lanes),
+        Err(_) => isa.load(&padded(scores)),
+    }
+}
+
+#[inline(always)]
+fn store_padded<L: Lanes>(isa: L, x: L::V, to: &mut [f32]) {
+    let mut lanes = [0.0; 8];
+    isa.store(x, &mut lanes);
+    to.copy_from_slice(&lanes[..to.len()]);
+}
+
+/// `cap * tanh(score / cap)` in place, from tanh(|y|) = (1 - e) / (1 + e) with e = exp(-2|y|).
+///
+/// e is off by at most 2^-23 + 2^-24 of itself, which tanh takes at most half of; the five roundings that follow are
+/// of numbers up to 1: less than 2^-21 in all.
+#[inline(always)]
+pub(crate) fn softcap<L: Lanes>(isa: L, scores: &mut [f32], cap: f32) {
+    let one = isa.splat(1.0);
+    for scores in scores.chunks_mut(8) {
+        let x = load_padded(isa, scores);
+        let y = isa.abs(isa.div(x, isa.splat(cap)));
+        let e = exp(isa, isa.mul(y, isa.splat(-2.0)));
+        let tanh = isa.div(isa.sub(one, e), isa.add(one, e));
+        let capped = isa.with_sign(isa.mul(tanh, isa.splat(cap)), x);
+        store_padded(isa, isa.where_less(x, isa.splat(f32::MIN), x, capped), scores);
+    }
+}

@@ -1,0 +1,150 @@
+//! Instruction sets, and the table of kernels that is chosen once.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+use half::{bf16, f16};
+
+use crate::portable;
+use crate::rows::{Ahead, Block, Rows};
+
+/// An instruction set that the kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// What every processor has.
+    Portable,
+    /// AVX2, FMA and F16C, on x86-64.
+    Avx2,
+}
+
+impl Isa {
+    /// Every instruction set, the slowest first.
+    pub const ALL: [Isa; 2] = [Isa::Portable, Isa::Avx2];
+
+    /// Whether this processor has it.
+    pub fn is_available(self) -> bool {
+        Kernels::of(self).is_some()
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2+fma+f16c",
+        })
+    }
+}
+
+/// `LONGWAVE_ISA` names an instruction set that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IsaError {
+    /// The name is not one of an instruction set.
+    #[error("LONGWAVE_ISA is `{0}`: expected portable or avx2")]
+    Unknown(String),
+    /// The processor does not have it.
+    #[error("LONGWAVE_ISA asks for {0}, which this processor does not have")]
+    Unavailable(Isa),
+}
+
+/// The kernels of one instruction set.
+///
+/// The same inputs give the same bits on the same instruction set, always; instruction sets differ by rounding.
+/// No kernel allocates.
+pub struct Kernels {
+    pub(crate) isa: Isa,
+    /// queries, heads, block of rows, rows to prefetch, scores `[row][head]`
+    pub(crate) score: fn(&[f32], usize, &Block<'_>, Ahead<'_>, &mut [f32]),
+    /// weights `[row][head]`, heads, block of rows, rows to prefetch, output `[head][dim]`
+    pub(crate) accumulate: fn(&[f32], usize, &Block<'_>, Ahead<'_>, &mut [f32]),
+    pub(crate) max_per_head: fn(&[f32], usize, &mut [f32]),
+    pub(crate) exp_weights: fn(&mut [f32], usize, &[f32], &mut [f32]),
+    pub(crate) softcap: fn(&mut [f32], f32),
+    pub(crate) widen: fn(Rows<'_>, &mut [f32]),
+    pub(crate) narrow_f16: fn(&[f32], &mut [f16]),
+    pub(crate) narrow_bf16: fn(&[f32], &mut [bf16]),
+}
+
+impl fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernels").field("isa", &self.isa).finish_non_exhaustive()
+    }
+}
+
+impl Kernels {
+    /// The kernels of the best instruction set that this processor has, chosen on the first call. The environment
+    /// variable `LONGWAVE_ISA` (`portable` or `avx2`) forces one.
+    ///
+    /// # Panics
+    /// If `LONGWAVE_ISA` names an instruction set that is unknown or not available; see [`Kernels::try_get`].
+    pub fn get() -> &'static Kernels {
+        match Kernels::try_get() {
+            Ok(kernels) => kernels,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Like [`Kernels::get`], for who would rather report a wrong `LONGWAVE_ISA`.
+    ///
+    /// # Errors
+    /// If `LONGWAVE_ISA` names an instruction set that is unknown or not available.
+    pub fn try_get() -> Result<&'static Kernels, IsaError> {
+        static CHOSEN: OnceLock<Result<&'static Kernels, IsaError>> = OnceLock::new();
+        CHOSEN
+            .get_or_init(|| {
+                let forced = std::env::var_os("LONGWAVE_ISA").map(|name| name.to_string_lossy().into_owned());
+                select(forced.as_deref())
+            })
+            .clone()
+    }
+
+    /// The kernels of `isa`, or `None` where this processor does not have it.
+    pub fn of(isa: Isa) -> Option<&'static Kernels> {
+        match isa {
+            Isa::Portable => Some(portable::kernels()),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => crate::avx2::Avx2::detect().map(crate::avx2::kernels),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 => None,
+        }
+    }
+
+    /// The instruction set that these kernels use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+}
+
+/// The kernels that `forced` names, or the best.
+fn select(forced: Option<&str>) -> Result<&'static Kernels, IsaError> {
+    let isa = match forced {
+        None | Some("") => {
+            let best = Isa::ALL.into_iter().rev().find_map(Kernels::of);
+            return Ok(best.unwrap_or_else(portable::kernels));
+        }
+        Some("portable") => Isa::Portable,
+        Some("avx2") => Isa::Avx2,
+        Some(other) => return Err(IsaError::Unknown(other.to_owned())),
+    };
+    Kernels::of(isa).ok_or(IsaError::Unavailable(isa))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_variable_forces_an_instruction_set_or_is_an_error() {
+        assert_eq!(select(Some("portable")).map(Kernels::isa), Ok(Isa::Portable));
+        let avx2 = select(Some("avx2")).map(Kernels::isa);
+        if Isa::Avx2.is_available() {
+            assert_eq!(avx2, Ok(Isa::Avx2));
+            assert_eq!(select(None).map(Kernels::isa), Ok(Isa::Avx2));
+        } else {
+            assert_eq!(avx2, Err(IsaError::Unavailable(Isa::Avx2)));
+            assert_eq!(select(None).map(Kernels::isa), Ok(Isa::Portable));
+        }
+        let unknown = select(Some("avx3")).map(Kernels::isa);
+        assert_eq!(unknown, Err(IsaError::Unknown("avx3".to_owned())));
+    }
+}

@@ -1,0 +1,183 @@
+//! The answer of a call, and what it cost.
+
+use crate::budget::Method;
+use std::ops::{Add, AddAssign};
+use std::time::Duration;
+
+/// Attention output with its log-sum-exp, and what was spent on it.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// `[positions, query_heads, value_dim]`, row-major.
+    pub output: Vec<f32>,
+    /// Natural logarithm of the sum of the exponentiated scores: `[positions, query_heads]`.
+    pub lse: Vec<f32>,
+    /// What the call read, and how long each operator took.
+    pub report: Report,
+}
+
+/// What one call did.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Report {
+    /// The method that answered.
+    pub method: Method,
+    /// One entry per query position.
+    pub positions: Vec<PositionReport>,
+    /// Bytes of sealed columns that were touched, summed over positions and KV heads. Query heads that share a KV head
+    /// decide together, so a byte counts once for the group; positions that were answered by one reading count each.
+    pub traffic: Traffic,
+    /// Rows of the tail, sinks and window included, that were read from memory, summed over positions and KV heads.
+    pub tail_rows: u64,
+    /// Sealed rows that the layer holds: rows times KV heads.
+    pub sealed_rows: u64,
+    /// Bytes that the keys and values of the sealed rows take at 16 bits an element. Shares of bytes are against it.
+    pub sealed_bytes_16bit: u64,
+    /// Time per operator, summed over threads.
+    pub timings: Timings,
+}
+
+impl Report {
+    /// Bytes touched as a share of what exact attention over 16-bit rows would read; 0 when nothing is sealed.
+    pub fn bytes_share(&self) -> f64 {
+        self.share(self.traffic.bytes())
+    }
+
+    /// As [`Self::bytes_share`], in whole 4 KiB pages.
+    pub fn page_share(&self) -> f64 {
+        self.share(self.traffic.pages * 4096)
+    }
+
+    fn share(&self, bytes: u64) -> f64 {
+        let full = self.sealed_bytes_16bit * self.positions.len() as u64;
+        if full == 0 { 0.0 } else { bytes as f64 / full as f64 }
+    }
+}
+
+/// What one query position did, over all its heads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PositionReport {
+    /// The query's position in the context.
+    pub position: u64,
+    /// Clusters whose centroid was scored.
+    pub clusters: u64,
+    /// Clusters that were read row by row.
+    pub clusters_read: u64,
+    /// Clusters that were estimated from their summaries.
+    pub clusters_estimated: u64,
+    /// Sealed rows that were read in full.
+    pub rows_read: u64,
+    /// Bytes of sealed columns that this position touched.
+    pub bytes: u64,
+}
+
+/// Bytes touched, by column.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Traffic {
+    /// Full keys.
+    pub keys: u64,
+    /// Full values.
+    pub values: u64,
+    /// Positions of rows, where a mask hides some rows of a segment from a query.
+    pub positions: u64,
+    /// Centroids.
+    pub centroids: u64,
+    /// Cluster sizes.
+    pub counts: u64,
+    /// Value means.
+    pub value_means: u64,
+    /// 4 KiB pages that hold those bytes, counted within each column.
+    pub pages: u64,
+}
+
+impl Traffic {
+    /// Bytes over all columns.
+    pub fn bytes(&self) -> u64 {
+        self.keys + self.values + self.positions + self.centroids + self.counts + self.value_means
+    }
+}
+
+impl Add for Traffic {
+    type Output = Traffic;
+    fn add(self, other: Traffic) -> Traffic {
+        Traffic {
+            keys: self.keys + other.keys,
+            values: self.values + other.values,
+            positions: self.positions + other.positions,
+            centroids: self.centroids + other.centroids,
+            counts: self.counts + other.counts,
+            value_means: self.value_means + other.value_means,
+            pages: self.pages + other.pages,
+        }
+    }
+}
+
+impl AddAssign for Traffic {
+    fn add_assign(&mut self, other: Traffic) {
+        *self = *self + other;
+    }
+}
+
+/// One step of a method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Operator {
+    /// Score every centroid.
+    Score,
+    /// Choose what is read and what is estimated.
+    Plan,
+    /// Read rows of segments in full.
+    Read,
+    /// Let summaries stand for rows that are not read.
+    Estimate,
+    /// Read the rows that are not sealed: sinks, tail and window.
+    Tail,
+    /// Merge partial states.
+    Merge,
+}
+
+impl Operator {
+    /// Every operator, in the order in which a call runs them.
+    pub const ALL: [Operator; 6] = [
+        Operator::Score,
+        Operator::Plan,
+        Operator::Read,
+        Operator::Estimate,
+        Operator::Tail,
+        Operator::Merge,
+    ];
+
+    /// The name used in reports and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Operator::Score => "score",
+            Operator::Plan => "plan",
+            Operator::Read => "read",
+            Operator::Estimate => "estimate",
+            Operator::Tail => "tail",
+            Operator::Merge => "merge",
+        }
+    }
+}
+
+/// Time per operator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timings([Duration; Operator::ALL.len()]);
+
+impl Timings {
+    /// Time spent in `operator`.
+    pub fn of(&self, operator: Operator) -> Duration {
+        self.0[operator as usize]
+    }
+
+    pub(crate) fn add(&mut self, operator: Operator, spent: Duration) {
+        self.0[operator as usize] += spent;
+    }
+
+    pub(crate) fn merge(&mut self, other: &Timings) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine += theirs;
+        }
+    }
+}

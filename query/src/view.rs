@@ -1,0 +1,212 @@
+//! What a call reads from: the rows of one layer at one moment.
+
+use longwave_index::{self as index, IndexView};
+use longwave_kernels::{Dtype, Rows};
+use longwave_storage::{Column, ColumnKind, Error, Segment};
+use std::ops::Range;
+use std::sync::OnceLock;
+
+/// Heads and dimensions of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Query heads; a multiple of `kv_heads`.
+    pub query_heads: usize,
+    /// Heads that keys and values are stored for.
+    pub kv_heads: usize,
+    /// Elements of a key and of a query.
+    pub key_dim: usize,
+    /// Elements of a value and of an output.
+    pub value_dim: usize,
+    /// Element type of keys and values.
+    pub dtype: Dtype,
+}
+
+impl Shape {
+    /// Query heads that share a KV head.
+    pub fn group(&self) -> usize {
+        self.query_heads / self.kv_heads
+    }
+
+    /// Bytes of one key of one head.
+    pub fn key_bytes(&self) -> usize {
+        self.key_dim * self.dtype.size_of()
+    }
+
+    /// Bytes of one value of one head.
+    pub fn value_bytes(&self) -> usize {
+        self.value_dim * self.dtype.size_of()
+    }
+}
+
+/// How a layer turns dot products into weights.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scoring {
+    /// Factor on every dot product, usually `key_dim^-1/2`.
+    pub scale: f32,
+    /// `score -> cap * tanh(score / cap)` where the model soft-caps its logits.
+    pub softcap: Option<f32>,
+    /// A learned logit per query head that takes part in the softmax without a value; empty when there is none.
+    pub sink_logits: Vec<f32>,
+    /// A query at position `p` sees positions above `p - sliding_window` only.
+    pub sliding_window: Option<u64>,
+    /// The latest rows that are always read exactly.
+    pub window: u64,
+}
+
+/// Queries of one layer for the last `positions` positions of a context: `[positions, query_heads, key_dim]`.
+#[derive(Clone, Copy, Debug)]
+pub struct QueryBatch<'a> {
+    /// Row-major values, not yet scaled.
+    pub data: &'a [f32],
+    /// The position of the first query; the others follow it.
+    pub first_position: u64,
+    /// How many positions.
+    pub positions: usize,
+}
+
+/// Rows in memory, at consecutive positions. They are always read exactly.
+#[derive(Clone, Debug)]
+pub struct RowBlock<'a> {
+    /// Position of the first row.
+    pub first_position: u64,
+    /// How many rows.
+    pub rows: usize,
+    /// One `[rows, key_dim]` per KV head.
+    pub keys: Vec<Rows<'a>>,
+    /// One `[rows, value_dim]` per KV head.
+    pub values: Vec<Rows<'a>>,
+}
+
+/// A segment as queries use it: its index is checked once, before its first use.
+#[derive(Debug)]
+pub struct LayerSegment {
+    segment: Segment,
+    checked: OnceLock<()>,
+}
+
+impl LayerSegment {
+    /// Wraps an opened segment.
+    pub fn new(segment: Segment) -> Self {
+        LayerSegment { segment, checked: OnceLock::new() }
+    }
+
+    /// The stored columns.
+    pub fn segment(&self) -> &Segment {
+        &self.segment
+    }
+
+    /// Position of the first row.
+    pub fn first_position(&self) -> u64 {
+        self.segment.header().first_position
+    }
+
+    /// Rows per KV head.
+    pub fn rows(&self) -> usize {
+        self.segment.header().rows as usize
+    }
+
+    /// The position after the last row.
+    pub fn end(&self) -> u64 {
+        self.first_position() + self.rows() as u64
+    }
+
+    /// The segment's index, or `None` where rows are stored without one.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when the index does not fit the rows.
+    pub fn index(&self) -> Result<Option<IndexView<'_>>, Error> {
+        if self.checked.get().is_none() {
+            index::validate(&self.segment)?;
+            // Two threads may both have checked; either may say so.
+            let _ = self.checked.set(());
+        }
+        IndexView::open(&self.segment)
+    }
+
+    /// Keys `rows` of KV head `head`.
+    pub(crate) fn keys(&self, shape: &Shape, head: usize, rows: Range<usize>) -> Result<Rows<'_>, Error> {
+        self.rows_of(ColumnKind::KEYS, shape.key_bytes(), shape.dtype, head, rows)
+    }
+
+    /// Values `rows` of KV head `head`.
+    pub(crate) fn values(&self, shape: &Shape, head: usize, rows: Range<usize>) -> Result<Rows<'_>, Error> {
+        self.rows_of(ColumnKind::VALUES, shape.value_bytes(), shape.dtype, head, rows)
+    }
+
+    /// Offsets from [`Self::first_position`] of the rows `rows` of KV head `head`, in stored order.
+    pub(crate) fn positions(&self, head: usize, rows: Range<usize>) -> Result<&[u8], Error> {
+        self.row_bytes(ColumnKind::POSITIONS, size_of::<u32>(), head, rows)
+    }
+
+    fn rows_of(
+        &self,
+        kind: ColumnKind,
+        row_bytes: usize,
+        dtype: Dtype,
+        head: usize,
+        rows: Range<usize>,
+    ) -> Result<Rows<'_>, Error> {
+        let bytes = self.row_bytes(kind, row_bytes, head, rows)?;
+        Rows::from_bytes(dtype, bytes).ok_or_else(|| Error::Corrupt {
+            file: self.segment.path().into(),
+            column: Some(format!("{kind:?}")),
+            offset: 0,
+            expected: format!("rows of aligned {dtype}"),
+            found: format!("{} bytes at an odd address", bytes.len()),
+        })
+    }
+
+    fn row_bytes(
+        &self,
+        kind: ColumnKind,
+        size: usize,
+        head: usize,
+        rows: Range<usize>,
+    ) -> Result<&[u8], Error> {
+        let base = head * self.rows();
+        let column: Column<'_> = self.segment.column(kind)?;
+        column.bytes((base + rows.start) * size..(base + rows.end) * size)
+    }
+}
+
+/// The rows of one layer at one moment.
+#[derive(Clone, Debug)]
+pub struct LayerView<'a> {
+    /// Heads and dimensions.
+    pub shape: Shape,
+    /// How scores become weights.
+    pub scoring: &'a Scoring,
+    /// Sealed rows, in order of position, without gaps between them.
+    pub segments: Vec<&'a LayerSegment>,
+    /// Rows that are not sealed: sinks and the tail, in order of position.
+    pub blocks: Vec<RowBlock<'a>>,
+}
+
+impl<'a> LayerView<'a> {
+    /// Splits the segments into those whose summaries may stand for their rows at the oldest query position
+    /// `oldest`, and those that must be read row by row: a segment that reaches into the window of the oldest
+    /// query could hide a row that one query may see and another may not, and one without an index has no
+    /// summaries.
+    pub(crate) fn partition(&self, oldest: u64) -> Result<Partition<'a>, Error> {
+        let mut partition = Partition { clustered: Vec::new(), plain: Vec::new() };
+        let last = (oldest + 1).saturating_sub(self.scoring.window.max(1));
+        for &segment in &self.segments {
+            let index = if segment.end() <= last && self.scoring.sliding_window.is_none() {
+                segment.index()?
+            } else {
+                None
+            };
+            match index {
+                Some(index) => partition.clustered.push((segment, index)),
+                None => partition.plain.push(segment),
+            }
+        }
+        Ok(partition)
+    }
+}
+
+/// See [`LayerView::partition`].
+pub(crate) struct Partition<'a> {
+    pub(crate) clustered: Vec<(&'a LayerSegment, IndexView<'a>)>,
+    pub(crate) plain: Vec<&'a LayerSegment>,
+}

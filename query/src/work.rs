@@ -1,0 +1,275 @@
+//! Reading rows exactly: runs of rows of one KV head, with the causal mask and the sliding window.
+
+use crate::report::Traffic;
+use crate::view::{LayerSegment, LayerView, QueryBatch, RowBlock, Scoring, Shape};
+use longwave_kernels::{AttentionState, Kernels, Rows};
+use longwave_storage::Error;
+use std::ops::Range;
+
+/// Rows that one task reads. Fixed, so that the partial states and their merge do not depend on the thread count.
+pub(crate) const PIECE_ROWS: usize = 2048;
+/// Rows scored at a time where a mask applies.
+const MASKED_ROWS: usize = 128;
+
+/// Where a run of rows lies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Source<'a> {
+    Segment(&'a LayerSegment),
+    Block(&'a RowBlock<'a>),
+}
+
+impl Source<'_> {
+    fn rows(&self) -> usize {
+        match self {
+            Source::Segment(segment) => segment.rows(),
+            Source::Block(block) => block.rows,
+        }
+    }
+}
+
+/// A run of rows of one KV head.
+#[derive(Clone, Debug)]
+pub(crate) struct Piece<'a> {
+    pub(crate) head: usize,
+    pub(crate) source: Source<'a>,
+    pub(crate) rows: Range<usize>,
+}
+
+/// Cuts the rows of a source into pieces for one KV head.
+pub(crate) fn pieces<'a>(head: usize, source: Source<'a>) -> impl Iterator<Item = Piece<'a>> {
+    let rows = source.rows();
+    (0..rows).step_by(PIECE_ROWS).map(move |start| Piece {
+        head,
+        source,
+        rows: start..rows.min(start + PIECE_ROWS),
+    })
+}
+
+/// The scaled queries that share one KV head: `[positions * group, key_dim]`, positions outermost.
+#[derive(Debug)]
+pub(crate) struct HeadQueries {
+    pub(crate) data: Vec<f32>,
+    pub(crate) heads: usize,
+    pub(crate) span: Span,
+    group: usize,
+}
+
+impl HeadQueries {
+    /// Gathers the queries of KV head `head` at `positions` (indices into the batch).
+    pub(crate) fn gather(
+        view: &LayerView<'_>,
+        queries: &QueryBatch<'_>,
+        head: usize,
+        positions: Range<usize>,
+    ) -> Self {
+        let Shape { query_heads, key_dim, .. } = view.shape;
+        let group = view.shape.group();
+        let mut data = Vec::with_capacity(positions.len() * group * key_dim);
+        for position in positions.clone() {
+            let start = (position * query_heads + head * group) * key_dim;
+            data.extend(queries.data[start..start + group * key_dim].iter().map(|x| x * view.scoring.scale));
+        }
+        HeadQueries {
+            data,
+            heads: positions.len() * group,
+            span: Span {
+                oldest: queries.first_position + positions.start as u64,
+                newest: queries.first_position + positions.end as u64 - 1,
+            },
+            group,
+        }
+    }
+
+    /// The positions that the queries of head `head` of this batch may see, given a sliding window.
+    fn visible(&self, head: usize, scoring: &Scoring) -> Range<u64> {
+        let position = self.span.oldest + (head / self.group) as u64;
+        lowest_visible(position, scoring)..position + 1
+    }
+}
+
+fn lowest_visible(position: u64, scoring: &Scoring) -> u64 {
+    scoring.sliding_window.map_or(0, |window| (position + 1).saturating_sub(window))
+}
+
+/// The queries of a range of positions, answered by one reading.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    /// Position of the first query.
+    pub(crate) oldest: u64,
+    /// Position of the last query.
+    pub(crate) newest: u64,
+}
+
+/// What reading rows one by one amounts to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Reading {
+    /// Rows read from segments.
+    pub(crate) sealed_rows: u64,
+    /// Rows read from memory.
+    pub(crate) tail_rows: u64,
+    pub(crate) traffic: Traffic,
+}
+
+/// What [`read_piece`] will read for one KV head if it is given all pieces of `segments` and of the tail.
+pub(crate) fn reading(
+    view: &LayerView<'_>,
+    head: usize,
+    span: Span,
+    segments: &[&LayerSegment],
+) -> Result<Reading, Error> {
+    let mut sum = Reading::default();
+    for segment in segments {
+        let base = head * segment.rows();
+        let (mut keys, mut values, mut positions) = (Pages::default(), Pages::default(), Pages::default());
+        for piece in pieces(head, Source::Segment(segment)) {
+            let touch =
+                |pages: &mut Pages, size: usize| pages.add(base + piece.rows.start, piece.rows.len(), size);
+            let visible = visible_rows(view, span, &piece)?;
+            if matches!(visible, Visible::Some(_) | Visible::NoneOfThem) {
+                sum.traffic.positions += touch(&mut positions, size_of::<u32>());
+            }
+            if matches!(visible, Visible::Some(_) | Visible::All) {
+                sum.sealed_rows += piece.rows.len() as u64;
+                sum.traffic.keys += touch(&mut keys, view.shape.key_bytes());
+                sum.traffic.values += touch(&mut values, view.shape.value_bytes());
+            }
+        }
+        sum.traffic.pages += keys.count + values.count + positions.count;
+    }
+    for block in &view.blocks {
+        for piece in pieces(head, Source::Block(block)) {
+            if matches!(visible_rows(view, span, &piece)?, Visible::Some(_) | Visible::All) {
+                sum.tail_rows += piece.rows.len() as u64;
+            }
+        }
+    }
+    Ok(sum)
+}
+
+/// Counts the distinct 4 KiB pages, of a page-aligned column, of ranges that arrive in rising order.
+#[derive(Default)]
+pub(crate) struct Pages {
+    pub(crate) count: u64,
+    next: u64,
+}
+
+impl Pages {
+    /// Counts `rows` rows of `size` bytes from row `first` on, and returns their bytes.
+    pub(crate) fn add(&mut self, first: usize, rows: usize, size: usize) -> u64 {
+        let start = ((first * size) as u64 / 4096).max(self.next);
+        let end = ((first + rows) * size).div_ceil(4096) as u64;
+        self.count += end.saturating_sub(start);
+        self.next = end.max(self.next);
+        (rows * size) as u64
+    }
+}
+
+/// Reads a piece row by row into `state`, unless no query sees a row of it.
+pub(crate) fn read_piece(
+    kernels: &Kernels,
+    view: &LayerView<'_>,
+    queries: &HeadQueries,
+    piece: &Piece<'_>,
+    state: &mut AttentionState,
+    scratch: &mut Vec<f32>,
+) -> Result<(), Error> {
+    match visible_rows(view, queries.span, piece)? {
+        Visible::OutOfSight | Visible::NoneOfThem => {}
+        Visible::All => {
+            let (keys, values) = rows_of(view, piece)?;
+            let softcap = view.scoring.softcap;
+            kernels.attend_rows(state, &queries.data, view.shape.key_dim, keys, values, softcap, scratch);
+        }
+        Visible::Some(positions) => {
+            read_masked(kernels, view, queries, rows_of(view, piece)?, &positions, state, scratch);
+        }
+    }
+    Ok(())
+}
+
+/// Which rows of a piece the queries of a span see.
+enum Visible {
+    /// None, as the bounds of the segment or block say.
+    OutOfSight,
+    /// None, as the positions of the rows say.
+    NoneOfThem,
+    /// All queries see all rows.
+    All,
+    /// Some queries see some rows; the positions of the rows tell.
+    Some(Vec<u64>),
+}
+
+fn visible_rows(view: &LayerView<'_>, span: Span, piece: &Piece<'_>) -> Result<Visible, Error> {
+    let Span { oldest, newest } = span;
+    let all = lowest_visible(newest, view.scoring)..oldest + 1;
+    let any = lowest_visible(oldest, view.scoring)..newest + 1;
+    let bounds = match piece.source {
+        Source::Segment(segment) => segment.first_position()..segment.end(),
+        Source::Block(block) => {
+            block.first_position + piece.rows.start as u64..block.first_position + piece.rows.end as u64
+        }
+    };
+    if bounds.start >= any.end || bounds.end <= any.start {
+        return Ok(Visible::OutOfSight);
+    }
+    if bounds.start >= all.start && bounds.end <= all.end {
+        return Ok(Visible::All);
+    }
+    let positions: Vec<u64> = match piece.source {
+        Source::Block(_) => bounds.collect(),
+        Source::Segment(segment) => {
+            let bytes = segment.positions(piece.head, piece.rows.clone())?;
+            let offsets = bytes.as_chunks::<4>().0.iter().map(|&bytes| u32::from_le_bytes(bytes));
+            offsets.map(|offset| segment.first_position() + u64::from(offset)).collect()
+        }
+    };
+    let seen = positions.iter().any(|position| any.contains(position));
+    Ok(if seen { Visible::Some(positions) } else { Visible::NoneOfThem })
+}
+
+fn rows_of<'v>(view: &LayerView<'_>, piece: &Piece<'v>) -> Result<(Rows<'v>, Rows<'v>), Error> {
+    let Shape { key_dim, value_dim, .. } = view.shape;
+    let Range { start, end } = piece.rows;
+    Ok(match piece.source {
+        Source::Segment(segment) => {
+            let keys = segment.keys(&view.shape, piece.head, piece.rows.clone())?;
+            (keys, segment.values(&view.shape, piece.head, piece.rows.clone())?)
+        }
+        Source::Block(block) => {
+            let keys = block.keys[piece.head].slice(start * key_dim..end * key_dim);
+            (keys, block.values[piece.head].slice(start * value_dim..end * value_dim))
+        }
+    })
+}
+
+fn read_masked(
+    kernels: &Kernels,
+    view: &LayerView<'_>,
+    queries: &HeadQueries,
+    (keys, values): (Rows<'_>, Rows<'_>),
+    positions: &[u64],
+    state: &mut AttentionState,
+    scratch: &mut Vec<f32>,
+) {
+    let Shape { key_dim, value_dim, .. } = view.shape;
+    let visible: Vec<Range<u64>> =
+        (0..queries.heads).map(|head| queries.visible(head, view.scoring)).collect();
+    for (chunk, positions) in positions.chunks(MASKED_ROWS).enumerate() {
+        let rows = chunk * MASKED_ROWS..chunk * MASKED_ROWS + positions.len();
+        scratch.clear();
+        scratch.resize(positions.len() * queries.heads, 0.0);
+        let keys = keys.slice(rows.start * key_dim..rows.end * key_dim);
+        kernels.scores(&queries.data, queries.heads, key_dim, keys, scratch);
+        if let Some(cap) = view.scoring.softcap {
+            kernels.softcap(scratch, cap);
+        }
+        for (scores, position) in scratch.chunks_mut(queries.heads).zip(positions) {
+            for (score, visible) in scores.iter_mut().zip(&visible) {
+                if !visible.contains(position) {
+                    *score = f32::NEG_INFINITY;
+                }
+            }
+        }
+        state.absorb(kernels, scratch, values.slice(rows.start * value_dim..rows.end * value_dim));
+    }
+}

@@ -1,0 +1,232 @@
+//! `longwave bench attend`: the time of one attention call.
+
+use super::synthetic::Synthetic;
+use crate::eval::percentile;
+use crate::method::MethodName;
+use crate::output;
+use crate::progress;
+use anyhow::Result;
+use longwave::{
+    Budget, Context, ContextOptions, Dtype, Kernels, ModelIdentity, ModelSpec, Report, Snapshot, Store,
+    StoreOptions, TensorView,
+};
+use rayon::prelude::*;
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Rows generated and appended at a time.
+const CHUNK: usize = 8192;
+const SEED: u64 = 20;
+/// The plain read goes over a buffer of the KV's size, up to this many bytes.
+const READ_BYTES_MAX: usize = 256 << 20;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Tokens of the context.
+    #[arg(long, default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    tokens: u32,
+    /// KV heads.
+    #[arg(long, default_value_t = 8)]
+    kv_heads: usize,
+    /// Query heads, a multiple of the KV heads.
+    #[arg(long, default_value_t = 32)]
+    query_heads: usize,
+    /// Elements of a key, and of a value.
+    #[arg(long, default_value_t = 128)]
+    head_dim: usize,
+    /// Threads that attention runs on; as many as the machine has by default.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Methods to time.
+    #[arg(long = "method", value_enum, default_values = ["exact", "retroinfer"])]
+    methods: Vec<MethodName>,
+    /// Calls of each method, each with a query of its own.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    queries: u32,
+    /// One JSON object a line instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let threads = arguments.threads.map_or(0, usize::from);
+    let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(threads).build()?);
+    let snapshot = build(arguments, Arc::clone(&pool))?;
+    eprintln!("timing {} calls of each method on {} threads", arguments.queries, pool.current_num_threads());
+    let rows = measure(arguments, &snapshot, &pool)?;
+    if arguments.json { output::print_lines(&rows) } else { output::print(&table(&rows)) }
+}
+
+fn model(arguments: &Arguments) -> ModelSpec {
+    let dim = arguments.head_dim;
+    ModelSpec {
+        identity: ModelIdentity { weights: [0; 32], tokenizer: [0; 32], rope: "synthetic".into() },
+        layers: 1,
+        query_heads: arguments.query_heads,
+        kv_heads: arguments.kv_heads,
+        key_dim: dim,
+        value_dim: dim,
+        dtype: Dtype::F16,
+        scale: (dim as f32).sqrt().recip(),
+        softcap: None,
+        layer_kinds: Vec::new(),
+        sink_logits: Vec::new(),
+    }
+}
+
+/// A context in memory with one layer of synthetic rows, sealed.
+fn build(arguments: &Arguments, pool: Arc<rayon::ThreadPool>) -> Result<Snapshot> {
+    let mut options = StoreOptions::default();
+    options.pool = Some(pool);
+    let store = Store::in_memory(options)?;
+    // Refuses a geometry that cannot be worked with, before anything is generated.
+    let mut context = store.create_with("bench", &model(arguments), ContextOptions::default())?;
+    let (tokens, kv_heads, dim) = (arguments.tokens as usize, arguments.kv_heads, arguments.head_dim);
+    eprintln!(
+        "building: {tokens} synthetic tokens, {} query heads on {kv_heads} KV heads of dim {dim}, f16, {}",
+        arguments.query_heads,
+        Kernels::get().isa()
+    );
+    let synthetic = Synthetic::new(SEED, kv_heads, dim);
+    let bar = progress::bar("building", tokens);
+    for first in (0..tokens).step_by(CHUNK) {
+        let count = CHUNK.min(tokens - first);
+        append(&mut context, &synthetic.rows(first, count), [count, kv_heads, dim])?;
+        bar.inc(count as u64);
+    }
+    context.seal()?;
+    bar.finish_and_clear();
+    Ok(context.snapshot()?)
+}
+
+fn append(context: &mut Context, rows: &(Vec<half::f16>, Vec<half::f16>), shape: [usize; 3]) -> Result<()> {
+    let [count, kv_heads, dim] = shape;
+    let keys = TensorView::head_major(&rows.0[..], count, kv_heads, dim);
+    let values = TensorView::head_major(&rows.1[..], count, kv_heads, dim);
+    Ok(context.append(0, &keys, &values)?)
+}
+
+/// What was timed of one method.
+#[derive(Default)]
+struct Times {
+    ms: Vec<f64>,
+    bytes: Vec<f64>,
+}
+
+/// The figures of one method. Keys are a contract: see docs/cli.md.
+#[derive(serde::Serialize)]
+struct Row {
+    method: &'static str,
+    tokens: u32,
+    ms_p50: f64,
+    ms_p95: f64,
+    bytes: u64,
+    gb_per_s: f64,
+    read_gb_per_s: f64,
+    speedup_vs_exact: f64,
+}
+
+/// Times the methods and the plain read in turn, so that a change of the machine's speed meets them all.
+fn measure(arguments: &Arguments, snapshot: &Snapshot, pool: &rayon::ThreadPool) -> Result<Vec<Row>> {
+    // Exact runs in any case: the others are compared with it, and its first call touches and verifies every row.
+    let mut budgets = vec![Budget::Exact];
+    if arguments.methods.contains(&MethodName::Retroinfer) {
+        budgets.push(Budget::RETROINFER);
+    }
+    let synthetic = Synthetic::new(SEED, arguments.kv_heads, arguments.head_dim);
+    let buffer = vec![1_u64; plain_read_bytes(arguments) / size_of::<u64>()];
+    for budget in &budgets {
+        attend(arguments, snapshot, &synthetic.query(0, arguments.query_heads), budget)?;
+    }
+    black_box(read(&buffer, pool));
+    let mut times: Vec<Times> = budgets.iter().map(|_| Times::default()).collect();
+    let mut reads = Vec::new();
+    let bar = progress::bar("timing", arguments.queries as usize);
+    for number in 1..=arguments.queries as usize {
+        let query = synthetic.query(number, arguments.query_heads);
+        for (budget, times) in budgets.iter().zip(&mut times) {
+            let started = Instant::now();
+            let report = attend(arguments, snapshot, &query, budget)?;
+            times.ms.push(started.elapsed().as_secs_f64() * 1e3);
+            times.bytes.push(bytes(arguments, &report) as f64);
+        }
+        let started = Instant::now();
+        black_box(read(&buffer, pool));
+        reads.push(started.elapsed().as_secs_f64() * 1e3);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let read_ms = share(&mut reads, 0.5);
+    let read_gb_per_s = size_of_val(&buffer[..]) as f64 / read_ms / 1e6;
+    let exact_ms = share(&mut times[0].ms, 0.5);
+    let asked = |budget: &Budget| *budget != Budget::Exact || arguments.methods.contains(&MethodName::Exact);
+    let rows = budgets.iter().zip(&mut times).filter(|(budget, _)| asked(budget)).map(|(budget, times)| {
+        let (ms_p50, bytes) = (share(&mut times.ms, 0.5), share(&mut times.bytes, 0.5));
+        Row {
+            method: budget.method().name(),
+            tokens: arguments.tokens,
+            ms_p50,
+            ms_p95: share(&mut times.ms, 0.95),
+            bytes: bytes as u64,
+            gb_per_s: bytes / ms_p50 / 1e6,
+            read_gb_per_s,
+            speedup_vs_exact: exact_ms / ms_p50,
+        }
+    });
+    Ok(rows.collect())
+}
+
+fn attend(arguments: &Arguments, snapshot: &Snapshot, query: &[f32], budget: &Budget) -> Result<Report> {
+    let queries = TensorView::token_major(query, 1, arguments.query_heads, arguments.head_dim);
+    let answer = snapshot.attend(0, &queries, budget)?;
+    black_box(answer.output.len());
+    Ok(answer.report)
+}
+
+/// Bytes that a call read: sealed columns, and the rows of the tail.
+fn bytes(arguments: &Arguments, report: &Report) -> u64 {
+    let row = 2 * arguments.head_dim * Dtype::F16.size_of();
+    report.traffic.bytes() + report.tail_rows * row as u64
+}
+
+fn plain_read_bytes(arguments: &Arguments) -> usize {
+    let row = 2 * arguments.kv_heads * arguments.head_dim * Dtype::F16.size_of();
+    (arguments.tokens as usize).saturating_mul(row).clamp(1 << 20, READ_BYTES_MAX)
+}
+
+/// Reads the buffer once on all threads. The sum keeps the compiler from leaving the read out.
+fn read(buffer: &[u64], pool: &rayon::ThreadPool) -> u64 {
+    let part = buffer.len().div_ceil(pool.current_num_threads() * 4);
+    pool.install(|| {
+        let sums =
+            buffer.par_chunks(part).map(|part| part.iter().fold(0_u64, |sum, &word| sum.wrapping_add(word)));
+        sums.reduce(|| 0, u64::wrapping_add)
+    })
+}
+
+fn share(values: &mut [f64], share: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    percentile(values, share)
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut text = format!(
+        "{:<12} {:>9} {:>10} {:>10} {:>13} {:>8} {:>10} {:>9}\n",
+        "method", "tokens", "ms p50", "ms p95", "bytes", "GB/s", "read GB/s", "speed-up"
+    );
+    for row in rows {
+        text += &format!(
+            "{:<12} {:>9} {:>10.3} {:>10.3} {:>13} {:>8.2} {:>10.2} {:>8.1}x\n",
+            row.method,
+            row.tokens,
+            row.ms_p50,
+            row.ms_p95,
+            row.bytes,
+            row.gb_per_s,
+            row.read_gb_per_s,
+            row.speedup_vs_exact
+        );
+    }
+    text
+}

@@ -1,0 +1,170 @@
+//! Synthetic KV with the structure that makes attention sparse: keys come in topics, the same few tokens at the start
+//! draw attention from everywhere, and the keys drift with the position. It stands in for a model where speed is
+//! measured and nothing else.
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use rayon::prelude::*;
+
+const TOPICS: usize = 256;
+/// Consecutive tokens of one topic.
+const TOPIC_RUN: usize = 24;
+const SINKS: usize = 4;
+/// Positions in which the drift goes half around.
+const DRIFT_PERIOD: f32 = 32768.0;
+/// How far a query points to its topic, and how far to the sinks: same-topic keys then score several units above the
+/// others at any head dimension from 64 to 128, and the sinks above those.
+const TOPIC_PULL: f32 = 0.6;
+const SINK_PULL: f32 = 0.5;
+
+/// A seeded source of rows and queries. The same arguments give the same numbers.
+pub(super) struct Synthetic {
+    seed: u64,
+    dim: usize,
+    heads: Vec<Head>,
+}
+
+/// Directions of one KV head, unit variance an element.
+struct Head {
+    /// `[TOPICS, dim]`.
+    topics: Vec<f32>,
+    /// `[TOPICS, dim]`.
+    topic_values: Vec<f32>,
+    sink: Vec<f32>,
+    /// Two directions that the drift turns between.
+    drift: [Vec<f32>; 2],
+}
+
+impl Synthetic {
+    pub(super) fn new(seed: u64, kv_heads: usize, dim: usize) -> Self {
+        let head = |head: usize| {
+            let mut rng = stream(seed, head, 0);
+            let mut draw = |count: usize| noise(&mut rng, count);
+            Head {
+                topics: draw(TOPICS * dim),
+                topic_values: draw(TOPICS * dim),
+                sink: draw(dim),
+                drift: [draw(dim), draw(dim)],
+            }
+        };
+        Synthetic { seed, dim, heads: (0..kv_heads).map(head).collect() }
+    }
+
+    /// Keys and values `[kv_heads, count, dim]` of the rows from `first` on.
+    pub(super) fn rows(&self, first: usize, count: usize) -> (Vec<f16>, Vec<f16>) {
+        let part = count * self.dim;
+        let (mut keys, mut values) =
+            (vec![f16::ZERO; self.heads.len() * part], vec![f16::ZERO; self.heads.len() * part]);
+        let parts = keys.par_chunks_mut(part).zip(values.par_chunks_mut(part)).zip(&self.heads).enumerate();
+        parts.for_each(|(number, ((keys, values), head))| {
+            let mut rng = stream(self.seed, number, 1 + first as u64);
+            let rows = keys.chunks_exact_mut(self.dim).zip(values.chunks_exact_mut(self.dim));
+            for ((key, value), position) in rows.zip(first..) {
+                key.convert_from_f32_slice(&self.key(head, position, &mut rng));
+                value.convert_from_f32_slice(&self.value(head, position, &mut rng));
+            }
+        });
+        (keys, values)
+    }
+
+    /// The query `[query_heads, dim]` of number `number`. Each head asks for a topic of its own.
+    pub(super) fn query(&self, number: usize, query_heads: usize) -> Vec<f32> {
+        let mut rng = stream(self.seed, self.heads.len(), 1 + number as u64);
+        let group = query_heads / self.heads.len();
+        let mut query = Vec::with_capacity(query_heads * self.dim);
+        for at in 0..query_heads {
+            let head = &self.heads[at / group];
+            let topic = self.row(&head.topics, rng.next_u32() as usize % TOPICS);
+            let aims = topic.iter().zip(&head.sink).zip(noise(&mut rng, self.dim));
+            query.extend(
+                aims.map(|((topic, sink), noise)| TOPIC_PULL * topic + SINK_PULL * sink + 0.5 * noise),
+            );
+        }
+        query
+    }
+
+    fn key(&self, head: &Head, position: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+        if position < SINKS {
+            return head.sink.iter().map(|x| 2.0 * x).collect();
+        }
+        let topic = self.row(&head.topics, topic_at(position));
+        let (sin, cos) = (position as f32 / DRIFT_PERIOD * std::f32::consts::PI).sin_cos();
+        let [from, to] = &head.drift;
+        let parts = topic.iter().zip(from).zip(to).zip(noise(rng, self.dim));
+        parts.map(|(((topic, from), to), noise)| topic + cos * from + sin * to + 0.7 * noise).collect()
+    }
+
+    fn value(&self, head: &Head, position: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+        let topic = self.row(&head.topic_values, topic_at(position));
+        // A sink says next to nothing.
+        let size = if position < SINKS { 0.05 } else { 1.0 };
+        topic.iter().zip(noise(rng, self.dim)).map(|(topic, noise)| size * (topic + noise)).collect()
+    }
+
+    fn row<'a>(&self, rows: &'a [f32], at: usize) -> &'a [f32] {
+        &rows[at * self.dim..(at + 1) * self.dim]
+    }
+}
+
+/// Topics come back in an order that looks arbitrary.
+fn topic_at(position: usize) -> usize {
+    let run = (position / TOPIC_RUN) as u64;
+    (xxhash_rust::xxh3::xxh3_64(&run.to_le_bytes()) % TOPICS as u64) as usize
+}
+
+fn stream(seed: u64, head: usize, part: u64) -> ChaCha8Rng {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(((head as u64) << 48) ^ part);
+    rng
+}
+
+/// Numbers of mean 0 and variance 1, bell-shaped: each the sum of the four bytes of a random word.
+fn noise(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
+    let mut words = vec![0; count * 4];
+    rng.fill_bytes(&mut words);
+    // A byte has mean 127.5 and variance (256^2 - 1) / 12.
+    let scale = (4.0 * (65536.0 - 1.0) / 12.0_f32).sqrt().recip();
+    let sum = |word: &[u8; 4]| word.iter().map(|&byte| i32::from(byte)).sum::<i32>();
+    words.as_chunks().0.iter().map(|word| (sum(word) as f32 - 510.0) * scale).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noise_has_mean_zero_and_variance_one() {
+        let draws = noise(&mut stream(3, 1, 2), 40_000);
+        let mean = draws.iter().sum::<f32>() / 40_000.0;
+        let variance = draws.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / 40_000.0;
+        assert!(mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05, "{mean} {variance}");
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_rows_and_another_seed_others() {
+        let rows = |seed, first| Synthetic::new(seed, 2, 16).rows(first, 40);
+        assert_eq!(rows(1, 80), rows(1, 80));
+        assert_ne!(rows(1, 80), rows(2, 80));
+        assert_ne!(rows(1, 80), rows(1, 120));
+    }
+
+    #[test]
+    fn a_query_scores_its_sinks_high_and_few_rows_near_them() {
+        let dim = 64;
+        let synthetic = Synthetic::new(5, 1, dim);
+        let (keys, _) = synthetic.rows(0, 4096);
+        let query = synthetic.query(0, 1);
+        let dot = |key: &[f16]| {
+            key.iter().zip(&query).map(|(k, q)| k.to_f32() * q).sum::<f32>() / (dim as f32).sqrt()
+        };
+        let scores: Vec<f32> = keys.chunks_exact(dim).map(dot).collect();
+        let mut rest = scores[SINKS..].to_vec();
+        rest.sort_by(f32::total_cmp);
+        let median = rest[rest.len() / 2];
+        assert!(scores[..SINKS].iter().all(|score| *score > median + 4.0), "{:?} {median}", &scores[..SINKS]);
+        let near = rest.iter().filter(|score| **score > median + 3.0).count();
+        assert!((1..rest.len() / 20).contains(&near), "{near}");
+    }
+}

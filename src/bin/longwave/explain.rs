@@ -1,0 +1,168 @@
+//! `longwave explain`: what one query would read, without reading it.
+//!
+//! The query is one of those that the context keeps as a sample. A snapshot places queries at its end, so the plan is
+//! that of the sampled query asked at the context's last position.
+
+use crate::method::{MethodName, Shares};
+use crate::opening::open_store;
+use crate::output;
+use anyhow::{Result, bail};
+use longwave::{Budget, ClusterId, HeadPlan, Plan, Snapshot, TensorView, Traffic};
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Directory of the store.
+    store: PathBuf,
+    /// Name of the context.
+    name: String,
+    /// The layer that is asked.
+    #[arg(long)]
+    layer: usize,
+    /// Which of the context's sampled queries is asked, by its position; the latest by default. The plan is for that
+    /// query asked at the context's end.
+    #[arg(long)]
+    position: Option<u64>,
+    /// The method that plans.
+    #[arg(long, value_enum, default_value = "retroinfer")]
+    method: MethodName,
+    #[command(flatten)]
+    shares: Shares,
+    /// The plan as one JSON document, with every cluster.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let budget = arguments.method.budget(&arguments.shares)?;
+    let snapshot = open_store(&arguments.store)?.snapshot(&arguments.name)?;
+    let layer = arguments.layer;
+    let length = snapshot.length(layer)?;
+    let (position, queries) = sampled(&snapshot, layer, arguments.position)?;
+    let model = snapshot.model();
+    let queries = TensorView::token_major(&queries[..], 1, model.query_heads, model.key_dim);
+    let plan = snapshot.explain(layer, &queries, &budget)?;
+    if arguments.json {
+        return output::print_document(&Document::new(&snapshot, layer, position, length, &budget, &plan));
+    }
+    output::print(&format!(
+        "context {}, layer {layer}: the query sampled at position {position}, asked at the context's end, position {}\n\
+         budget {budget}\n{plan}\n",
+        snapshot.name(),
+        length - 1
+    ))
+}
+
+/// The sampled query at `position`, or the latest.
+fn sampled(snapshot: &Snapshot, layer: usize, position: Option<u64>) -> Result<(u64, &[half::f16])> {
+    let samples = snapshot.sampled_queries(layer)?;
+    let (Some((first, _)), Some((last, latest))) = (samples.first(), samples.last()) else {
+        bail!("layer {layer} of context {} holds no sampled queries", snapshot.name());
+    };
+    let Some(position) = position else { return Ok((*last, latest)) };
+    match samples.binary_search_by_key(&position, |(position, _)| *position) {
+        Ok(at) => Ok((position, &samples[at].1)),
+        Err(at) => {
+            let nearest =
+                samples[at.saturating_sub(1)..].iter().take(2).map(|(position, _)| position.to_string());
+            bail!(
+                "no query is sampled at position {position}; {} are, between {first} and {last}, nearest {}",
+                samples.len(),
+                nearest.collect::<Vec<_>>().join(" and ")
+            )
+        }
+    }
+}
+
+/// The plan as JSON. Keys are a contract: see docs/cli.md.
+#[derive(serde::Serialize)]
+struct Document<'a> {
+    context: &'a str,
+    layer: usize,
+    sampled_position: u64,
+    position: u64,
+    method: &'static str,
+    budget: String,
+    sealed_rows: u64,
+    tail_rows: u64,
+    bytes: u64,
+    pages: u64,
+    bytes_share: Option<f64>,
+    heads: Vec<Head>,
+}
+
+#[derive(serde::Serialize)]
+struct Head {
+    kv_head: usize,
+    clusters: usize,
+    rows_read: u64,
+    rows_estimated: u64,
+    rows_plain: u64,
+    bytes: Bytes,
+    pages: u64,
+    read: Vec<Cluster>,
+    estimated: Vec<Cluster>,
+}
+
+#[derive(serde::Serialize)]
+struct Bytes {
+    keys: u64,
+    values: u64,
+    centroids: u64,
+    counts: u64,
+    value_means: u64,
+}
+
+#[derive(serde::Serialize)]
+struct Cluster {
+    segment: u32,
+    cluster: u32,
+}
+
+impl<'a> Document<'a> {
+    fn new(
+        snapshot: &'a Snapshot,
+        layer: usize,
+        sampled_position: u64,
+        length: u64,
+        budget: &Budget,
+        plan: &Plan,
+    ) -> Self {
+        let Traffic { pages, .. } = plan.traffic();
+        let (bytes, full) = (plan.traffic().bytes(), plan.sealed_bytes_16bit);
+        Document {
+            context: snapshot.name(),
+            layer,
+            sampled_position,
+            position: length - 1,
+            method: plan.method.name(),
+            budget: budget.to_string(),
+            sealed_rows: plan.sealed_rows,
+            tail_rows: plan.tail_rows,
+            bytes,
+            pages,
+            bytes_share: (full > 0).then(|| bytes as f64 / full as f64),
+            heads: plan.heads.iter().map(Head::new).collect(),
+        }
+    }
+}
+
+impl Head {
+    fn new(head: &HeadPlan) -> Self {
+        let clusters = |ids: &[ClusterId]| {
+            ids.iter().map(|id| Cluster { segment: id.segment, cluster: id.cluster }).collect()
+        };
+        let Traffic { keys, values, centroids, counts, value_means, pages, .. } = head.traffic;
+        Head {
+            kv_head: head.kv_head,
+            clusters: head.clusters,
+            rows_read: head.rows_read,
+            rows_estimated: head.rows_estimated,
+            rows_plain: head.rows_plain,
+            bytes: Bytes { keys, values, centroids, counts, value_means },
+            pages,
+            read: clusters(&head.read),
+            estimated: clusters(&head.estimated),
+        }
+    }
+}

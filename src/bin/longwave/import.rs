@@ -1,0 +1,72 @@
+//! `longwave import`: stores a trace as a context.
+
+use crate::progress;
+use crate::trace::Trace;
+use anyhow::{Context as _, Result};
+use longwave::{Context, ContextOptions, Dtype, Durability, Store, StoreOptions, TensorView};
+use std::path::PathBuf;
+
+/// Rows appended at a time.
+const CHUNK: usize = 1024;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The trace, a safetensors file.
+    trace: PathBuf,
+    /// Directory of the store; made if it is missing.
+    store: PathBuf,
+    /// Name of the new context.
+    name: String,
+    /// Element type of the stored rows.
+    #[arg(long, default_value = "f16")]
+    dtype: Dtype,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let trace = Trace::open(&arguments.trace)?;
+    let store = Store::open(&arguments.store, StoreOptions::default())
+        .with_context(|| format!("opening store {}", arguments.store.display()))?;
+    let model = trace.model(arguments.dtype, &trace.layers);
+    let mut context = store.create_with(&arguments.name, &model, ContextOptions::default())?;
+    let bar = progress::bar("importing", trace.layers.len());
+    for &layer in &trace.layers {
+        append(&trace, &mut context, layer, trace.tokens)?;
+        bar.inc(1);
+    }
+    context.seal()?;
+    context.commit(Durability::Strict)?;
+    bar.finish_and_clear();
+    eprintln!(
+        "imported {} tokens, layers {:?}, {} KV heads, dims {}/{}, {} as context {}",
+        trace.tokens,
+        trace.layers,
+        trace.kv_heads,
+        trace.key_dim,
+        trace.value_dim,
+        arguments.dtype,
+        arguments.name
+    );
+    Ok(())
+}
+
+/// Appends the first `tokens` rows of a layer, and observes the trace's queries where all rows are there.
+pub(crate) fn append(trace: &Trace, context: &mut Context, layer: usize, tokens: usize) -> Result<()> {
+    let rows = trace.layer(layer)?;
+    let (key, value) = (trace.kv_heads * trace.key_dim, trace.kv_heads * trace.value_dim);
+    for start in (0..tokens).step_by(CHUNK) {
+        let count = CHUNK.min(tokens - start);
+        let keys = &rows.keys[start * key..(start + count) * key];
+        let values = &rows.values[start * value..(start + count) * value];
+        context.append(
+            layer,
+            &TensorView::token_major(keys, count, trace.kv_heads, trace.key_dim),
+            &TensorView::token_major(values, count, trace.kv_heads, trace.value_dim),
+        )?;
+    }
+    if tokens == trace.tokens {
+        let queries =
+            TensorView::token_major(&rows.queries[..], trace.queries, trace.query_heads, trace.key_dim);
+        context.observe(layer, &queries)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! The `longwave` command: import traces, look into stores, verify them, compare methods.
+
+mod bench;
+mod eval;
+mod explain;
+mod fsck;
+mod import;
+mod inspect;
+mod method;
+mod opening;
+mod output;
+mod progress;
+mod trace;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Embedded storage engine for the key-value cache of long-context language models.
+#[derive(Parser)]
+#[command(name = "longwave", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Store the keys and values of an attention trace as a context.
+    Import(import::Arguments),
+    /// Show contexts, segments, columns and clusters.
+    Inspect(inspect::Arguments),
+    /// Show what one query would read.
+    Explain(explain::Arguments),
+    /// Verify every byte of a store; exit 1 and name each fault.
+    Fsck(fsck::Arguments),
+    /// Compare methods with exact attention on a trace.
+    Eval(eval::Arguments),
+    /// Measure speed.
+    #[command(subcommand)]
+    Bench(bench::Command),
+}
+
+fn main() -> ExitCode {
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_env("LONGWAVE_LOG").unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let arguments = Arguments::parse();
+    // A choice of instruction set that this machine does not have is told before anything runs.
+    if let Err(error) = longwave::Kernels::try_get() {
+        eprintln!("longwave: {error}");
+        return ExitCode::from(2);
+    }
+    let done = match arguments.command {
+        Command::Import(arguments) => import::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Inspect(arguments) => inspect::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Explain(arguments) => explain::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Fsck(arguments) => fsck::run(&arguments),
+        Command::Eval(arguments) => eval::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Bench(command) => bench::run(&command).map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("longwave: {error:#}");
+        ExitCode::from(2)
+    })
+}

@@ -1,0 +1,16 @@
+//! Opening stores that are there already: looking at a store never makes one.
+
+use anyhow::{Context as _, Result, ensure};
+use longwave::storage::STORE_FILE;
+use longwave::{Store, StoreOptions};
+use std::path::Path;
+
+/// Opens the store in `path`.
+pub(crate) fn open_store(path: &Path) -> Result<Store> {
+    ensure!(
+        path.join(STORE_FILE).exists(),
+        "{} holds no store: there is no file {STORE_FILE} in it",
+        path.display()
+    );
+    Store::open(path, StoreOptions::default()).with_context(|| format!("opening store {}", path.display()))
+}

@@ -1,0 +1,142 @@
+//! Appending rows, and queueing what has left the window to be sealed.
+
+use super::{Context, Pending, layer_of_mut};
+use crate::error::Error;
+use crate::rows::Block;
+use crate::sealing::SealJob;
+use crate::tensor::TensorView;
+use longwave_storage::{Expected, SegmentHeader};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Bulk segments of a layer that may wait to be sealed before an append waits for the oldest: their rows are held
+/// in memory twice.
+const BULK_PENDING_MAX: usize = 2;
+
+impl Context {
+    /// Appends keys `[n, kv_heads, key_dim]` (after RoPE) and values `[n, kv_heads, value_dim]` of one layer. Rows of
+    /// the store's element type are taken as they are, f32 rows are rounded to it.
+    ///
+    /// Rows that have left the window are sealed in the background, in segments whose bounds depend on positions and
+    /// on the mode of the append alone: appends of `bulk_append_rows` or more are bulk ingestion, others decoding.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::Dtype`], [`Error::NotFinite`], [`Error::LayerOutOfRange`], [`Error::LayerAbsent`].
+    pub fn append(
+        &mut self,
+        layer: usize,
+        keys: &TensorView<'_>,
+        values: &TensorView<'_>,
+    ) -> Result<(), Error> {
+        let shape = self.model.shape();
+        keys.check("keys", shape.kv_heads, shape.key_dim)?;
+        values.check("values", shape.kv_heads, shape.value_dim)?;
+        if keys.tokens() != values.tokens() {
+            let expected = format!("{} tokens, as keys have", keys.tokens());
+            return Err(Error::Shape {
+                what: "values",
+                expected,
+                found: format!("{} tokens", values.tokens()),
+            });
+        }
+        self.install_finished(layer)?;
+        let mine = layer_of_mut(&mut self.layers, layer)?;
+        let block = Block::from_tensors(&shape, mine.rows.length(), keys, values)?;
+        mine.rows.tail.push(&block);
+        let bulk = block.rows >= self.options.bulk_append_rows as usize;
+        self.queue_ready(layer, bulk)
+    }
+
+    /// Appends token ids. Optional; but once ids were given, a commit asks for one per row.
+    ///
+    /// # Errors
+    /// None at present; the count is checked by [`Self::commit`].
+    pub fn extend_tokens(&mut self, ids: &[u32]) -> Result<(), Error> {
+        Arc::make_mut(&mut self.tokens).extend_from_slice(ids);
+        Ok(())
+    }
+
+    /// Ends bulk ingestion: seals everything that has left the window, in segments of at most `bulk_segment_rows`,
+    /// and waits until they are written.
+    ///
+    /// # Errors
+    /// What the sealing met; the rows are then still in the tail, exact and readable.
+    pub fn seal(&mut self) -> Result<(), Error> {
+        let most = u64::from(self.options.bulk_segment_rows);
+        for layer in self.present_layers() {
+            let ready = self.ready(layer)?;
+            for start in ready.clone().step_by(most as usize) {
+                self.queue(layer, start..ready.end.min(start + most), true)?;
+            }
+        }
+        for layer in self.present_layers() {
+            self.install_all(layer, false)?;
+        }
+        self.seal_failure.take().map_or(Ok(()), Err)
+    }
+
+    pub(super) fn present_layers(&self) -> Vec<usize> {
+        (0..self.layers.len()).filter(|&layer| self.layers[layer].is_some()).collect()
+    }
+
+    /// The rows that have left the window and are not queued.
+    fn ready(&mut self, layer: usize) -> Result<Range<u64>, Error> {
+        let window = u64::from(self.options.window);
+        let mine = layer_of_mut(&mut self.layers, layer)?;
+        let end = mine.rows.length().saturating_sub(window);
+        Ok(mine.queued_end..end.max(mine.queued_end))
+    }
+
+    fn queue_ready(&mut self, layer: usize, bulk: bool) -> Result<(), Error> {
+        let most = u64::from(self.options.bulk_segment_rows);
+        let step = if bulk { most } else { u64::from(self.options.decode_segment_rows) };
+        let mut ready = self.ready(layer)?;
+        while ready.end - ready.start >= step {
+            let rows = ((ready.end - ready.start) / step * step).min(most / step * step);
+            self.queue(layer, ready.start..ready.start + rows, bulk)?;
+            ready.start += rows;
+        }
+        if bulk && layer_of_mut(&mut self.layers, layer)?.pending.len() > BULK_PENDING_MAX {
+            self.install_all(layer, true)?;
+        }
+        Ok(())
+    }
+
+    fn queue(&mut self, layer: usize, range: Range<u64>, bulk: bool) -> Result<(), Error> {
+        let sequence = self.next_segment;
+        let identity = self.model.digest();
+        let geometry = crate::record::geometry(&self.model);
+        let mut id = self.id;
+        id[8..].copy_from_slice(&sequence.to_le_bytes());
+        let header = SegmentHeader {
+            id,
+            identity,
+            layer: layer as u32,
+            geometry,
+            first_position: range.start,
+            rows: (range.end - range.start) as u32,
+            prefix_hash: [0; 32],
+        };
+        let mine = layer_of_mut(&mut self.layers, layer)?;
+        let job = SealJob {
+            backend: Arc::clone(&self.store.backend),
+            header,
+            expected: Expected {
+                layer: Some(layer as u32),
+                geometry: Some(geometry),
+                ..Expected::of_model(identity)
+            },
+            sequence,
+            context_id: self.id,
+            shape: mine.rows.shape,
+            clusters: mine.clustered.then(|| self.options.clusters.clone()),
+            rows: mine.rows.tail.copy(range.clone()),
+            cancelled: Arc::clone(&self.cancelled),
+        };
+        let result = self.store.sealer.start(job);
+        mine.queued_end = range.end;
+        mine.pending.push_back(Pending { range, bulk, result });
+        self.next_segment += 1;
+        Ok(())
+    }
+}

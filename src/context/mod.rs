@@ -1,0 +1,340 @@
+//! A context under construction: its single writer.
+
+mod append;
+mod commit;
+mod open;
+
+use crate::error::Error;
+use crate::layer::{LayerRows, OwnedBatch};
+use crate::model::ModelSpec;
+use crate::options::ContextOptions;
+use crate::sample::QuerySample;
+use crate::sealing::Sealed;
+use crate::snapshot::{Published, Reader, Snapshot, SnapshotInner, layer_of, on_pool};
+use crate::store::Shared;
+use crate::tensor::TensorView;
+use half::f16;
+use longwave_query::{Answer, Budget, Plan};
+use longwave_storage::{LockGuard, LogWriter};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, TryRecvError};
+
+/// The writer of a context: appends rows, answers queries and commits. One exists at a time for each context; any
+/// number of [`Snapshot`]s may read beside it.
+#[derive(Debug)]
+pub struct Context {
+    store: Arc<Shared>,
+    name: String,
+    id: [u8; 16],
+    model: Arc<ModelSpec>,
+    options: ContextOptions,
+    layers: Vec<Option<Layer>>,
+    tokens: Arc<Vec<u32>>,
+    generation: u64,
+    next_segment: u64,
+    next_log: u64,
+    logs: Logs,
+    /// Where sealing failed; told once, by the next call that waits for it.
+    seal_failure: Option<Error>,
+    published: Option<Arc<Published>>,
+    cancelled: Arc<AtomicBool>,
+    /// Held until the context is dropped.
+    _lock: Box<dyn LockGuard>,
+}
+
+/// One layer as its writer sees it.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    pub(crate) rows: LayerRows,
+    /// `None`: rows are sealed without an index.
+    clustered: bool,
+    pending: VecDeque<Pending>,
+    /// Queued behind a sealing that failed: no longer wanted, but their files may still be written.
+    abandoned: Vec<Receiver<Result<Sealed, Error>>>,
+    /// Rows before this position are sealed or being sealed (or are sinks).
+    queued_end: u64,
+    pub(crate) sample: QuerySample,
+}
+
+#[derive(Debug)]
+struct Pending {
+    range: Range<u64>,
+    bulk: bool,
+    result: Receiver<Result<Sealed, Error>>,
+}
+
+/// The context's log files, and how much of the context they hold.
+#[derive(Debug, Default)]
+struct Logs {
+    rows: Option<OpenLog>,
+    /// Per layer: the position up to which rows are in the row log. `None` asks for a new log, with all rows.
+    rows_logged: Option<Vec<u64>>,
+    meta: Option<OpenLog>,
+    tokens_logged: usize,
+}
+
+#[derive(Debug)]
+struct OpenLog {
+    name: String,
+    writer: LogWriter,
+}
+
+impl Context {
+    /// The context's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The model that the context is for.
+    pub fn model(&self) -> &ModelSpec {
+        &self.model
+    }
+
+    /// The options that it was created with.
+    pub fn options(&self) -> &ContextOptions {
+        &self.options
+    }
+
+    /// The last commit; 0 when there was none.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Token ids given so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Rows of a layer, committed or not.
+    ///
+    /// # Errors
+    /// [`Error::LayerOutOfRange`], [`Error::LayerAbsent`].
+    pub fn length(&self, layer: usize) -> Result<u64, Error> {
+        Ok(self.layer(layer)?.rows.length())
+    }
+
+    /// Rows of a layer that are sealed into segments, sinks not counted.
+    ///
+    /// # Errors
+    /// [`Error::LayerOutOfRange`], [`Error::LayerAbsent`].
+    pub fn sealed_rows(&self, layer: usize) -> Result<u64, Error> {
+        Ok(self.layer(layer)?.rows.segments.iter().map(|sealed| sealed.segment.rows() as u64).sum())
+    }
+
+    /// Attention of `[n, query_heads, key_dim]` queries, which stand at the last `n` positions of the layer, causal:
+    /// a query sees its own row and those before it. The queries are observed as by [`Self::observe`].
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::NotFinite`], [`Error::LayerOutOfRange`], [`Error::LayerAbsent`],
+    /// [`Error::TooManyPositions`], [`Error::Invalid`] for a budget out of range, [`Error::Storage`].
+    pub fn attend(
+        &mut self,
+        layer: usize,
+        queries: &TensorView<'_>,
+        budget: &Budget,
+    ) -> Result<Answer, Error> {
+        self.install_finished(layer)?;
+        let rows = &self.layer(layer)?.rows;
+        let answer = on_pool(self.store.pool.as_deref(), || rows.attend(layer, queries, budget))?;
+        self.observe(layer, queries)?;
+        Ok(answer)
+    }
+
+    /// The plan of a call, without running it.
+    ///
+    /// # Errors
+    /// As [`Self::attend`].
+    pub fn explain(&self, layer: usize, queries: &TensorView<'_>, budget: &Budget) -> Result<Plan, Error> {
+        let rows = &self.layer(layer)?.rows;
+        on_pool(self.store.pool.as_deref(), || rows.explain(layer, queries, budget))
+    }
+
+    /// Takes queries `[n, query_heads, key_dim]` of the last `n` positions into the layer's sample, where their
+    /// positions belong to it. The sample is seeded: the same positions are kept whenever the same are seen.
+    ///
+    /// # Errors
+    /// As [`Self::attend`].
+    pub fn observe(&mut self, layer: usize, queries: &TensorView<'_>) -> Result<(), Error> {
+        let mine = layer_of_mut(&mut self.layers, layer)?;
+        let batch = OwnedBatch::take(layer, &mine.rows, queries)?;
+        let row = batch.data.len() / batch.positions;
+        for (queries, position) in batch.data.chunks_exact(row).zip(batch.first_position..) {
+            if mine.sample.wants(position) {
+                mine.sample.insert(position, queries.iter().map(|&x| clamped_f16(x)).collect());
+            }
+        }
+        Ok(())
+    }
+
+    /// An immutable view of the context as it is now, committed or not.
+    ///
+    /// # Errors
+    /// None at present; a failed sealing is told by [`Self::commit`] and [`Self::seal`].
+    pub fn snapshot(&mut self) -> Result<Snapshot, Error> {
+        for layer in 0..self.layers.len() {
+            if self.layers[layer].is_some() {
+                self.install_finished(layer)?;
+            }
+        }
+        let layers = self.layers.iter();
+        let inner = SnapshotInner {
+            name: self.name.clone(),
+            model: Arc::clone(&self.model),
+            generation: self.generation,
+            tokens: Arc::clone(&self.tokens),
+            samples: layers
+                .clone()
+                .map(|layer| layer.as_ref().map(Layer::sample_copy).unwrap_or_default())
+                .collect(),
+            layers: layers.map(|layer| layer.as_ref().map(|layer| layer.rows.clone())).collect(),
+            pool: self.store.pool.clone(),
+        };
+        Ok(Snapshot { inner: Arc::new(inner) })
+    }
+
+    /// A handle for other threads that always gives the newest published snapshot. One is published here, by every
+    /// commit, and by [`Self::publish`].
+    ///
+    /// # Errors
+    /// As [`Self::snapshot`].
+    pub fn reader(&mut self) -> Result<Reader, Error> {
+        if self.published.is_none() {
+            let first = self.snapshot()?;
+            self.published = Some(Arc::new(Published::new(first)));
+        }
+        self.publish()?;
+        let published = self.published.as_ref().map(Arc::clone);
+        published.map(|published| Reader { published }).ok_or_else(|| Error::Invalid {
+            what: "reader",
+            expected: "a published snapshot".into(),
+            found: "none".into(),
+        })
+    }
+
+    /// Lets the readers see the rows appended so far, committed or not.
+    ///
+    /// # Errors
+    /// As [`Self::snapshot`].
+    pub fn publish(&mut self) -> Result<(), Error> {
+        if self.published.is_some() {
+            let snapshot = self.snapshot()?;
+            if let Some(published) = &self.published {
+                published.store(snapshot);
+            }
+        }
+        Ok(())
+    }
+
+    fn layer(&self, layer: usize) -> Result<&Layer, Error> {
+        layer_of(&self.layers, layer, Option::as_ref)
+    }
+
+    /// Takes the segments of a layer that the sealing thread has finished, oldest first, without waiting.
+    fn install_finished(&mut self, layer: usize) -> Result<(), Error> {
+        let mine = layer_of_mut(&mut self.layers, layer)?;
+        while let Some(pending) = mine.pending.front() {
+            let result = match pending.result.try_recv() {
+                Ok(result) => result,
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => Err(ended(layer, &pending.range)),
+            };
+            if let Some(failure) = mine.settle(result) {
+                tracing::warn!(layer, error = %failure, "sealing failed; the rows stay in the tail");
+                self.seal_failure = Some(failure);
+                return Ok(());
+            }
+            self.logs.rows_logged = None;
+        }
+        Ok(())
+    }
+
+    /// Waits for the queued segments of a layer; for those of bulk ingestion only, if `bulk_only`.
+    fn install_all(&mut self, layer: usize, bulk_only: bool) -> Result<(), Error> {
+        let mine = layer_of_mut(&mut self.layers, layer)?;
+        while let Some(pending) = mine.pending.front() {
+            if bulk_only && !mine.pending.iter().any(|pending| pending.bulk) {
+                break;
+            }
+            let result = pending.result.recv().unwrap_or_else(|_| Err(ended(layer, &pending.range)));
+            if let Some(failure) = mine.settle(result) {
+                self.seal_failure = Some(failure);
+                break;
+            }
+            self.logs.rows_logged = None;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Context {
+    /// Waits for the segment that is being written, and cancels those behind it: once the lock is gone, the next
+    /// writer gives out their file names again, and nothing may replace its files.
+    fn drop(&mut self) {
+        self.cancelled.store(true, Ordering::Release);
+        for layer in self.layers.iter_mut().flatten() {
+            let pending = layer.pending.drain(..).map(|pending| pending.result);
+            for result in pending.chain(layer.abandoned.drain(..)) {
+                // An error says that the sealing was cancelled, or that its result was taken before.
+                drop(result.recv());
+            }
+        }
+    }
+}
+
+impl Layer {
+    /// The sampled queries, in order of position.
+    fn sample_copy(&self) -> Vec<(u64, Vec<f16>)> {
+        let kept = self.sample.by_position().into_iter();
+        kept.map(|(position, queries)| (position, queries.to_vec())).collect()
+    }
+
+    /// Where the log goes on after rows up to `loaded`: the sinks come first, then what is not sealed.
+    pub(crate) fn next_unsealed(&self, loaded: u64) -> u64 {
+        if loaded < self.rows.tail.sinks() { loaded } else { loaded.max(self.rows.sealed_end()) }
+    }
+
+    /// Installs the oldest pending segment. A failure drops everything pending: the rows are still in the tail, and
+    /// the next append queues them again.
+    fn settle(&mut self, result: Result<Sealed, Error>) -> Option<Error> {
+        let pending = self.pending.pop_front()?;
+        match result {
+            Ok(sealed) => {
+                self.rows.tail.release(pending.range.end);
+                self.rows.segments.push(Arc::new(sealed));
+                None
+            }
+            Err(failure) => {
+                self.queued_end = pending.range.start;
+                self.abandoned.extend(self.pending.drain(..).map(|pending| pending.result));
+                Some(failure)
+            }
+        }
+    }
+}
+
+/// Fills an identifier. Identifiers tell files apart; nothing that is computed depends on them.
+pub(crate) fn random(bytes: &mut [u8]) -> Result<(), Error> {
+    getrandom::fill(bytes).map_err(|error| {
+        let (path, operation) = ("identifier".into(), "get random bytes for");
+        longwave_storage::Error::Io { path, operation, source: std::io::Error::other(error.to_string()) }
+            .into()
+    })
+}
+
+fn ended(layer: usize, range: &Range<u64>) -> Error {
+    Error::SealingEnded { layer, first: range.start, end: range.end }
+}
+
+fn layer_of_mut(layers: &mut [Option<Layer>], layer: usize) -> Result<&mut Layer, Error> {
+    let count = layers.len();
+    let slot = layers.get_mut(layer).ok_or(Error::LayerOutOfRange { layer, layers: count })?;
+    slot.as_mut().ok_or(Error::LayerAbsent { layer })
+}
+
+/// A query of the sample is kept in 16 bits; what exceeds them is cut, not lost.
+fn clamped_f16(x: f32) -> f16 {
+    f16::from_f32(x.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()))
+}

@@ -1,0 +1,105 @@
+//! The rows of one layer at one moment: sealed segments and the tail.
+
+use crate::error::Error;
+use crate::rows::Tail;
+use crate::sealing::Sealed;
+use crate::tensor::TensorView;
+use longwave_kernels::{Dtype, Kernels, Rows};
+use longwave_query::{Answer, Budget, LayerView, Plan, QueryBatch, Scoring, Shape};
+use std::sync::Arc;
+
+/// Immutable once shared: a snapshot holds a clone, and the writer copies what it changes.
+#[derive(Clone, Debug)]
+pub(crate) struct LayerRows {
+    pub(crate) shape: Shape,
+    pub(crate) scoring: Arc<Scoring>,
+    pub(crate) segments: Vec<Arc<Sealed>>,
+    pub(crate) tail: Tail,
+}
+
+impl LayerRows {
+    pub(crate) fn new(shape: Shape, scoring: Scoring, sinks: u64) -> Self {
+        LayerRows { shape, scoring: Arc::new(scoring), segments: Vec::new(), tail: Tail::new(shape, sinks) }
+    }
+
+    pub(crate) fn length(&self) -> u64 {
+        self.tail.length()
+    }
+
+    /// The position after the last sealed row; 0 when nothing is sealed.
+    pub(crate) fn sealed_end(&self) -> u64 {
+        self.segments.last().map_or(0, |sealed| sealed.segment.end())
+    }
+
+    pub(crate) fn attend(
+        &self,
+        layer: usize,
+        queries: &TensorView<'_>,
+        budget: &Budget,
+    ) -> Result<Answer, Error> {
+        let (batch, view) = self.prepare(layer, queries, budget)?;
+        Ok(longwave_query::attend(&view, &batch.view(), budget)?)
+    }
+
+    pub(crate) fn explain(
+        &self,
+        layer: usize,
+        queries: &TensorView<'_>,
+        budget: &Budget,
+    ) -> Result<Plan, Error> {
+        let (batch, view) = self.prepare(layer, queries, budget)?;
+        Ok(longwave_query::explain(&view, &batch.view(), budget)?)
+    }
+
+    fn prepare(
+        &self,
+        layer: usize,
+        queries: &TensorView<'_>,
+        budget: &Budget,
+    ) -> Result<(OwnedBatch, LayerView<'_>), Error> {
+        if let Some(found) = budget.fault() {
+            return Err(Error::Invalid { what: "budget", expected: "numbers in their range".into(), found });
+        }
+        let batch = OwnedBatch::take(layer, self, queries)?;
+        let segments = self.segments.iter().map(|sealed| sealed.segment.as_ref()).collect();
+        let view =
+            LayerView { shape: self.shape, scoring: &self.scoring, segments, blocks: self.tail.view() };
+        Ok((batch, view))
+    }
+}
+
+/// Checked queries, as f32.
+pub(crate) struct OwnedBatch {
+    /// `[positions, query_heads, key_dim]`.
+    pub(crate) data: Vec<f32>,
+    pub(crate) first_position: u64,
+    pub(crate) positions: usize,
+}
+
+impl OwnedBatch {
+    pub(crate) fn take(layer: usize, rows: &LayerRows, queries: &TensorView<'_>) -> Result<Self, Error> {
+        let Shape { query_heads, key_dim, .. } = rows.shape;
+        queries.check("queries", query_heads, key_dim)?;
+        let (positions, length) = (queries.tokens(), rows.length());
+        if positions as u64 > length {
+            return Err(Error::TooManyPositions { layer, length, positions });
+        }
+        let mut data = vec![0.0; positions * query_heads * key_dim];
+        for (at, out) in data.chunks_exact_mut(key_dim).enumerate() {
+            let (token, head) = (at / query_heads, at % query_heads);
+            match queries.row(token, head) {
+                Rows::F32(row) => out.copy_from_slice(row),
+                row => Kernels::get().widen(row, out),
+            }
+            if let Some(element) = out.iter().position(|x| !x.is_finite()) {
+                let (what, value, dtype) = ("queries", out[element], Dtype::F32);
+                return Err(Error::NotFinite { what, value, token, head, element, dtype });
+            }
+        }
+        Ok(OwnedBatch { data, first_position: length - positions as u64, positions })
+    }
+
+    fn view(&self) -> QueryBatch<'_> {
+        QueryBatch { data: &self.data, first_position: self.first_position, positions: self.positions }
+    }
+}

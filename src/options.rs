@@ -1,0 +1,109 @@
+//! How a store and its contexts behave.
+
+use crate::error::Error;
+use longwave_index::ClusterOptions;
+use std::sync::Arc;
+
+/// Options of an opened store. None of them is recorded.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct StoreOptions {
+    /// The pool that attention runs on; `None` takes rayon's global pool.
+    pub pool: Option<Arc<rayon::ThreadPool>>,
+    /// Threads that cluster rows in the background; 0 takes as many as the machine has.
+    pub sealing_threads: usize,
+    /// Most files mapped at a time; 0 takes the default of the backend.
+    pub mappings_max: usize,
+}
+
+/// Options of a context, fixed when it is created and recorded with it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ContextOptions {
+    /// First rows that are never clustered and always read exactly.
+    pub sinks: u32,
+    /// Latest rows that are never clustered and always read exactly.
+    pub window: u32,
+    /// Rows of a segment in bulk ingestion.
+    pub bulk_segment_rows: u32,
+    /// Rows of a segment while decoding.
+    pub decode_segment_rows: u32,
+    /// An append of at least this many rows is bulk ingestion, one of fewer is decoding.
+    pub bulk_append_rows: u32,
+    /// How rows are clustered.
+    pub clusters: ClusterOptions,
+    /// Query positions kept per layer as a sample; 0 keeps none.
+    pub sample_positions: u32,
+}
+
+impl Default for ContextOptions {
+    fn default() -> Self {
+        ContextOptions {
+            sinks: 4,
+            window: 64,
+            bulk_segment_rows: 8192,
+            decode_segment_rows: 1024,
+            bulk_append_rows: 32,
+            clusters: ClusterOptions::retroinfer(),
+            sample_positions: 128,
+        }
+    }
+}
+
+/// Most rows of one segment.
+pub const SEGMENT_ROWS_MAX: u32 = 1 << 20;
+
+impl ContextOptions {
+    /// Sets how rows are clustered.
+    pub fn with_clusters(mut self, clusters: ClusterOptions) -> Self {
+        self.clusters = clusters;
+        self
+    }
+
+    /// Sets the rows that are always exact: the first `sinks` and the last `window`.
+    pub fn with_exact_rows(mut self, sinks: u32, window: u32) -> Self {
+        (self.sinks, self.window) = (sinks, window);
+        self
+    }
+
+    /// Sets the rows of a segment in bulk ingestion and while decoding.
+    pub fn with_segment_rows(mut self, bulk: u32, decode: u32) -> Self {
+        (self.bulk_segment_rows, self.decode_segment_rows) = (bulk, decode);
+        self
+    }
+
+    /// Sets how many query positions are kept per layer.
+    pub fn with_sample_positions(mut self, positions: u32) -> Self {
+        self.sample_positions = positions;
+        self
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let bounds = [
+            ("sinks", self.sinks, 0, 1 << 16),
+            ("window", self.window, 1, 1 << 20),
+            ("bulk_segment_rows", self.bulk_segment_rows, 1, SEGMENT_ROWS_MAX),
+            ("decode_segment_rows", self.decode_segment_rows, 1, self.bulk_segment_rows),
+            ("bulk_append_rows", self.bulk_append_rows, 2, SEGMENT_ROWS_MAX),
+            ("clusters.tokens_per_cluster", self.clusters.tokens_per_cluster, 1, SEGMENT_ROWS_MAX),
+            ("clusters.iterations", self.clusters.iterations, 0, 1000),
+            ("sample_positions", self.sample_positions, 0, 1 << 16),
+        ];
+        for (what, found, least, most) in bounds {
+            if !(least..=most).contains(&found) {
+                return Err(Error::Invalid {
+                    what,
+                    expected: format!("{least} to {most}"),
+                    found: found.to_string(),
+                });
+            }
+        }
+        if let Some(factor) =
+            self.clusters.split_factor.filter(|factor| !(factor.is_finite() && *factor >= 1.0))
+        {
+            let (what, expected) = ("clusters.split_factor", "1 or more".to_string());
+            return Err(Error::Invalid { what, expected, found: factor.to_string() });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,131 @@
+//! Between the public types and the records of the manifest.
+
+use crate::error::Error;
+use crate::model::{LayerKind, ModelIdentity, ModelSpec};
+use crate::options::ContextOptions;
+use longwave_index::ClusterOptions;
+use longwave_kernels::Dtype;
+use longwave_storage::{
+    ElementKind, Geometry, LayerKind as LayerKindRecord, Manifest, ModelRecord, SettingsRecord,
+};
+
+pub(crate) fn element(dtype: Dtype) -> ElementKind {
+    match dtype {
+        Dtype::F16 => ElementKind::F16,
+        Dtype::Bf16 => ElementKind::Bf16,
+        Dtype::F32 => ElementKind::F32,
+    }
+}
+
+fn dtype(element: ElementKind) -> Dtype {
+    match element {
+        ElementKind::F16 => Dtype::F16,
+        ElementKind::Bf16 => Dtype::Bf16,
+        ElementKind::F32 => Dtype::F32,
+    }
+}
+
+pub(crate) fn geometry(model: &ModelSpec) -> Geometry {
+    Geometry {
+        kv_heads: model.kv_heads as u32,
+        key_dim: model.key_dim as u32,
+        value_dim: model.value_dim as u32,
+        element: element(model.dtype),
+    }
+}
+
+pub(crate) fn model_record(model: &ModelSpec) -> ModelRecord {
+    ModelRecord {
+        identity: model.digest(),
+        weights: model.identity.weights,
+        tokenizer: model.identity.tokenizer,
+        rope: model.identity.rope.clone(),
+        layers: model.layers as u32,
+        query_heads: model.query_heads as u32,
+        kv_heads: model.kv_heads as u32,
+        key_dim: model.key_dim as u32,
+        value_dim: model.value_dim as u32,
+        element: element(model.dtype),
+        scale: model.scale,
+        softcap: model.softcap,
+    }
+}
+
+/// The model of a stored context. It is checked as one from a caller is.
+pub(crate) fn model_spec(manifest: &Manifest) -> Result<ModelSpec, Error> {
+    let record = &manifest.model;
+    let kinds: Vec<LayerKind> = manifest.layers.iter().map(|layer| layer_kind(layer.kind)).collect();
+    let sinks: Vec<Vec<f32>> = manifest.layers.iter().map(|layer| layer.sink_logits.clone()).collect();
+    let model = ModelSpec {
+        identity: ModelIdentity {
+            weights: record.weights,
+            tokenizer: record.tokenizer,
+            rope: record.rope.clone(),
+        },
+        layers: record.layers as usize,
+        query_heads: record.query_heads as usize,
+        kv_heads: record.kv_heads as usize,
+        key_dim: record.key_dim as usize,
+        value_dim: record.value_dim as usize,
+        dtype: dtype(record.element),
+        scale: record.scale,
+        softcap: record.softcap,
+        layer_kinds: if kinds.iter().all(|kind| *kind == LayerKind::Clustered) { Vec::new() } else { kinds },
+        sink_logits: if sinks.iter().all(Vec::is_empty) { Vec::new() } else { sinks },
+    };
+    model.check()?;
+    Ok(model)
+}
+
+pub(crate) fn layer_kind_record(kind: LayerKind) -> LayerKindRecord {
+    match kind {
+        LayerKind::Clustered => LayerKindRecord::Clustered,
+        LayerKind::ExactOnly => LayerKindRecord::Exact,
+        LayerKind::SlidingWindow(window) => LayerKindRecord::Sliding { window },
+        LayerKind::Absent => LayerKindRecord::Absent,
+    }
+}
+
+fn layer_kind(record: LayerKindRecord) -> LayerKind {
+    match record {
+        LayerKindRecord::Clustered => LayerKind::Clustered,
+        LayerKindRecord::Exact => LayerKind::ExactOnly,
+        LayerKindRecord::Sliding { window } => LayerKind::SlidingWindow(window),
+        LayerKindRecord::Absent => LayerKind::Absent,
+    }
+}
+
+pub(crate) fn settings_record(options: &ContextOptions) -> SettingsRecord {
+    SettingsRecord {
+        sinks: options.sinks,
+        window: options.window,
+        bulk_segment_rows: options.bulk_segment_rows,
+        decode_segment_rows: options.decode_segment_rows,
+        bulk_append_rows: options.bulk_append_rows,
+        sample_positions: options.sample_positions,
+        tokens_per_cluster: options.clusters.tokens_per_cluster,
+        iterations: options.clusters.iterations,
+        split_factor: options.clusters.split_factor,
+        seed: options.clusters.seed,
+    }
+}
+
+/// The options of a stored context. They are checked as those from a caller are.
+pub(crate) fn context_options(settings: &SettingsRecord) -> Result<ContextOptions, Error> {
+    let options = ContextOptions {
+        sinks: settings.sinks,
+        window: settings.window,
+        bulk_segment_rows: settings.bulk_segment_rows,
+        decode_segment_rows: settings.decode_segment_rows,
+        bulk_append_rows: settings.bulk_append_rows,
+        sample_positions: settings.sample_positions,
+        clusters: ClusterOptions {
+            tokens_per_cluster: settings.tokens_per_cluster,
+            iterations: settings.iterations,
+            split_factor: settings.split_factor,
+            seed: settings.seed,
+        },
+    };
+    options.check()?;
+    Ok(options)
+}

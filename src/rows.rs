@@ -1,0 +1,261 @@
+//! Rows held in memory: the sinks and the tail of a layer.
+
+use crate::error::Error;
+use crate::tensor::TensorView;
+use half::{bf16, f16};
+use longwave_kernels::{Dtype, Kernels, Rows};
+use longwave_query::{RowBlock, Shape};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Rows of a block. A snapshot that shares the newest block makes the writer copy at most this many rows.
+const BLOCK_ROWS: u64 = 256;
+
+/// Owned rows of one head.
+#[derive(Clone, Debug)]
+pub(crate) enum RowBuffer {
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
+    F32(Vec<f32>),
+}
+
+impl RowBuffer {
+    pub(crate) fn new(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F16 => RowBuffer::F16(Vec::new()),
+            Dtype::Bf16 => RowBuffer::Bf16(Vec::new()),
+            Dtype::F32 => RowBuffer::F32(Vec::new()),
+        }
+    }
+
+    /// The elements held.
+    pub(crate) fn rows(&self) -> Rows<'_> {
+        match self {
+            RowBuffer::F16(data) => Rows::F16(data),
+            RowBuffer::Bf16(data) => Rows::Bf16(data),
+            RowBuffer::F32(data) => Rows::F32(data),
+        }
+    }
+
+    /// Appends elements, rounding f32 to the buffer's type. The caller has checked that the types go together.
+    pub(crate) fn extend(&mut self, rows: Rows<'_>) {
+        let kernels = Kernels::get();
+        match (self, rows) {
+            (RowBuffer::F16(data), Rows::F16(rows)) => data.extend_from_slice(rows),
+            (RowBuffer::Bf16(data), Rows::Bf16(rows)) => data.extend_from_slice(rows),
+            (RowBuffer::F32(data), Rows::F32(rows)) => data.extend_from_slice(rows),
+            (RowBuffer::F16(data), Rows::F32(rows)) => {
+                let start = data.len();
+                data.resize(start + rows.len(), f16::ZERO);
+                kernels.narrow_f16(rows, &mut data[start..]);
+            }
+            (RowBuffer::Bf16(data), Rows::F32(rows)) => {
+                let start = data.len();
+                data.resize(start + rows.len(), bf16::ZERO);
+                kernels.narrow_bf16(rows, &mut data[start..]);
+            }
+            (mine, rows) => unreachable!("{} rows were let into {} rows", rows.dtype(), mine.rows().dtype()),
+        }
+    }
+
+    /// The first element that is not finite.
+    fn first_not_finite(&self) -> Option<usize> {
+        match self {
+            RowBuffer::F16(data) => data.iter().position(|x| !x.is_finite()),
+            RowBuffer::Bf16(data) => data.iter().position(|x| !x.is_finite()),
+            RowBuffer::F32(data) => data.iter().position(|x| !x.is_finite()),
+        }
+    }
+}
+
+/// Keys and values of rows at consecutive positions, one buffer a head.
+#[derive(Clone, Debug)]
+pub(crate) struct Block {
+    pub(crate) first_position: u64,
+    pub(crate) rows: usize,
+    pub(crate) keys: Vec<RowBuffer>,
+    pub(crate) values: Vec<RowBuffer>,
+}
+
+impl Block {
+    pub(crate) fn new(shape: &Shape, first_position: u64) -> Self {
+        let buffers = || (0..shape.kv_heads).map(|_| RowBuffer::new(shape.dtype)).collect();
+        Block { first_position, rows: 0, keys: buffers(), values: buffers() }
+    }
+
+    pub(crate) fn end(&self) -> u64 {
+        self.first_position + self.rows as u64
+    }
+
+    /// Appends rows `range` of `other`.
+    pub(crate) fn extend(&mut self, shape: &Shape, other: &Block, range: Range<usize>) {
+        let pairs = [
+            (&mut self.keys, &other.keys, shape.key_dim),
+            (&mut self.values, &other.values, shape.value_dim),
+        ];
+        for (mine, theirs, dim) in pairs {
+            for (mine, theirs) in mine.iter_mut().zip(theirs) {
+                mine.extend(theirs.rows().slice(range.start * dim..range.end * dim));
+            }
+        }
+        self.rows += range.len();
+    }
+
+    /// Takes checked tensors into a block of the store's element type.
+    ///
+    /// # Errors
+    /// [`Error::Dtype`], [`Error::NotFinite`].
+    pub(crate) fn from_tensors(
+        shape: &Shape,
+        first_position: u64,
+        keys: &TensorView<'_>,
+        values: &TensorView<'_>,
+    ) -> Result<Block, Error> {
+        let mut block = Block::new(shape, first_position);
+        block.rows = keys.tokens();
+        fill(shape.dtype, "keys", keys, &mut block.keys)?;
+        fill(shape.dtype, "values", values, &mut block.values)?;
+        Ok(block)
+    }
+
+    fn view(&self, shape: &Shape, skip: usize) -> RowBlock<'_> {
+        RowBlock {
+            first_position: self.first_position + skip as u64,
+            rows: self.rows - skip,
+            keys: self.keys.iter().map(|keys| tail_of(keys, skip * shape.key_dim)).collect(),
+            values: self.values.iter().map(|values| tail_of(values, skip * shape.value_dim)).collect(),
+        }
+    }
+}
+
+fn tail_of(buffer: &RowBuffer, skip: usize) -> Rows<'_> {
+    let rows = buffer.rows();
+    rows.slice(skip..rows.len())
+}
+
+fn fill(
+    dtype: Dtype,
+    what: &'static str,
+    tensor: &TensorView<'_>,
+    heads: &mut [RowBuffer],
+) -> Result<(), Error> {
+    if tensor.dtype() != dtype && tensor.dtype() != Dtype::F32 {
+        let expected = format!("{dtype}, or f32 to be rounded to it");
+        return Err(Error::Dtype { what, expected, found: tensor.dtype().to_string() });
+    }
+    for (head, buffer) in heads.iter_mut().enumerate() {
+        for token in 0..tensor.tokens() {
+            buffer.extend(tensor.row(token, head));
+        }
+        if let Some(at) = buffer.first_not_finite() {
+            let dim = buffer.rows().len() / tensor.tokens();
+            let (token, element) = (at / dim, at % dim);
+            let value = tensor.row(token, head).get(element);
+            return Err(Error::NotFinite { what, value, token, head, element, dtype });
+        }
+    }
+    Ok(())
+}
+
+/// The rows of a layer that are not sealed: the sinks, which never are, and the tail.
+#[derive(Clone, Debug)]
+pub(crate) struct Tail {
+    shape: Shape,
+    sinks: u64,
+    /// Rows from here on are in the blocks, besides the sinks.
+    start: u64,
+    length: u64,
+    blocks: Vec<Arc<Block>>,
+}
+
+impl Tail {
+    pub(crate) fn new(shape: Shape, sinks: u64) -> Self {
+        Tail { shape, sinks, start: 0, length: 0, blocks: Vec::new() }
+    }
+
+    /// Positions held by the layer, sealed ones included.
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// First positions that are never sealed.
+    pub(crate) fn sinks(&self) -> u64 {
+        self.sinks
+    }
+
+    /// Whether the blocks hold all rows that are not sealed.
+    pub(crate) fn is_whole(&self) -> bool {
+        let held: u64 = self.view().iter().map(|block| block.rows as u64).sum();
+        held == self.ranges().iter().map(|range| range.end - range.start).sum::<u64>()
+    }
+
+    /// The ranges of positions that the tail holds: the sinks, then the rows that are not sealed.
+    pub(crate) fn ranges(&self) -> [Range<u64>; 2] {
+        let sinks = self.sinks.min(self.length);
+        [0..sinks, self.start.max(sinks)..self.length]
+    }
+
+    /// Appends the rows of a block, which start where the tail ends (or where the sealed rows end).
+    pub(crate) fn push(&mut self, block: &Block) {
+        let mut done = 0;
+        while done < block.rows {
+            let position = block.first_position + done as u64;
+            let open =
+                |last: &Arc<Block>| last.end() == position && last.rows < self.capacity(last.first_position);
+            if !self.blocks.last().is_some_and(open) {
+                self.blocks.push(Arc::new(Block::new(&self.shape, position)));
+            }
+            let last = self.blocks.len() - 1;
+            let room = self.capacity(self.blocks[last].first_position) - self.blocks[last].rows;
+            let rows = room.min(block.rows - done);
+            Arc::make_mut(&mut self.blocks[last]).extend(&self.shape, block, done..done + rows);
+            done += rows;
+        }
+        self.length = self.length.max(block.end());
+    }
+
+    /// Rows of a block that starts at `first_position`: the sinks have a block of their own, since they stay. The
+    /// other blocks end where the position says, whatever was appended, sealed or reopened before, so that the tail
+    /// is added up in the same order each time.
+    fn capacity(&self, first_position: u64) -> usize {
+        match first_position.checked_sub(self.sinks) {
+            None => (self.sinks - first_position) as usize,
+            Some(past_sinks) => (BLOCK_ROWS - past_sinks % BLOCK_ROWS) as usize,
+        }
+    }
+
+    /// Rows before `end` have been sealed: drops the blocks that hold nothing else.
+    pub(crate) fn release(&mut self, end: u64) {
+        self.start = end;
+        self.length = self.length.max(end);
+        let sinks = self.sinks;
+        self.blocks.retain(|block| block.first_position < sinks || block.end() > end);
+    }
+
+    /// The blocks as queries read them.
+    pub(crate) fn view(&self) -> Vec<RowBlock<'_>> {
+        let start = self.start;
+        let visible = self.blocks.iter().map(|block| {
+            let skip = if block.first_position < self.sinks {
+                0
+            } else {
+                start.saturating_sub(block.first_position)
+            };
+            block.view(&self.shape, skip as usize)
+        });
+        visible.filter(|block| block.rows > 0).collect()
+    }
+
+    /// Rows `range` copied into one block.
+    pub(crate) fn copy(&self, range: Range<u64>) -> Block {
+        let mut copy = Block::new(&self.shape, range.start);
+        for block in &self.blocks {
+            let (start, end) = (block.first_position.max(range.start), block.end().min(range.end));
+            if start < end {
+                let local = (start - block.first_position) as usize..(end - block.first_position) as usize;
+                copy.extend(&self.shape, block, local);
+            }
+        }
+        copy
+    }
+}

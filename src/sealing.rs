@@ -1,0 +1,139 @@
+//! Turns rows that have left the window into immutable segments, on a thread of its own.
+
+use crate::error::Error;
+use crate::rows::Block;
+use longwave_index::{ClusterOptions, HeadInput, build_segment};
+use longwave_kernels::Rows;
+use longwave_query::{LayerSegment, Shape};
+use longwave_storage::{
+    Alignment, Backend, ColumnKind, Expected, NewColumn, Segment, SegmentHeader, SegmentRecord,
+    segment_file_name, segment_path, write_segment,
+};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+/// A segment to be built and written.
+#[derive(Debug)]
+pub(crate) struct SealJob {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) header: SegmentHeader,
+    pub(crate) expected: Expected,
+    pub(crate) sequence: u64,
+    pub(crate) context_id: [u8; 16],
+    pub(crate) shape: Shape,
+    /// `None` stores the rows as they are, without an index.
+    pub(crate) clusters: Option<ClusterOptions>,
+    pub(crate) rows: Block,
+    /// Set when the context goes: what has not been started is then not wanted.
+    pub(crate) cancelled: Arc<AtomicBool>,
+}
+
+/// A written segment.
+#[derive(Debug)]
+pub(crate) struct Sealed {
+    pub(crate) segment: Arc<LayerSegment>,
+    pub(crate) record: SegmentRecord,
+}
+
+impl SealJob {
+    fn run(self) -> Result<Sealed, Error> {
+        let started = std::time::Instant::now();
+        let file = segment_file_name(&self.context_id, self.sequence);
+        let path = segment_path(&file);
+        let file_len = match &self.clusters {
+            Some(options) => self.write_clustered(&path, options)?,
+            None => self.write_plain(&path)?,
+        };
+        let segment = Segment::open(Arc::clone(&self.backend), &path, &self.expected)?;
+        let SegmentHeader { id, first_position, rows, layer, .. } = self.header;
+        tracing::debug!(layer, first_position, rows, file_len, elapsed = ?started.elapsed(), "sealed a segment");
+        let record = SegmentRecord { id, file, first_position, rows, file_len };
+        Ok(Sealed { segment: Arc::new(LayerSegment::new(segment)), record })
+    }
+
+    fn write_clustered(&self, path: &str, options: &ClusterOptions) -> Result<u64, Error> {
+        let pairs = self.rows.keys.iter().zip(&self.rows.values);
+        let heads: Vec<HeadInput<'_>> =
+            pairs.map(|(keys, values)| HeadInput { keys: keys.rows(), values: values.rows() }).collect();
+        // The random stream of a head depends on where its rows lie, not on when or where they are sealed.
+        let stream = (u64::from(self.header.layer) << 48) ^ (self.header.first_position << 8);
+        let built = build_segment(&heads, self.shape.key_dim, self.shape.value_dim, options, stream);
+        Ok(write_segment(self.backend.as_ref(), path, &self.header, &built.columns())?)
+    }
+
+    fn write_plain(&self, path: &str) -> Result<u64, Error> {
+        let offsets: Vec<u8> = (0..self.header.rows).flat_map(u32::to_le_bytes).collect();
+        let column = |kind, name, element_size, parts| {
+            let alignment =
+                if kind == ColumnKind::POSITIONS { Alignment::CacheLine } else { Alignment::Page };
+            NewColumn { kind, name, element_size, alignment, parts }
+        };
+        let keys: Vec<&[u8]> = self.rows.keys.iter().map(|keys| Rows::as_bytes(&keys.rows())).collect();
+        let values: Vec<&[u8]> =
+            self.rows.values.iter().map(|values| Rows::as_bytes(&values.rows())).collect();
+        let size = self.shape.dtype.size_of() as u32;
+        let columns = [
+            column(ColumnKind::KEYS, "keys", size, keys),
+            column(ColumnKind::VALUES, "values", size, values),
+            column(ColumnKind::POSITIONS, "positions", 4, vec![offsets.as_slice(); self.shape.kv_heads]),
+        ];
+        Ok(write_segment(self.backend.as_ref(), path, &self.header, &columns)?)
+    }
+}
+
+type Work = (SealJob, Sender<Result<Sealed, Error>>);
+
+/// The sealing thread of a store. It starts with the first job and ends with the store.
+#[derive(Debug)]
+pub(crate) struct Sealer {
+    threads: usize,
+    queue: Mutex<Option<Sender<Work>>>,
+}
+
+impl Sealer {
+    /// A sealer that clusters on `threads` threads; 0 takes as many as the machine has.
+    pub(crate) fn new(threads: usize) -> Self {
+        Sealer { threads, queue: Mutex::new(None) }
+    }
+
+    /// Queues a job. The result arrives at the receiver; a receiver whose sender is gone says that the thread ended.
+    pub(crate) fn start(&self, job: SealJob) -> Receiver<Result<Sealed, Error>> {
+        let (result, receiver) = channel();
+        let mut queue = self.queue.lock();
+        let sender = queue.get_or_insert_with(|| spawn(self.threads));
+        if let Err(returned) = sender.send((job, result)) {
+            // The thread ended with a panic. A new one takes the job; its receiver tells if that ends as well.
+            let sender = queue.insert(spawn(self.threads));
+            drop(sender.send(returned.0));
+        }
+        receiver
+    }
+}
+
+fn spawn(threads: usize) -> Sender<Work> {
+    let (sender, jobs) = channel::<Work>();
+    let run = move || {
+        // Its own pool: a query must not wait in a queue behind a clustering.
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("longwave-seal-{i}"))
+            .build();
+        while let Ok((job, result)) = jobs.recv() {
+            if job.cancelled.load(Ordering::Acquire) {
+                continue;
+            }
+            let sealed = match &pool {
+                Ok(pool) => pool.install(|| job.run()),
+                Err(_) => job.run(),
+            };
+            // Nobody looks when the context was dropped; the file is then an orphan, removed at the next open.
+            drop(result.send(sealed));
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("longwave-seal".into()).spawn(run) {
+        tracing::error!(%error, "the sealing thread could not start; rows stay in the tail");
+    }
+    sender
+}

@@ -1,0 +1,183 @@
+//! A directory of contexts.
+
+use crate::context::Context;
+use crate::error::Error;
+use crate::model::ModelSpec;
+use crate::options::{ContextOptions, StoreOptions};
+use crate::sealing::Sealer;
+use crate::snapshot::Snapshot;
+use longwave_storage::{
+    Backend, CONTEXTS_DIR, Error as StorageError, FileBackend, MANIFEST_FILE, MemoryBackend, SEGMENTS_DIR,
+    STORE_FILE, StoreHeader, context_dir, context_file, create_store, read_manifest, read_store,
+    validate_name,
+};
+use std::path::Path;
+use std::sync::Arc;
+
+/// What every context of a store shares.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) sealer: Sealer,
+    pub(crate) pool: Option<Arc<rayon::ThreadPool>>,
+}
+
+/// A store: contexts, each with its manifest and logs, and the segments that they name.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Store {
+    /// Opens the store in `path`, and makes one where the directory is missing or empty.
+    ///
+    /// # Errors
+    /// [`Error::Storage`] when the directory holds something else, a store of another format version, or cannot be
+    /// read.
+    pub fn open(path: impl AsRef<Path>, options: StoreOptions) -> Result<Store, Error> {
+        let mut backend = FileBackend::new(path.as_ref());
+        if options.mappings_max > 0 {
+            backend = backend.with_mapping_limit(options.mappings_max);
+        }
+        Self::on_backend(Arc::new(backend), options)
+    }
+
+    /// A store in memory. It is gone when the last handle is.
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn in_memory(options: StoreOptions) -> Result<Store, Error> {
+        Self::on_backend(Arc::new(MemoryBackend::new()), options)
+    }
+
+    /// A store on any backend, for tests that inject faults and for other media.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn on_backend(backend: Arc<dyn Backend>, options: StoreOptions) -> Result<Store, Error> {
+        if backend.exists(STORE_FILE)? {
+            read_store(backend.as_ref())?;
+        } else {
+            refuse_other_content(backend.as_ref())?;
+            let mut store_id = [0; 16];
+            crate::context::random(&mut store_id)?;
+            create_store(backend.as_ref(), &StoreHeader { store_id })?;
+        }
+        for dir in [CONTEXTS_DIR, SEGMENTS_DIR] {
+            backend.create_dir_all(dir)?;
+        }
+        let sealer = Sealer::new(options.sealing_threads);
+        Ok(Store { shared: Arc::new(Shared { backend, sealer, pool: options.pool }) })
+    }
+
+    /// The backend, for tools that look at files.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.shared.backend
+    }
+
+    /// Creates a context and commits it, empty.
+    ///
+    /// # Errors
+    /// [`Error::ContextExists`]; [`Error::Invalid`] for a model that cannot be worked with; [`Error::Storage`] for a
+    /// name that is not allowed, a lock held elsewhere, or a failed write.
+    pub fn create(&self, name: &str, model: &ModelSpec) -> Result<Context, Error> {
+        self.create_with(name, model, ContextOptions::default())
+    }
+
+    /// As [`Self::create`], with options, which are recorded.
+    ///
+    /// # Errors
+    /// As [`Self::create`]; [`Error::Invalid`] for an option out of range.
+    pub fn create_with(
+        &self,
+        name: &str,
+        model: &ModelSpec,
+        options: ContextOptions,
+    ) -> Result<Context, Error> {
+        Context::create(Arc::clone(&self.shared), name, model, options)
+    }
+
+    /// Opens a committed context for writing.
+    ///
+    /// # Errors
+    /// [`Error::ContextMissing`]; [`Error::ModelMismatch`] when another model made it; [`Error::Storage`] when
+    /// another writer holds it, or its files cannot be read or do not verify.
+    pub fn context(&self, name: &str, model: &ModelSpec) -> Result<Context, Error> {
+        Context::open(Arc::clone(&self.shared), name, model)
+    }
+
+    /// Opens the last commit of a context for reading. No lock is taken: a writer may go on beside it, in this or
+    /// another process.
+    ///
+    /// # Errors
+    /// [`Error::ContextMissing`], [`Error::Storage`].
+    pub fn snapshot(&self, name: &str) -> Result<Snapshot, Error> {
+        Context::open_snapshot(&self.shared, name)
+    }
+
+    /// Whether a committed context of this name exists.
+    ///
+    /// # Errors
+    /// [`Error::Storage`] for a name that is not allowed, or when the directory cannot be read.
+    pub fn contains(&self, name: &str) -> Result<bool, Error> {
+        validate_name(name)?;
+        Ok(self.shared.backend.exists(&context_file(name, MANIFEST_FILE))?)
+    }
+
+    /// Names of the committed contexts, sorted.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn contexts(&self) -> Result<Vec<String>, Error> {
+        let mut names = Vec::new();
+        for name in self.shared.backend.list(CONTEXTS_DIR)? {
+            if validate_name(&name).is_ok() && self.contains(&name)? {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Bytes of all files of the store.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn bytes_on_disk(&self) -> Result<u64, Error> {
+        Ok(longwave_storage::check::store_bytes(self.shared.backend.as_ref())?)
+    }
+
+    /// The manifest of a context, as it lies on disk.
+    ///
+    /// # Errors
+    /// [`Error::ContextMissing`], [`Error::Storage`].
+    pub fn manifest(&self, name: &str) -> Result<longwave_storage::Manifest, Error> {
+        if !self.contains(name)? {
+            return Err(Error::ContextMissing { name: name.into() });
+        }
+        Ok(read_manifest(self.shared.backend.as_ref(), &context_dir(name))?)
+    }
+}
+
+/// A directory without a header may hold what the making of a store leaves behind when it is cut off, and nothing else:
+/// not another program's files, nor contexts whose header is lost.
+fn refuse_other_content(backend: &dyn Backend) -> Result<(), Error> {
+    let list = |dir: &str| match backend.list(dir) {
+        Err(StorageError::Missing { .. }) => Ok(Vec::new()),
+        listed => listed,
+    };
+    let provisional = format!("{STORE_FILE}.new");
+    let mut others = list("")?;
+    others.retain(|name| ![CONTEXTS_DIR, SEGMENTS_DIR, &provisional, "lost+found"].contains(&name.as_str()));
+    for dir in [CONTEXTS_DIR, SEGMENTS_DIR] {
+        others.extend(list(dir)?.into_iter().map(|name| format!("{dir}/{name}")));
+    }
+    match others.first() {
+        None => Ok(()),
+        Some(found) => {
+            let (file, expected, found) =
+                (STORE_FILE.into(), "the header of a store, or an empty directory".into(), found.clone());
+            Err(StorageError::Corrupt { file, column: None, offset: 0, expected, found }.into())
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! `fsck`: reads everything there is and names what is wrong with it. Changes nothing.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::log::{LOG_HEADER_SIZE, LogHeader, LogReader, Record};
+use crate::manifest::{LogRecord, Manifest, SegmentRecord, read_manifest};
+use crate::names::{
+    CONTEXTS_DIR, LOCK_FILE, MANIFEST_FILE, MANIFEST_NEW_FILE, SEGMENTS_DIR, STORE_FILE, context_dir,
+    context_file, segment_path, validate_name,
+};
+use crate::segment::{Expected, Segment, Validator};
+use crate::store::read_store;
+
+/// One thing that is wrong.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// The file, as a path in the store.
+    pub file: String,
+    /// The column, where the fault lies in one.
+    pub column: Option<String>,
+    /// Offset in the file in bytes, where there is one.
+    pub offset: Option<u64>,
+    /// What is wrong.
+    pub what: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        if let Some(column) = &self.column {
+            write!(f, ", column {column}")?;
+        }
+        if let Some(offset) = self.offset {
+            write!(f, ", offset {offset}")?;
+        }
+        write!(f, ": {}", self.what)
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        let bare =
+            |file: &str, what: String| Self { file: file.to_owned(), column: None, offset: None, what };
+        let named = |file: &str, column: &str, what: String| Self {
+            column: Some(column.to_owned()),
+            ..bare(file, what)
+        };
+        match &error {
+            Error::Corrupt { file, column, offset, expected, found } => Self {
+                column: column.clone(),
+                offset: Some(*offset),
+                ..bare(file, format!("expected {expected}, found {found}"))
+            },
+            Error::ByteOrder { file } => bare(file, "big-endian byte order".to_owned()),
+            Error::Version { file, found, oldest, newest } => {
+                bare(file, format!("format version {found}, supported are {oldest} to {newest}"))
+            }
+            Error::Identity { file, expected, found } => {
+                bare(file, format!("model {found}, expected model {expected}"))
+            }
+            Error::Missing { file } => bare(file, "missing".to_owned()),
+            Error::MissingColumn { file, column } => named(file, column, "missing".to_owned()),
+            Error::Range { file, column, start, end, len } => {
+                named(file, column, format!("range {start}..{end} lies outside {len} bytes"))
+            }
+            Error::Io { path, operation, source } => bare(path, format!("{operation}: {source}")),
+            Error::Name { name, .. } => bare(name, error.to_string()),
+            Error::Limit { what, .. } => bare(what, error.to_string()),
+            Error::Locked { path }
+            | Error::AlreadyExists { path }
+            | Error::TooManyMappings { path, .. }
+            | Error::Poisoned { path }
+            | Error::Input { file: path, .. } => bare(path, error.to_string()),
+        }
+    }
+}
+
+/// What a check found and how much it looked at.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Report {
+    /// Everything that is wrong, in the order of the walk.
+    pub faults: Vec<Fault>,
+    /// Files that nothing names, and the like: harmless.
+    pub notes: Vec<String>,
+    /// Files that were read.
+    pub files: u64,
+    /// Blocks and records whose checksums were compared.
+    pub blocks: u64,
+    /// Bytes that were read.
+    pub bytes: u64,
+}
+
+/// Checks a record against the manifest it belongs to: what only the one who wrote its payload understands.
+pub type RecordValidator = fn(&Manifest, &Record) -> Result<()>;
+
+/// What the caller adds to a check.
+#[derive(Clone, Copy, Default)]
+pub struct CheckOptions<'a> {
+    /// Called for every segment whose blocks are all right.
+    pub segment: Option<Validator>,
+    /// Called for every record of a log that is all right.
+    pub record: Option<RecordValidator>,
+    /// Called with the bytes read so far, now and then.
+    pub progress: Option<&'a dyn Fn(u64)>,
+}
+
+impl fmt::Debug for CheckOptions<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CheckOptions").finish_non_exhaustive()
+    }
+}
+
+/// Bytes of all files in the store: what [`CheckOptions::progress`] counts up to, about.
+///
+/// # Errors
+/// Where a directory or file cannot be read.
+pub fn store_bytes(backend: &dyn Backend) -> Result<u64> {
+    let mut paths = list_files(backend, SEGMENTS_DIR)?;
+    for context in backend.list(CONTEXTS_DIR)? {
+        paths.extend(list_files(backend, &context_dir(&context))?);
+    }
+    paths.iter().map(|path| backend.open_read(path)?.len()).sum()
+}
+
+fn list_files(backend: &dyn Backend, dir: &str) -> Result<Vec<String>> {
+    Ok(backend.list(dir)?.into_iter().map(|name| format!("{dir}/{name}")).collect())
+}
+
+/// Checks everything in a store: its header, every context, every segment that a context names. A segment that
+/// several contexts name is read once.
+pub fn check_store(backend: &Arc<dyn Backend>, options: &CheckOptions<'_>) -> Report {
+    let mut check = Check::new(backend, options);
+    check.store_header();
+    match backend.list(CONTEXTS_DIR) {
+        Ok(names) => names.iter().for_each(|name| check.context(name)),
+        Err(error) => check.fault(error),
+    }
+    check.segment_orphans();
+    check.report
+}
+
+/// Checks one context: its manifest, its logs, the segments that it names.
+pub fn check_context(backend: &Arc<dyn Backend>, name: &str, options: &CheckOptions<'_>) -> Report {
+    let mut check = Check::new(backend, options);
+    check.context(name);
+    check.report
+}
+
+struct Check<'a> {
+    backend: &'a Arc<dyn Backend>,
+    options: &'a CheckOptions<'a>,
+    report: Report,
+    /// Segment files that a manifest names.
+    named: HashSet<String>,
+    /// Those of them that were verified, and what their record said.
+    verified: HashMap<String, SegmentRecord>,
+    /// Whether every manifest could be read: only then is a file that none names an orphan.
+    manifests_complete: bool,
+}
+
+impl<'a> Check<'a> {
+    fn new(backend: &'a Arc<dyn Backend>, options: &'a CheckOptions<'a>) -> Self {
+        Self {
+            backend,
+            options,
+            report: Report::default(),
+            named: HashSet::new(),
+            verified: HashMap::new(),
+            manifests_complete: true,
+        }
+    }
+
+    fn fault(&mut self, fault: impl Into<Fault>) {
+        self.report.faults.push(fault.into());
+    }
+
+    fn read_bytes(&mut self, bytes: u64) {
+        self.report.bytes += bytes;
+        if let Some(progress) = self.options.progress {
+            progress(self.report.bytes);
+        }
+    }
+
+    /// Counts a file that was read whole.
+    fn count_file(&mut self, path: &str) {
+        self.report.files += 1;
+        let len = self.backend.open_read(path).and_then(|reader| reader.len());
+        self.read_bytes(len.unwrap_or_default());
+    }
+
+    fn store_header(&mut self) {
+        match read_store(self.backend.as_ref()) {
+            Ok(_) => self.count_file(STORE_FILE),
+            Err(error) => self.fault(error),
+        }
+    }
+
+    fn context(&mut self, name: &str) {
+        if validate_name(name).is_err() {
+            return self.report.notes.push(format!("{CONTEXTS_DIR}/{name}: not a context"));
+        }
+        let dir = context_dir(name);
+        if self.was_never_committed(&dir) {
+            return self.report.notes.push(format!("{dir}: holds no commit yet"));
+        }
+        let manifest = match read_manifest(self.backend.as_ref(), &dir) {
+            Ok(manifest) => manifest,
+            Err(error) => {
+                self.manifests_complete = false;
+                return self.fault(error);
+            }
+        };
+        let path = context_file(name, MANIFEST_FILE);
+        self.count_file(&path);
+        if manifest.name != name {
+            self.fault(Error::corrupt(&path, 72, format_args!("the manifest of {name}"), &manifest.name));
+        }
+        for log in manifest.row_log.iter().chain(&manifest.meta_log) {
+            if let Err(error) = self.log(name, &manifest, log) {
+                self.fault(error);
+            }
+        }
+        for (layer, record) in (0..).zip(&manifest.layers) {
+            for segment in &record.segments {
+                if let Err(error) = self.segment(&manifest, layer, segment) {
+                    self.fault(error);
+                }
+            }
+        }
+        self.context_orphans(name, &manifest);
+    }
+
+    /// A process that died before a context's first commit leaves a directory with a lock, logs that hold nothing
+    /// and perhaps a provisional manifest. A log with records says that a manifest was there and is lost.
+    fn was_never_committed(&self, dir: &str) -> bool {
+        let Ok(files) = self.backend.list(dir) else { return false };
+        files.iter().all(|file| match file.as_str() {
+            LOCK_FILE | MANIFEST_NEW_FILE => true,
+            MANIFEST_FILE => false,
+            _ => {
+                let len = self.backend.open_read(&format!("{dir}/{file}")).and_then(|reader| reader.len());
+                len.is_ok_and(|len| len <= LOG_HEADER_SIZE)
+            }
+        })
+    }
+
+    fn log(&mut self, name: &str, manifest: &Manifest, log: &LogRecord) -> Result<()> {
+        let path = context_file(name, &log.file);
+        let header = LogHeader { log_id: log.id, identity: manifest.model.identity };
+        let mut reader = LogReader::open(self.backend.as_ref(), &path, header, log.len)?;
+        self.report.files += 1;
+        let mut offset = 0;
+        while let Some(record) = reader.next()? {
+            self.report.blocks += 1;
+            self.read_bytes(reader.offset() - offset);
+            offset = reader.offset();
+            if let Some(Err(error)) = self.options.record.map(|validate| validate(manifest, &record)) {
+                self.fault(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn segment(&mut self, manifest: &Manifest, layer: u32, record: &SegmentRecord) -> Result<()> {
+        let path = segment_path(&record.file);
+        self.named.insert(record.file.clone());
+        let expected = Expected {
+            identity: manifest.model.identity,
+            layer: Some(layer),
+            geometry: Some(manifest.model.geometry()),
+            record: Some(record.clone()),
+        };
+        let segment = Segment::open(Arc::clone(self.backend), &path, &expected)?;
+        if self.verified.get(&record.file) == Some(record) {
+            return Ok(());
+        }
+        self.verified.insert(record.file.clone(), record.clone());
+        self.report.files += 1;
+        self.report.blocks += segment.block_count();
+        let (before, options) = (self.report.bytes, self.options);
+        let mut bytes = before;
+        let faults = segment.verify_with(&mut |block_len| {
+            bytes += block_len;
+            if let Some(progress) = options.progress {
+                progress(bytes);
+            }
+        });
+        self.report.bytes = before + segment.file_len();
+        if !faults.is_empty() {
+            self.report.faults.extend(faults);
+            return Ok(());
+        }
+        options.segment.map_or(Ok(()), |validate| validate(&segment))
+    }
+
+    fn context_orphans(&mut self, name: &str, manifest: &Manifest) {
+        let logs = manifest.row_log.iter().chain(&manifest.meta_log).map(|log| log.file.as_str());
+        let known: HashSet<&str> = logs.chain([MANIFEST_FILE, LOCK_FILE]).collect();
+        match self.backend.list(&context_dir(name)) {
+            Ok(files) => {
+                let orphans = files.iter().filter(|file| !known.contains(file.as_str()));
+                self.report.notes.extend(
+                    orphans.map(|file| format!("{}: not part of the context", context_file(name, file))),
+                );
+            }
+            Err(error) => self.fault(error),
+        }
+    }
+
+    fn segment_orphans(&mut self) {
+        if !self.manifests_complete {
+            self.report
+                .notes
+                .push(format!("{SEGMENTS_DIR}: not searched for orphans, since a manifest is unreadable"));
+            return;
+        }
+        match self.backend.list(SEGMENTS_DIR) {
+            Ok(files) => {
+                let orphans = files.iter().filter(|file| !self.named.contains(*file));
+                self.report
+                    .notes
+                    .extend(orphans.map(|file| format!("{}: named by no context", segment_path(file))));
+            }
+            Err(error) => self.fault(error),
+        }
+    }
+}

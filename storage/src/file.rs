@@ -1,0 +1,190 @@
+//! Files in a directory of the system.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::backend::{Backend, FileReader, FileWriter, LockGuard, Region};
+use crate::error::{Error, Result};
+use crate::mapping::Mapping;
+use crate::names::validate_path;
+
+/// Mappings that a process may have through this crate unless the backend is told otherwise. Linux allows 65,530 of
+/// any kind; the rest is left to the program, its threads and its allocator.
+pub const DEFAULT_MAPPING_LIMIT: usize = 49_152;
+
+/// Only the owner may read or write what a model was told.
+const FILE_MODE: u32 = 0o600;
+const DIR_MODE: u32 = 0o700;
+
+/// A store in a directory. Files are made with mode 0600 and directories with 0700.
+#[derive(Debug)]
+pub struct FileBackend {
+    root: PathBuf,
+    mapping_limit: usize,
+}
+
+impl FileBackend {
+    /// A store below `root`, which is made by the first [`Backend::create_dir_all`].
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), mapping_limit: DEFAULT_MAPPING_LIMIT }
+    }
+
+    /// Sets how many mappings the process may have, those of other backends included.
+    #[must_use]
+    pub fn with_mapping_limit(mut self, limit: usize) -> Self {
+        self.mapping_limit = limit;
+        self
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn resolve(&self, path: &str) -> Result<PathBuf> {
+        validate_path(path)?;
+        Ok(if path.is_empty() { self.root.clone() } else { self.root.join(path) })
+    }
+
+    fn open(&self, path: &str) -> Result<File> {
+        File::open(self.resolve(path)?).map_err(|source| Error::io(path, "open", source))
+    }
+}
+
+impl Backend for FileBackend {
+    fn create_dir_all(&self, dir: &str) -> Result<()> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(DIR_MODE)
+            .create(self.resolve(dir)?)
+            .map_err(|source| Error::io(dir, "create directory", source))
+    }
+
+    fn create_new(&self, path: &str) -> Result<Box<dyn FileWriter>> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(FILE_MODE)
+            .open(self.resolve(path)?)
+            .map_err(|source| Error::io(path, "create", source))?;
+        Ok(Box::new(DiskWriter { file, path: path.to_owned(), offset: 0 }))
+    }
+
+    fn open_append(&self, path: &str, at: u64) -> Result<Box<dyn FileWriter>> {
+        let file = OpenOptions::new()
+            .write(true)
+            .open(self.resolve(path)?)
+            .map_err(|source| Error::io(path, "open for writing", source))?;
+        let len = file.metadata().map_err(|source| Error::io(path, "read the length of", source))?.len();
+        if len < at {
+            return Err(Error::corrupt(
+                path,
+                len,
+                format_args!("at least {at} bytes"),
+                "the end of the file",
+            ));
+        }
+        Ok(Box::new(DiskWriter { file, path: path.to_owned(), offset: at }))
+    }
+
+    fn open_read(&self, path: &str) -> Result<Arc<dyn FileReader>> {
+        Ok(Arc::new(DiskReader { file: self.open(path)?, path: path.to_owned() }))
+    }
+
+    fn map(&self, path: &str) -> Result<Region> {
+        let mapping = Mapping::new(&self.open(path)?, self.mapping_limit)
+            .map_err(|source| Error::io(path, "map", source))?
+            .ok_or_else(|| Error::TooManyMappings { path: path.to_owned(), limit: self.mapping_limit })?;
+        Ok(Region::Mapped(Arc::new(mapping)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Result<()> {
+        fs::rename(self.resolve(from)?, self.resolve(to)?).map_err(|source| Error::io(from, "rename", source))
+    }
+
+    fn remove(&self, path: &str) -> Result<()> {
+        fs::remove_file(self.resolve(path)?).map_err(|source| Error::io(path, "remove", source))
+    }
+
+    fn list(&self, dir: &str) -> Result<Vec<String>> {
+        let entries = fs::read_dir(self.resolve(dir)?).map_err(|source| Error::io(dir, "list", source))?;
+        let mut names = entries
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<std::io::Result<Vec<String>>>()
+            .map_err(|source| Error::io(dir, "list", source))?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn exists(&self, path: &str) -> Result<bool> {
+        self.resolve(path)?.try_exists().map_err(|source| Error::io(path, "look for", source))
+    }
+
+    fn sync_dir(&self, dir: &str) -> Result<()> {
+        self.open(dir)?.sync_all().map_err(|source| Error::io(dir, "sync directory", source))
+    }
+
+    fn lock(&self, path: &str) -> Result<Box<dyn LockGuard>> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(FILE_MODE)
+            .open(self.resolve(path)?)
+            .map_err(|source| Error::io(path, "open", source))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Box::new(DiskLock { _file: file })),
+            Err(TryLockError::WouldBlock) => Err(Error::Locked { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => Err(Error::io(path, "lock", source)),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct DiskWriter {
+    file: File,
+    path: String,
+    offset: u64,
+}
+
+impl FileWriter for DiskWriter {
+    fn write_all(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file
+            .write_all_at(bytes, self.offset)
+            .map_err(|source| Error::io(&self.path, "write", source))?;
+        self.offset += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.file.sync_all().map_err(|source| Error::io(&self.path, "sync", source))
+    }
+}
+
+#[derive(Debug)]
+struct DiskReader {
+    file: File,
+    path: String,
+}
+
+impl FileReader for DiskReader {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.file.read_exact_at(buffer, offset).map_err(|source| Error::io(&self.path, "read", source))
+    }
+
+    fn len(&self) -> Result<u64> {
+        let metadata =
+            self.file.metadata().map_err(|source| Error::io(&self.path, "read the length of", source))?;
+        Ok(metadata.len())
+    }
+}
+
+/// The lock belongs to the open file, so closing it, or the end of the process, gives it back.
+#[derive(Debug)]
+struct DiskLock {
+    _file: File,
+}
+
+impl LockGuard for DiskLock {}

@@ -1,0 +1,244 @@
+//! Reading columns: each block is verified before its bytes are handed out for the first time.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use super::layout::{BLOCK_SIZE, CHECKSUM_AT};
+use super::{ColumnInfo, ColumnKind, ColumnState, Segment};
+use crate::backend::Region;
+use crate::checksum::hash64;
+use crate::error::{Error, Result};
+use crate::prologue::check_sum;
+
+/// One column of an open segment. Cheap to copy; keep it rather than ask for it again.
+#[derive(Clone, Copy, Debug)]
+pub struct Column<'a> {
+    segment: &'a Segment,
+    state: &'a ColumnState,
+    /// All of the column, verified or not.
+    bytes: &'a [u8],
+    /// The segment's checksums, verified when the file was mapped.
+    checksums: &'a [u8],
+}
+
+impl Segment {
+    /// The column of this kind. The first call maps the file and verifies its checksum column.
+    ///
+    /// # Errors
+    /// [`Error::MissingColumn`]; those of [`Backend::map`](crate::Backend::map); [`Error::Corrupt`].
+    pub fn column(&self, kind: ColumnKind) -> Result<Column<'_>> {
+        let state = self.columns.iter().find(|state| state.info.kind == kind).ok_or_else(|| {
+            Error::MissingColumn {
+                file: self.path.clone(),
+                column: kind.name().map_or_else(|| format!("of kind {:#x}", kind.0), str::to_owned),
+            }
+        })?;
+        self.column_at(state)
+    }
+
+    pub(super) fn column_at<'a>(&'a self, state: &'a ColumnState) -> Result<Column<'a>> {
+        let region = self.region()?;
+        let bytes = region.get(state.start..state.end).unwrap_or_default();
+        Ok(Column { segment: self, state, bytes, checksums: self.checksum_bytes(region) })
+    }
+
+    fn checksum_bytes<'a>(&self, region: &'a Region) -> &'a [u8] {
+        let start = usize::try_from(self.checksums.offset).unwrap_or(usize::MAX);
+        region.get(start..).unwrap_or_default()
+    }
+
+    /// The mapped file, mapped now if it was not.
+    pub(super) fn region(&self) -> Result<&Region> {
+        if let Some(region) = self.region.get() {
+            return Ok(region);
+        }
+        let _one_at_a_time = self.mapping.lock();
+        if let Some(region) = self.region.get() {
+            return Ok(region);
+        }
+        let region = self.backend.map(&self.path)?;
+        self.check_region(&region)?;
+        Ok(self.region.get_or_init(|| region))
+    }
+
+    /// Makes sure that what was mapped is what was opened, and that its checksums can be relied on.
+    fn check_region(&self, region: &Region) -> Result<()> {
+        if region.len() as u64 != self.file_len {
+            return Err(Error::corrupt(
+                &self.path,
+                104,
+                format_args!("{} bytes", self.file_len),
+                region.len(),
+            ));
+        }
+        let stored = region.get(CHECKSUM_AT..CHECKSUM_AT + 8).unwrap_or_default();
+        if stored != self.header_checksum.to_le_bytes() {
+            return Err(Error::corrupt(
+                &self.path,
+                CHECKSUM_AT as u64,
+                "the header that was opened",
+                "another",
+            ));
+        }
+        let checksums = self.checksum_bytes(region);
+        let computed = if checksums.len() as u64 == self.checksums.len { hash64(checksums) } else { 0 };
+        check_sum(&self.path, self.checksums.offset, "checksum column", self.checksums.checksum, computed)
+    }
+}
+
+impl<'a> Column<'a> {
+    /// Kind, name and place.
+    pub fn info(&self) -> &'a ColumnInfo {
+        &self.state.info
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether the column has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The whole column, every block verified.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] with the first block whose bytes are not what was written.
+    pub fn all(&self) -> Result<&'a [u8]> {
+        self.bytes(0..self.bytes.len())
+    }
+
+    /// Bytes of the column, counted from its start. Verifies the 4 KiB blocks that the range touches and that nobody
+    /// has touched before.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] with the first block whose bytes are not what was written; [`Error::Range`].
+    pub fn bytes(&self, range: Range<usize>) -> Result<&'a [u8]> {
+        let Some(bytes) = self.bytes.get(range.clone()) else { return Err(self.out_of_range(range)) };
+        // Acquire pairs with the release below: who sees zero sees blocks that others have verified.
+        if self.state.unverified.load(Ordering::Acquire) != 0 && !bytes.is_empty() {
+            for block in range.start / BLOCK_SIZE..range.end.div_ceil(BLOCK_SIZE) {
+                self.verify_once(block)?;
+            }
+        }
+        Ok(bytes)
+    }
+
+    #[cold]
+    fn out_of_range(&self, range: Range<usize>) -> Error {
+        Error::Range {
+            file: self.segment.path.clone(),
+            column: self.state.info.name.clone(),
+            start: range.start,
+            end: range.end,
+            len: self.bytes.len(),
+        }
+    }
+
+    fn verify_once(&self, block: usize) -> Result<()> {
+        let Some(word) = self.state.verified.get(block / 64) else { return Ok(()) };
+        let bit = 1_u64 << (block % 64);
+        if word.load(Ordering::Acquire) & bit != 0 {
+            return Ok(());
+        }
+        self.verify_block(block)?;
+        // Two threads may verify the same block; only the one that sets the bit counts it.
+        if word.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
+            self.state.unverified.fetch_sub(1, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    /// Compares one block with its checksum, whether or not that was done before.
+    pub(super) fn verify_block(&self, block: usize) -> Result<()> {
+        let start = block * BLOCK_SIZE;
+        let bytes = self.bytes.get(start..(start + BLOCK_SIZE).min(self.bytes.len())).unwrap_or_default();
+        let slot = (self.state.first_block + block) * 8;
+        let stored =
+            self.checksums.get(slot..).and_then(|rest| rest.first_chunk::<8>()).copied().unwrap_or_default();
+        let (stored, computed) = (u64::from_le_bytes(stored), hash64(bytes));
+        if stored == computed {
+            return Ok(());
+        }
+        Err(Error::corrupt_column(
+            &self.segment.path,
+            &self.state.info.name,
+            self.state.info.offset + start as u64,
+            format_args!("a block of {} bytes with checksum {stored:#018x}", bytes.len()),
+            format_args!("checksum {computed:#018x}"),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::geometry::{ElementKind, Geometry, Identity};
+    use crate::segment::{Alignment, Expected, NewColumn, SegmentHeader, write_segment};
+    use crate::{Backend, MemoryBackend};
+
+    /// 70 blocks of keys, more than one word of the bitmap holds, and the last of them short.
+    fn segment() -> Segment {
+        let geometry = Geometry { kv_heads: 5, key_dim: 8, value_dim: 16, element: ElementKind::F32 };
+        let (identity, rows) = (Identity([8; 32]), 1770);
+        let header = SegmentHeader {
+            id: [1; 16],
+            identity,
+            layer: 2,
+            geometry,
+            first_position: 0,
+            rows,
+            prefix_hash: [0; 32],
+        };
+        let keys = vec![3; geometry.key_bytes(rows) as usize];
+        let values = vec![4; geometry.value_bytes(rows) as usize];
+        let positions: Vec<u8> = (0..5).flat_map(|_| 0..rows).flat_map(u32::to_le_bytes).collect();
+        let column = |kind: ColumnKind, bytes| NewColumn {
+            kind,
+            name: kind.name().unwrap(),
+            element_size: 4,
+            alignment: Alignment::Page,
+            parts: vec![bytes],
+        };
+        let columns = [
+            column(ColumnKind::KEYS, &keys[..]),
+            column(ColumnKind::VALUES, &values),
+            column(ColumnKind::POSITIONS, &positions),
+        ];
+        let backend = Arc::new(MemoryBackend::new());
+        write_segment(backend.as_ref(), "a", &header, &columns).unwrap();
+        Segment::open(backend as Arc<dyn Backend>, "a", &Expected::of_model(identity)).unwrap()
+    }
+
+    #[test]
+    fn a_block_is_verified_once_and_only_when_touched() {
+        let segment = segment();
+        let keys = segment.column(ColumnKind::KEYS).unwrap();
+        let unverified = || keys.state.unverified.load(Ordering::Relaxed);
+        assert_eq!(unverified(), 70);
+        // A range, the blocks it adds to those that were touched before, and where its first and last lie.
+        for (range, added) in [
+            (0..0, 0),
+            (4095..4096, 1),
+            (4095..4097, 1),
+            (0..4096, 0),
+            (63 * 4096 + 1..64 * 4096 + 1, 2),
+            (69 * 4096..keys.len(), 1),
+            (69 * 4096 + 7..69 * 4096 + 8, 0),
+        ] {
+            let before = unverified();
+            keys.bytes(range.clone()).unwrap();
+            assert_eq!(before - unverified(), added, "{range:?}");
+        }
+        let words: Vec<u64> = keys.state.verified.iter().map(|word| word.load(Ordering::Relaxed)).collect();
+        assert_eq!(words, [0b11 | 1 << 63, 1 | 1 << 5]);
+        keys.all().unwrap();
+        assert_eq!(unverified(), 0);
+        let values = segment.column(ColumnKind::VALUES).unwrap();
+        assert_eq!(values.state.unverified.load(Ordering::Relaxed), 139, "other columns are untouched");
+    }
+}

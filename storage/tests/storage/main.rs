@@ -1,0 +1,10 @@
+//! Tests of what is written, damaged, cut off and read back.
+
+mod arbitrary;
+mod crash;
+mod damage;
+mod files;
+mod log;
+mod manifest;
+mod sample;
+mod segment;

@@ -1,0 +1,126 @@
+//! eval, bench.
+
+use crate::trace::Trace;
+use crate::{Setting, assert_keys};
+use serde_json::{Value, json};
+
+const EVAL_KEYS: &str = "method budget tau layers queries error_mean error_p50 error_p95 error_p999 error_max \
+                         bytes_share page_share bound_covered bound_p50 ratio_p50 ratio_p99";
+
+fn number(row: &Value, key: &str) -> f64 {
+    row[key].as_f64().unwrap_or_else(|| panic!("{key} is no number in {row}"))
+}
+
+#[test]
+fn eval_compares_methods_with_exact_attention() {
+    let setting = Setting::new(&Trace::default());
+    let rows = setting.lines(&["eval", "trace.safetensors", "--json"]);
+    assert_eq!(rows.len(), 2);
+    for row in &rows {
+        assert_keys(row, EVAL_KEYS);
+        assert_eq!((&row["layers"], &row["queries"], &row["tau"]), (&json!(2), &json!(30), &Value::Null));
+        assert!(number(row, "error_p50") <= number(row, "error_p95"), "{row}");
+        assert!(number(row, "error_p95") <= number(row, "error_p999"), "{row}");
+        assert!(number(row, "error_p999") <= number(row, "error_max"), "{row}");
+        assert!(number(row, "page_share") >= number(row, "bytes_share"), "{row}");
+    }
+    let (exact, retroinfer) = (&rows[0], &rows[1]);
+    assert_eq!((&exact["method"], &retroinfer["method"]), (&json!("exact"), &json!("retroinfer")));
+    assert!(number(exact, "error_max") < 1e-4, "{exact}");
+    assert_eq!(number(exact, "bytes_share"), 1.0);
+    // 35 clusters a head: centroids of all, value means of a quarter, one cluster in full; it leaves out most rows.
+    assert!((0.03..0.3).contains(&number(retroinfer, "bytes_share")), "{retroinfer}");
+    assert!((1e-4..1.0).contains(&number(retroinfer, "error_mean")), "{retroinfer}");
+}
+
+#[test]
+fn eval_reads_every_element_type_exactly() {
+    let setting = Setting::new(&Trace::default());
+    for (dtype, share) in [("bf16", 1.0), ("f32", 2.0)] {
+        let rows =
+            setting.lines(&["eval", "trace.safetensors", "--method", "exact", "--dtype", dtype, "--json"]);
+        assert_eq!(rows.len(), 1);
+        assert!(number(&rows[0], "error_max") < 1e-4, "{}", rows[0]);
+        assert_eq!(number(&rows[0], "bytes_share"), share, "of the bytes at 16 bits");
+    }
+}
+
+#[test]
+fn eval_reports_layers_and_takes_shares() {
+    let setting = Setting::new(&Trace::default());
+    let by_layer = setting.lines(&[
+        "eval",
+        "trace.safetensors",
+        "--method",
+        "retroinfer",
+        "--layers",
+        "4",
+        "--by-layer",
+        "--queries",
+        "9",
+        "--json",
+    ]);
+    assert_eq!(by_layer.len(), 2);
+    assert_keys(&by_layer[0], &format!("{EVAL_KEYS} layer"));
+    assert_keys(&by_layer[1], EVAL_KEYS);
+    assert_eq!(
+        (&by_layer[0]["layer"], &by_layer[1]["layers"], &by_layer[1]["queries"]),
+        (&json!(4), &json!(1), &json!(9))
+    );
+    assert_eq!(by_layer[0]["error_mean"], by_layer[1]["error_mean"]);
+
+    // All clusters read in full: every row of KV, and the centroids on top.
+    let all = setting.lines(&[
+        "eval",
+        "trace.safetensors",
+        "--method",
+        "retroinfer",
+        "--retrieve",
+        "1",
+        "--estimate",
+        "0",
+        "--json",
+    ]);
+    assert!(number(&all[0], "error_max") < 1e-4, "{}", all[0]);
+    assert!((1.0..1.2).contains(&number(&all[0], "bytes_share")), "{}", all[0]);
+    let larger =
+        setting.lines(&["eval", "trace.safetensors", "--method", "retroinfer", "--cluster", "64", "--json"]);
+    let smaller =
+        setting.lines(&["eval", "trace.safetensors", "--method", "retroinfer", "--cluster", "8", "--json"]);
+    assert_ne!(larger[0]["error_mean"], smaller[0]["error_mean"]);
+}
+
+#[test]
+fn eval_gives_the_same_figures_twice() {
+    let setting = Setting::new(&Trace::default());
+    let run = || setting.succeed(&["eval", "trace.safetensors", "--layers", "1", "--json"]);
+    assert_eq!(run(), run());
+}
+
+#[test]
+fn bench_attend_times_methods_beside_a_plain_read() {
+    let setting = Setting::new(&Trace::default());
+    let small =
+        ["bench", "attend", "--tokens", "3000", "--kv-heads", "2", "--query-heads", "6", "--head-dim", "24"];
+    let run = |more: &[&str]| setting.lines(&[&small[..], more, &["--queries", "3", "--json"]].concat());
+    let rows = run(&["--threads", "2"]);
+    assert_eq!(rows.len(), 2);
+    for row in &rows {
+        assert_keys(row, "method tokens ms_p50 ms_p95 bytes gb_per_s read_gb_per_s speedup_vs_exact");
+        assert_eq!(row["tokens"], 3000);
+        assert!(number(row, "ms_p50") > 0.0 && number(row, "ms_p95") >= number(row, "ms_p50"), "{row}");
+        let rate = number(row, "bytes") / number(row, "ms_p50") / 1e6;
+        assert!((number(row, "gb_per_s") / rate - 1.0).abs() < 1e-9, "{row}");
+        assert_eq!(row["read_gb_per_s"], rows[0]["read_gb_per_s"]);
+    }
+    let (exact, retroinfer) = (&rows[0], &rows[1]);
+    assert_eq!(number(exact, "speedup_vs_exact"), 1.0);
+    // Every key and value of every head, tail included.
+    assert_eq!(exact["bytes"], 3000 * 2 * (24 + 24) * 2);
+    let share = number(retroinfer, "bytes") / number(exact, "bytes");
+    assert!((0.03..0.3).contains(&share), "{share}");
+
+    let one = run(&["--method", "retroinfer", "--threads", "1"]);
+    assert_eq!((one.len(), &one[0]["method"]), (1, &json!("retroinfer")));
+    assert_eq!(one[0]["bytes"], retroinfer["bytes"], "the same rows are read at any number of threads");
+}

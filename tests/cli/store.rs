@@ -1,0 +1,222 @@
+//! import, inspect, explain.
+
+use crate::trace::{KEY_DIM, KV_HEADS, QUERY_HEADS, Trace, VALUE_DIM};
+use crate::{Setting, assert_keys, files};
+use longwave::{Store, StoreOptions};
+use serde_json::{Value, json};
+
+/// Rows that are sealed: all but 4 sinks and 64 of the window.
+const SEALED: u64 = 700 - 4 - 64;
+
+#[test]
+fn inspect_shows_what_was_imported() {
+    let setting = Setting::imported();
+    let document = setting.document(&["inspect", "store", "--json"]);
+    assert_keys(&document, "store bytes contexts");
+    let context = &document["contexts"][0];
+    assert_keys(context, "name generation tokens token_ids identity model settings bytes layers");
+    assert_eq!(
+        (&context["name"], &context["tokens"], &context["token_ids"]),
+        (&json!("manual"), &json!(700), &json!(0))
+    );
+    assert_eq!(context["identity"].as_str().unwrap().len(), 64);
+    let model = &context["model"];
+    assert_keys(
+        model,
+        "layers query_heads kv_heads key_dim value_dim dtype scale softcap rope weights tokenizer",
+    );
+    assert_eq!((&model["kv_heads"], &model["query_heads"]), (&json!(KV_HEADS), &json!(QUERY_HEADS)));
+    assert_eq!((&model["key_dim"], &model["value_dim"]), (&json!(KEY_DIM), &json!(VALUE_DIM)));
+    assert_eq!(
+        (&model["layers"], &model["dtype"], &model["scale"]),
+        (&json!(5), &json!("f16"), &json!(0.25))
+    );
+    let kinds: Vec<&str> =
+        context["layers"].as_array().unwrap().iter().map(|l| l["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["absent", "clustered", "absent", "absent", "clustered"]);
+    assert_layer(&context["layers"][4]);
+
+    let sizes = &context["bytes"];
+    assert_keys(sizes, "total segments row_log meta_log manifest");
+    let parts: u64 = ["segments", "row_log", "meta_log", "manifest"]
+        .iter()
+        .map(|part| sizes[part].as_u64().unwrap())
+        .sum();
+    assert_eq!(sizes["total"], parts);
+    assert_eq!(document["bytes"], bytes_of_store(&setting));
+}
+
+fn assert_layer(layer: &Value) {
+    assert_keys(layer, "layer kind sliding_window rows sealed_rows tail_rows sampled_positions segments");
+    assert_eq!((&layer["layer"], &layer["rows"]), (&json!(4), &json!(700)));
+    assert_eq!((&layer["sealed_rows"], &layer["tail_rows"]), (&json!(SEALED), &json!(68)));
+    let sampled = layer["sampled_positions"].as_array().unwrap();
+    assert_eq!((sampled.len(), &sampled[0], &sampled[59]), (60, &json!(640), &json!(699)));
+    let segment = &layer["segments"][0];
+    assert_keys(segment, "file first_position rows file_bytes columns clusters");
+    assert_eq!((&segment["first_position"], &segment["rows"]), (&json!(4), &json!(SEALED)));
+    let keys = column(segment, "keys");
+    assert_keys(keys, "name offset bytes element_size blocks");
+    let bytes = |dim: usize| json!(KV_HEADS as u64 * SEALED * dim as u64 * 2);
+    assert_eq!((&keys["bytes"], &column(segment, "values")["bytes"]), (&bytes(KEY_DIM), &bytes(VALUE_DIM)));
+    assert_eq!((&keys["element_size"], &keys["blocks"]), (&json!(2), &json!(10)));
+    let heads = segment["clusters"].as_array().unwrap();
+    assert_eq!(heads.len(), KV_HEADS);
+    for (number, head) in heads.iter().enumerate() {
+        assert_keys(
+            head,
+            "kv_head clusters size_mean size_p50 size_p95 size_max key_spread_mean value_spread_mean",
+        );
+        assert_eq!((&head["kv_head"], &head["clusters"]), (&json!(number), &json!(SEALED / 16)));
+        let rows = head["size_mean"].as_f64().unwrap() * head["clusters"].as_f64().unwrap();
+        assert!((rows - SEALED as f64).abs() < 1e-6, "{head}");
+        assert!(
+            head["size_p50"].as_u64() <= head["size_p95"].as_u64()
+                && head["size_p95"].as_u64() <= head["size_max"].as_u64()
+        );
+        // Noise of +-0.5 in 16 dimensions: a variance of 1/12 each, less what many small clusters fit of it.
+        assert!((0.2..1.4).contains(&head["key_spread_mean"].as_f64().unwrap()), "{head}");
+    }
+}
+
+pub(crate) fn column<'a>(segment: &'a Value, name: &str) -> &'a Value {
+    let mut columns = segment["columns"].as_array().unwrap().iter();
+    columns.find(|column| column["name"] == name).unwrap_or_else(|| panic!("no column {name} in {segment}"))
+}
+
+/// Bytes of all files but the lock, which holds none.
+fn bytes_of_store(setting: &Setting) -> u64 {
+    let dirs = ["store", "store/segments", "store/contexts/manual"].map(|dir| setting.path(dir));
+    let paths = dirs.iter().flat_map(|dir| files(dir).into_iter().map(|file| dir.join(file)));
+    paths.filter(|path| path.is_file()).map(|path| std::fs::metadata(path).unwrap().len()).sum()
+}
+
+#[test]
+fn inspect_prints_tables_at_three_depths() {
+    let setting = Setting::imported();
+    let overview = setting.succeed(&["inspect", "store"]);
+    assert!(
+        overview.contains("manual") && overview.contains("16/8") && !overview.contains("layer "),
+        "{overview}"
+    );
+    let context = setting.succeed(&["inspect", "store", "manual"]);
+    assert!(
+        context.contains("6 query heads, 2 KV heads, key dim 16, value dim 8, f16, scale 0.25"),
+        "{context}"
+    );
+    assert_eq!(context.matches(".segment").count(), 2, "{context}");
+    assert!(!context.contains("centroid"), "{context}");
+    let layer = setting.succeed(&["inspect", "store", "manual", "--layer", "1"]);
+    assert_eq!(layer.matches(".segment").count(), 1, "{layer}");
+    assert!(layer.contains("centroid") && layer.contains("key spread"), "{layer}");
+}
+
+#[test]
+fn inspect_takes_one_layer_of_one_context() {
+    let setting = Setting::imported();
+    setting.succeed(&["import", "trace.safetensors", "store", "second", "--dtype", "f32"]);
+    let all = setting.document(&["inspect", "store", "--json"]);
+    let names: Vec<&Value> =
+        all["contexts"].as_array().unwrap().iter().map(|context| &context["name"]).collect();
+    assert_eq!(names, ["manual", "second"]);
+    let one = setting.document(&["inspect", "store", "second", "--layer", "1", "--json"]);
+    let contexts = one["contexts"].as_array().unwrap();
+    assert_eq!((contexts.len(), contexts[0]["layers"].as_array().unwrap().len()), (1, 1));
+    assert_eq!(
+        (&contexts[0]["layers"][0]["layer"], &contexts[0]["model"]["dtype"]),
+        (&json!(1), &json!("f32"))
+    );
+    assert_eq!(column(&contexts[0]["layers"][0]["segments"][0], "keys")["element_size"], 4);
+}
+
+#[test]
+fn explain_plans_a_sampled_query() {
+    let setting = Setting::imported();
+    let plan =
+        setting.document(&["explain", "store", "manual", "--layer", "4", "--retrieve", "0.1", "--json"]);
+    assert_keys(
+        &plan,
+        "context layer sampled_position position method budget sealed_rows tail_rows bytes pages bytes_share heads",
+    );
+    assert_eq!(
+        (&plan["sampled_position"], &plan["position"], &plan["method"]),
+        (&json!(699), &json!(699), &json!("retroinfer"))
+    );
+    assert_eq!((&plan["sealed_rows"], &plan["tail_rows"]), (&json!(SEALED), &json!(68)));
+    let heads = plan["heads"].as_array().unwrap();
+    assert_eq!(heads.len(), KV_HEADS);
+    let mut bytes = 0;
+    for head in heads {
+        assert_keys(head, "kv_head clusters rows_read rows_estimated rows_plain bytes pages read estimated");
+        assert_keys(&head["bytes"], "keys values centroids counts value_means");
+        assert_eq!(head["clusters"], SEALED / 16);
+        let count = |part: &str| head[part].as_array().unwrap().len();
+        // A tenth of 39 clusters is read, 23.2 % are estimated.
+        assert!((3..=4).contains(&count("read")) && (9..=10).contains(&count("estimated")), "{head}");
+        let rows = head["rows_read"].as_u64().unwrap();
+        assert_eq!(head["bytes"]["keys"], rows * KEY_DIM as u64 * 2);
+        assert_eq!(head["bytes"]["values"], rows * VALUE_DIM as u64 * 2);
+        assert_eq!(head["bytes"]["centroids"], SEALED / 16 * KEY_DIM as u64 * 2);
+        bytes += head["bytes"].as_object().unwrap().values().map(|part| part.as_u64().unwrap()).sum::<u64>();
+    }
+    assert_eq!(plan["bytes"], bytes);
+
+    let exact =
+        setting.document(&["explain", "store", "manual", "--layer", "4", "--method", "exact", "--json"]);
+    assert_eq!((&exact["method"], &exact["bytes_share"]), (&json!("exact"), &json!(1.0)));
+    let text = setting.succeed(&["explain", "store", "manual", "--layer", "1", "--position", "655"]);
+    assert!(text.contains("sampled at position 655, asked at the context's end, position 699"), "{text}");
+    assert!(text.contains("score centroids"), "{text}");
+}
+
+#[test]
+fn the_same_trace_imported_twice_gives_the_same_columns() {
+    let setting = Setting::imported();
+    setting.succeed(&["import", "trace.safetensors", "again", "other-name"]);
+    let open = |path: &str, name: &str| {
+        Store::open(setting.path(path), StoreOptions::default()).unwrap().snapshot(name).unwrap()
+    };
+    let (first, second) = (open("store", "manual"), open("again", "other-name"));
+    for layer in [1, 4] {
+        let (one, two) = (first.segments(layer).unwrap(), second.segments(layer).unwrap());
+        assert_eq!((one.len(), two.len()), (1, 1));
+        for (one, two) in one.iter().zip(&two) {
+            let (one, two) = (one.segment(), two.segment());
+            assert_ne!(one.path(), two.path(), "segments are named by their context");
+            assert_eq!(one.columns().collect::<Vec<_>>(), two.columns().collect::<Vec<_>>());
+            assert!(one.columns().count() >= 8, "rows and index");
+            for info in one.columns() {
+                let bytes = |segment: &longwave::storage::Segment| {
+                    segment.column(info.kind).unwrap().all().unwrap().to_vec()
+                };
+                assert!(bytes(one) == bytes(two), "column {} of layer {layer} differs", info.name);
+            }
+        }
+        assert_eq!(first.sampled_queries(layer).unwrap(), second.sampled_queries(layer).unwrap());
+    }
+    // Sinks and window: the row logs are the same but for the identifier and what covers it, which is the header.
+    let log = |path: &str, name: &str| {
+        std::fs::read(setting.path(path).join("contexts").join(name).join("1.rows.log"))
+    };
+    if let (Ok(one), Ok(two)) = (log("store", "manual"), log("again", "other-name")) {
+        assert_eq!(one.len(), two.len());
+    }
+}
+
+#[test]
+fn a_name_is_imported_once() {
+    let setting = Setting::imported();
+    setting.refused(&["import", "trace.safetensors", "store", "manual"], "context manual exists already");
+    assert_eq!(setting.document(&["inspect", "store", "--json"])["contexts"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn rows_that_the_element_type_cannot_hold_leave_the_store_as_it_was() {
+    let setting = Setting::imported();
+    let large = Trace { key_element: Some((37, 1e6)), ..Trace::default() };
+    std::fs::write(setting.path("large.safetensors"), large.file()).unwrap();
+    setting.refused(&["import", "large.safetensors", "store", "large"], "not finite as f16");
+    assert_eq!(files(&setting.path("store/contexts")), ["manual"]);
+    // Wider types hold it.
+    setting.succeed(&["import", "large.safetensors", "store", "large", "--dtype", "bf16"]);
+}

@@ -1,0 +1,93 @@
+//! The same input gives the same bytes and the same bits, whatever the threads.
+
+use crate::sample::{Kv, UNEQUAL, bits, logits, model, queries, query_view, small_options};
+use longwave::storage::{Backend, ColumnKind, MemoryBackend};
+use longwave::{Budget, Dtype, Durability, LayerKind, ModelSpec, Snapshot, Store, StoreOptions};
+use std::sync::Arc;
+
+fn spec() -> ModelSpec {
+    let mut model = model(UNEQUAL, Dtype::F16, 3);
+    model.layer_kinds = vec![LayerKind::Clustered, LayerKind::SlidingWindow(300), LayerKind::Clustered];
+    model.sink_logits = vec![vec![], logits(1, &model), logits(2, &model)];
+    model
+}
+
+fn build(threads: usize, sealing_threads: usize) -> (MemoryBackend, Snapshot) {
+    let memory = MemoryBackend::new();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let mut options = StoreOptions::default();
+    options.pool = Some(Arc::new(pool));
+    options.sealing_threads = sealing_threads;
+    let store = Store::on_backend(Arc::new(memory.clone()) as Arc<dyn Backend>, options).unwrap();
+    let model = spec();
+    let settings = small_options().with_segment_rows(2500, 64);
+    let mut context = store.create_with("same", &model, settings).unwrap();
+    for layer in 0..3 {
+        let kv = Kv::new(20 + layer as u64, 6200, &model);
+        kv.append(&mut context, layer, 0..6000);
+        for token in 6000..6200 {
+            kv.append(&mut context, layer, token..token + 1);
+        }
+    }
+    context.seal().unwrap();
+    context.commit(Durability::Strict).unwrap();
+    drop(context);
+    let snapshot = store.snapshot("same").unwrap();
+    (memory, snapshot)
+}
+
+/// The bytes of every column of every segment.
+fn columns(snapshot: &Snapshot) -> Vec<(u64, ColumnKind, Vec<u8>)> {
+    let mut all = Vec::new();
+    for layer in 0..3 {
+        for segment in snapshot.segments(layer).unwrap() {
+            for column in segment.segment().columns() {
+                let bytes = segment.segment().column(column.kind).unwrap().all().unwrap().to_vec();
+                all.push((segment.first_position(), column.kind, bytes));
+            }
+        }
+    }
+    all
+}
+
+fn answers(snapshot: &Snapshot) -> Vec<Vec<u32>> {
+    let mut all = Vec::new();
+    for layer in 0..3 {
+        for positions in [1, 7, 40] {
+            let queries = queries(layer as u64, positions, snapshot.model());
+            for budget in [Budget::Exact, Budget::RETROINFER] {
+                let answer = snapshot.attend(layer, &query_view(&queries, snapshot.model()), &budget).unwrap();
+                all.push(bits(&answer));
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn threads_and_repetition_change_neither_bytes_nor_bits() {
+    let (_, first) = build(1, 1);
+    let (expected, expected_columns) = (answers(&first), columns(&first));
+    assert!(expected_columns.len() > 3 * 3 * 3, "rows and index of several segments");
+    assert_eq!(answers(&first), expected, "the same snapshot again");
+    for (threads, sealing_threads) in [(1, 2), (2, 1), (2, 2), (3, 0)] {
+        let (_, other) = build(threads, sealing_threads);
+        assert!(columns(&other) == expected_columns, "columns with {sealing_threads} sealing threads");
+        assert_eq!(answers(&other), expected, "answers with {threads} threads");
+    }
+}
+
+#[test]
+fn files_of_the_same_content_differ_in_identifiers_only() {
+    let ((first, _), (second, _)) = (build(2, 2), build(1, 1));
+    let (names, others) = (first.files(), second.files());
+    assert_eq!(names.len(), others.len());
+    // A manifest lists the segments' names, which are made from identifiers.
+    for (name, other) in names.iter().zip(&others).filter(|(name, _)| !name.ends_with("manifest")) {
+        let (bytes, other_bytes) = (first.contents(name).unwrap(), second.contents(other).unwrap());
+        assert_eq!(bytes.len(), other_bytes.len(), "{name} and {other}");
+        let differ = bytes.iter().zip(&other_bytes).filter(|(a, b)| a != b).count();
+        // One identifier of 16 bytes, and the checksum of the header that it is in.
+        assert!(differ <= 24, "{name}: {differ} of {} bytes differ", bytes.len());
+    }
+}
