@@ -51,6 +51,12 @@ impl LayerRows {
         Ok(longwave_query::explain(&view, &batch.view(), budget)?)
     }
 
+    /// The position of the first of queries that stand at the layer's last positions.
+    pub(crate) fn first_of(&self, layer: usize, queries: &TensorView<'_>) -> Result<u64, Error> {
+        let (length, positions) = (self.length(), queries.tokens());
+        length.checked_sub(positions as u64).ok_or(Error::TooManyPositions { layer, length, positions })
+    }
+
     fn prepare(
         &self,
         layer: usize,
@@ -60,7 +66,7 @@ impl LayerRows {
         if let Some(found) = budget.fault() {
             return Err(Error::Invalid { what: "budget", expected: "numbers in their range".into(), found });
         }
-        let batch = OwnedBatch::take(layer, self, queries)?;
+        let batch = OwnedBatch::take(self, self.first_of(layer, queries)?, queries)?;
         let segments = self.segments.iter().map(|sealed| sealed.segment.as_ref()).collect();
         let view =
             LayerView { shape: self.shape, scoring: &self.scoring, segments, blocks: self.tail.view() };
@@ -77,13 +83,14 @@ pub(crate) struct OwnedBatch {
 }
 
 impl OwnedBatch {
-    pub(crate) fn take(layer: usize, rows: &LayerRows, queries: &TensorView<'_>) -> Result<Self, Error> {
+    pub(crate) fn take(
+        rows: &LayerRows,
+        first_position: u64,
+        queries: &TensorView<'_>,
+    ) -> Result<Self, Error> {
         let Shape { query_heads, key_dim, .. } = rows.shape;
         queries.check("queries", query_heads, key_dim)?;
-        let (positions, length) = (queries.tokens(), rows.length());
-        if positions as u64 > length {
-            return Err(Error::TooManyPositions { layer, length, positions });
-        }
+        let positions = queries.tokens();
         let mut data = vec![0.0; positions * query_heads * key_dim];
         for (at, out) in data.chunks_exact_mut(key_dim).enumerate() {
             let (token, head) = (at / query_heads, at % query_heads);
@@ -96,7 +103,7 @@ impl OwnedBatch {
                 return Err(Error::NotFinite { what, value, token, head, element, dtype });
             }
         }
-        Ok(OwnedBatch { data, first_position: length - positions as u64, positions })
+        Ok(OwnedBatch { data, first_position, positions })
     }
 
     fn view(&self) -> QueryBatch<'_> {

@@ -111,7 +111,7 @@ impl ModelSpec {
         let invalid = |what, expected: &str, found: String| {
             Err(Error::Invalid { what, expected: expected.into(), found })
         };
-        if self.query_heads % self.kv_heads != 0 {
+        if !self.query_heads.is_multiple_of(self.kv_heads) {
             let found = format!("{} query heads for {} KV heads", self.query_heads, self.kv_heads);
             return invalid("query_heads", "a multiple of kv_heads", found);
         }

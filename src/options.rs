@@ -32,6 +32,8 @@ pub struct ContextOptions {
     pub bulk_append_rows: u32,
     /// How rows are clustered.
     pub clusters: ClusterOptions,
+    /// Whether segments hold the resolution ladder, which the method `longwave` reads; the other methods do without.
+    pub ladder: bool,
     /// Query positions kept per layer as a sample; 0 keeps none.
     pub sample_positions: u32,
 }
@@ -44,7 +46,8 @@ impl Default for ContextOptions {
             bulk_segment_rows: 8192,
             decode_segment_rows: 1024,
             bulk_append_rows: 32,
-            clusters: ClusterOptions::retroinfer(),
+            clusters: ClusterOptions::ladder(),
+            ladder: true,
             sample_positions: 128,
         }
     }
@@ -57,6 +60,12 @@ impl ContextOptions {
     /// Sets how rows are clustered.
     pub fn with_clusters(mut self, clusters: ClusterOptions) -> Self {
         self.clusters = clusters;
+        self
+    }
+
+    /// Sets whether segments hold the resolution ladder.
+    pub fn with_ladder(mut self, ladder: bool) -> Self {
+        self.ladder = ladder;
         self
     }
 

@@ -107,6 +107,7 @@ pub(crate) fn settings_record(options: &ContextOptions) -> SettingsRecord {
         iterations: options.clusters.iterations,
         split_factor: options.clusters.split_factor,
         seed: options.clusters.seed,
+        ladder: options.ladder,
     }
 }
 
@@ -119,6 +120,7 @@ pub(crate) fn context_options(settings: &SettingsRecord) -> Result<ContextOption
         decode_segment_rows: settings.decode_segment_rows,
         bulk_append_rows: settings.bulk_append_rows,
         sample_positions: settings.sample_positions,
+        ladder: settings.ladder,
         clusters: ClusterOptions {
             tokens_per_cluster: settings.tokens_per_cluster,
             iterations: settings.iterations,

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::rows::Block;
+use longwave_index::ladder::{Basis, LadderInput, LadderView, Moment, MomentSource};
 use longwave_index::{ClusterOptions, HeadInput, build_segment};
 use longwave_kernels::Rows;
 use longwave_query::{LayerSegment, Shape};
@@ -10,9 +11,9 @@ use longwave_storage::{
     segment_file_name, segment_path, write_segment,
 };
 use parking_lot::Mutex;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
 
 /// A segment to be built and written.
 #[derive(Debug)]
@@ -25,9 +26,20 @@ pub(crate) struct SealJob {
     pub(crate) shape: Shape,
     /// `None` stores the rows as they are, without an index.
     pub(crate) clusters: Option<ClusterOptions>,
+    /// `None` stores no resolution ladder beside the clusters.
+    pub(crate) ladder: Option<SealLadder>,
     pub(crate) rows: Block,
     /// Set when the context goes: what has not been started is then not wanted.
     pub(crate) cancelled: Arc<AtomicBool>,
+}
+
+/// What the ladder of a segment is built with.
+#[derive(Debug)]
+pub(crate) struct SealLadder {
+    pub(crate) moments: Vec<Moment>,
+    pub(crate) source: MomentSource,
+    /// The layer's bases: set by its first segment, used by those after it. Jobs of a layer run in order.
+    pub(crate) bases: Arc<OnceLock<Vec<Basis>>>,
 }
 
 /// A written segment.
@@ -47,6 +59,11 @@ impl SealJob {
             None => self.write_plain(&path)?,
         };
         let segment = Segment::open(Arc::clone(&self.backend), &path, &self.expected)?;
+        if let Some(ladder) = self.ladder.as_ref().filter(|ladder| ladder.bases.get().is_none()) {
+            if let Some(bases) = bases_of(&segment)? {
+                let _ = ladder.bases.set(bases);
+            }
+        }
         let SegmentHeader { id, first_position, rows, layer, .. } = self.header;
         tracing::debug!(layer, first_position, rows, file_len, elapsed = ?started.elapsed(), "sealed a segment");
         let record = SegmentRecord { id, file, first_position, rows, file_len };
@@ -59,7 +76,13 @@ impl SealJob {
             pairs.map(|(keys, values)| HeadInput { keys: keys.rows(), values: values.rows() }).collect();
         // The random stream of a head depends on where its rows lie, not on when or where they are sealed.
         let stream = (u64::from(self.header.layer) << 48) ^ (self.header.first_position << 8);
-        let built = build_segment(&heads, self.shape.key_dim, self.shape.value_dim, options, stream);
+        let ladder = self.ladder.as_ref().map(|ladder| LadderInput {
+            moments: &ladder.moments,
+            bases: ladder.bases.get().map(Vec::as_slice),
+            source: ladder.source,
+        });
+        let Shape { key_dim, value_dim, .. } = self.shape;
+        let built = build_segment(&heads, key_dim, value_dim, options, stream, ladder.as_ref());
         Ok(write_segment(self.backend.as_ref(), path, &self.header, &built.columns())?)
     }
 
@@ -81,6 +104,13 @@ impl SealJob {
         ];
         Ok(write_segment(self.backend.as_ref(), path, &self.header, &columns)?)
     }
+}
+
+/// The bases that a segment's ladder was built with, one a KV head.
+pub(crate) fn bases_of(segment: &Segment) -> Result<Option<Vec<Basis>>, Error> {
+    let Some(ladder) = LadderView::open(segment)? else { return Ok(None) };
+    let heads = 0..segment.header().geometry.kv_heads as usize;
+    Ok(Some(heads.map(|head| ladder.basis(head)).collect::<Result<_, _>>()?))
 }
 
 type Work = (SealJob, Sender<Result<Sealed, Error>>);

@@ -4,7 +4,7 @@ use crate::error::Error;
 use longwave_kernels::Rows;
 
 /// `[tokens, heads, dim]` numbers that lie in the caller's memory. The elements of one row are contiguous; rows lie
-/// anywhere, each in a place of its own.
+/// anywhere, but have no more elements together than the data.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
     data: Rows<'a>,

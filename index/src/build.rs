@@ -10,6 +10,7 @@ use crate::ClusterOptions;
 use crate::clustering::{Clustering, cluster_in};
 use crate::columns::{IndexColumns, Parameters};
 use crate::kmeans::Workspace;
+use crate::ladder::{self, HeadColumns, HeadTask, LadderColumns, LadderInput, LadderScratch};
 use crate::summary::Summaries;
 
 /// Keys and values of one KV head, in the order of their positions. They should be finite: an index over rows that
@@ -35,10 +36,12 @@ pub struct BuiltSegment {
     pub positions: Vec<u32>,
     /// The index.
     pub columns: IndexColumns,
+    /// The resolution ladder, when it was asked for.
+    pub ladder: Option<LadderColumns>,
 }
 
 impl BuiltSegment {
-    /// All columns of the segment: keys, values, positions, and the index's.
+    /// All columns of the segment: keys, values, positions, the index's, and the ladder's if there is one.
     pub fn columns(&self) -> Vec<NewColumn<'_>> {
         let element = self.dtype.size_of() as u32;
         let column = |kind: ColumnKind, name, element_size, alignment, bytes| NewColumn {
@@ -60,24 +63,28 @@ impl BuiltSegment {
             ),
         ];
         columns.extend(self.columns.columns(self.dtype));
+        columns.extend(self.ladder.iter().flat_map(LadderColumns::columns));
         columns
     }
 }
 
-/// Clusters the rows of each head, orders them cluster by cluster and summarises the clusters.
+/// Clusters the rows of each head, orders them cluster by cluster, summarises the clusters, and with `ladder` codes rows
+/// and summaries at lower resolutions; keys are then clustered in the metric of the head's queries.
 ///
 /// Heads are spread over the current rayon pool; the result does not depend on its size. Head `h` clusters with the
 /// random stream `stream_base + h`.
 ///
 /// # Panics
 /// When there are no heads or no rows, when a dimension is 0, when the heads differ in type or number of rows, or when
-/// there are more than `u32::MAX` rows.
+/// there are more than `u32::MAX` rows; with `ladder`, when a dimension has no codes
+/// ([`longwave_kernels::is_supported_dim`]), or moments and bases are not one for each head and of the right dimensions.
 pub fn build_segment(
     heads: &[HeadInput<'_>],
     key_dim: usize,
     value_dim: usize,
     options: &ClusterOptions,
     stream_base: u64,
+    ladder: Option<&LadderInput<'_>>,
 ) -> BuiltSegment {
     let (dtype, rows) = check_heads(heads, key_dim, value_dim);
     let (key_bytes, value_bytes) = (key_dim * dtype.size_of(), value_dim * dtype.size_of());
@@ -96,7 +103,8 @@ pub fn build_segment(
         .map(|(head, ((keys, values), input))| {
             let mut scratch = lock().pop().unwrap_or_default();
             let stream = stream_base.wrapping_add(head as u64);
-            let parts = scratch.build(input, key_dim, value_dim, options, stream);
+            let task = ladder.map(|input| HeadTask::of(input, head, heads.len(), key_dim, value_dim));
+            let parts = scratch.build(input, key_dim, value_dim, options, stream, task);
             reorder(input.keys.as_bytes(), key_bytes, &parts.clustering.order, keys);
             reorder(input.values.as_bytes(), value_bytes, &parts.clustering.order, values);
             lock().push(scratch);
@@ -104,7 +112,9 @@ pub fn build_segment(
         })
         .collect();
     let positions = parts.iter().flat_map(|part| &part.clustering.order).copied().collect();
-    BuiltSegment { dtype, keys, values, positions, columns: join(parts, options) }
+    let (columns, heads) = join(parts, options, ladder.is_some());
+    let ladder = ladder.map(|input| ladder::join(heads, input, key_dim, value_dim));
+    BuiltSegment { dtype, keys, values, positions, columns, ladder }
 }
 
 /// The type and the number of rows that all heads share.
@@ -130,6 +140,7 @@ struct HeadParts {
     clustering: Clustering,
     keys: Summaries,
     values: Summaries,
+    ladder: Option<HeadColumns>,
 }
 
 /// Buffers of one thread.
@@ -137,6 +148,7 @@ struct HeadParts {
 struct Scratch {
     workspace: Workspace,
     widened: Vec<f32>,
+    ladder: LadderScratch,
 }
 
 impl Scratch {
@@ -147,14 +159,18 @@ impl Scratch {
         value_dim: usize,
         options: &ClusterOptions,
         stream: u64,
+        task: Option<HeadTask<'_>>,
     ) -> HeadParts {
         let dtype = input.keys.dtype();
         let rows = widen(input.keys, &mut self.widened);
-        let clustering = cluster_in(&mut self.workspace, rows, key_dim, options, stream);
+        let points = task.map_or(rows, |task| self.ladder.metric(rows, task));
+        let clustering = cluster_in(&mut self.workspace, points, key_dim, options, stream);
         let keys = Summaries::of(rows, key_dim, dtype, &clustering);
+        let coded = task.map(|task| (task, self.ladder.keys(rows, &clustering, task)));
         let rows = widen(input.values, &mut self.widened);
         let values = Summaries::of(rows, value_dim, dtype, &clustering);
-        HeadParts { clustering, keys, values }
+        let ladder = coded.map(|(task, coded)| self.ladder.values(rows, value_dim, &clustering, task, coded));
+        HeadParts { clustering, keys, values, ladder }
     }
 }
 
@@ -173,9 +189,13 @@ fn reorder(from: &[u8], row_bytes: usize, order: &[u32], to: &mut [u8]) {
 }
 
 /// Joins the heads' parts, head by head.
-fn join(parts: Vec<HeadParts>, options: &ClusterOptions) -> IndexColumns {
+fn join(
+    parts: Vec<HeadParts>,
+    options: &ClusterOptions,
+    query_metric: bool,
+) -> (IndexColumns, Vec<HeadColumns>) {
     let mut columns = IndexColumns {
-        parameters: Parameters(*options).encode(),
+        parameters: Parameters { options: *options, query_metric }.encode(),
         cluster_heads: vec![0],
         postings: Vec::new(),
         counts: Vec::new(),
@@ -184,7 +204,8 @@ fn join(parts: Vec<HeadParts>, options: &ClusterOptions) -> IndexColumns {
         key_spreads: Vec::new(),
         value_spreads: Vec::new(),
     };
-    for HeadParts { clustering, keys, values } in parts {
+    let mut ladders = Vec::new();
+    for HeadParts { clustering, keys, values, ladder } in parts {
         // Storage allows at most 2^12 heads of 2^24 rows; a `u32` holds the clusters of any segment that fits memory.
         columns.counts.extend(clustering.offsets.windows(2).map(|bounds| (bounds[1] - bounds[0]) as f32));
         columns.cluster_heads.push(columns.counts.len() as u32);
@@ -193,6 +214,7 @@ fn join(parts: Vec<HeadParts>, options: &ClusterOptions) -> IndexColumns {
         columns.value_means.extend(values.means);
         columns.key_spreads.extend(keys.spreads);
         columns.value_spreads.extend(values.spreads);
+        ladders.extend(ladder);
     }
-    columns
+    (columns, ladders)
 }

@@ -53,7 +53,7 @@ pub fn column_name(kind: ColumnKind) -> Option<&'static str> {
         VALUE_MEAN => "index.value_mean",
         KEY_SPREAD => "index.key_spread",
         VALUE_SPREAD => "index.value_spread",
-        _ => return None,
+        _ => return crate::ladder::columns::name_of(kind),
     })
 }
 
@@ -61,7 +61,7 @@ pub fn column_name(kind: ColumnKind) -> Option<&'static str> {
 ///
 /// ```text
 ///  0  version            u16
-///  2  metric             u16   0: distances between keys are Euclidean
+///  2  metric             u16   between keys: 0 Euclidean, 1 of the head's queries (`ladder.parameters`)
 ///  4  tokens_per_cluster u32
 ///  8  iterations         u32
 /// 12  split_factor       f32   0: clusters were not split
@@ -69,7 +69,11 @@ pub fn column_name(kind: ColumnKind) -> Option<&'static str> {
 /// 24  reserved           8 zeros
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Parameters(pub(crate) ClusterOptions);
+pub(crate) struct Parameters {
+    pub(crate) options: ClusterOptions,
+    /// Whether keys were clustered in the metric of the head's queries.
+    pub(crate) query_metric: bool,
+}
 
 /// A parameter record that cannot be used.
 #[derive(Debug, PartialEq)]
@@ -84,9 +88,10 @@ impl Parameters {
     pub(crate) const SIZE: usize = 32;
 
     pub(crate) fn encode(&self) -> [u8; Self::SIZE] {
-        let ClusterOptions { tokens_per_cluster, iterations, split_factor, seed } = self.0;
+        let ClusterOptions { tokens_per_cluster, iterations, split_factor, seed } = self.options;
         let mut record = [0; Self::SIZE];
         record[0..2].copy_from_slice(&VERSION.to_le_bytes());
+        record[2] = u8::from(self.query_metric);
         record[4..8].copy_from_slice(&tokens_per_cluster.to_le_bytes());
         record[8..12].copy_from_slice(&iterations.to_le_bytes());
         record[12..16].copy_from_slice(&split_factor.unwrap_or(0.0).to_le_bytes());
@@ -101,9 +106,11 @@ impl Parameters {
         if version != VERSION {
             return Err(BadParameters::Version(version));
         }
-        if metric != [0, 0] {
-            return Err(BadParameters::Field(2));
-        }
+        let query_metric = match metric {
+            [0, 0] => false,
+            [1, 0] => true,
+            _ => return Err(BadParameters::Field(2)),
+        };
         if record[24..] != [0; 8] {
             return Err(BadParameters::Field(24));
         }
@@ -115,7 +122,7 @@ impl Parameters {
             seed: u64::from(u32::from_le_bytes(four(16))) | u64::from(u32::from_le_bytes(four(20))) << 32,
         };
         match options.check() {
-            Ok(()) => Ok(Self(options)),
+            Ok(()) => Ok(Self { options, query_metric }),
             Err(crate::OptionsError::TokensPerCluster) => Err(BadParameters::Field(4)),
             Err(crate::OptionsError::SplitFactor(_)) => Err(BadParameters::Field(12)),
         }
@@ -178,15 +185,18 @@ mod tests {
     #[test]
     fn parameters_round_trip() {
         for options in [OPTIONS, ClusterOptions { split_factor: None, ..OPTIONS }] {
-            assert_eq!(Parameters::decode(&Parameters(options).encode()), Ok(Parameters(options)));
+            for query_metric in [false, true] {
+                let parameters = Parameters { options, query_metric };
+                assert_eq!(Parameters::decode(&parameters.encode()), Ok(parameters));
+            }
         }
     }
 
     #[test]
     fn parameters_lie_where_the_diagram_says() {
-        let record = Parameters(OPTIONS).encode();
+        let record = Parameters { options: OPTIONS, query_metric: true }.encode();
         let expected = [
-            1, 0, 0, 0, 24, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0x20, 0x40, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0, 0, 0, 0,
+            1, 0, 1, 0, 24, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0x20, 0x40, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0, 0, 0, 0,
             0, 0,
         ];
         assert_eq!(record, expected);
@@ -195,7 +205,7 @@ mod tests {
     #[test]
     fn parameters_of_no_known_writer_are_refused() {
         let with = |at: usize, bytes: &[u8]| {
-            let mut record = Parameters(OPTIONS).encode();
+            let mut record = Parameters { options: OPTIONS, query_metric: false }.encode();
             record[at..at + bytes.len()].copy_from_slice(bytes);
             Parameters::decode(&record)
         };

@@ -9,6 +9,9 @@
 //! [`IndexView`] reads them, and [`validate`] is the validator to register for them. A segment without these columns can
 //! be read exactly and not otherwise.
 //!
+//! On request a segment also gets the resolution ladder ([`ladder`]): all of this once more at lower resolutions, and
+//! clusters found as the head's queries measure distances. `validate` covers its columns, too.
+//!
 //! Nothing here depends on the number of threads, and the same rows, options and stream give the same bytes.
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
@@ -17,6 +20,7 @@ mod build;
 mod clustering;
 pub mod columns;
 mod kmeans;
+pub mod ladder;
 mod options;
 mod split;
 mod statistics;

@@ -10,12 +10,15 @@ use crate::view::{HeadIndex, IndexView, corrupt};
 /// that ascend from 0 to the rows, counts that agree with them, finite summaries, spreads that are not negative, and
 /// positions that are a permutation, ascending inside each cluster. A segment without an index is sound.
 ///
+/// If there is a ladder, its numbers must be finite, its scales positive, its factors and spreads not negative, its counts
+/// those of the postings, its bases invertible and of the stored digest.
+///
 /// Reads the index and the positions, not the keys and values.
 ///
 /// # Errors
 /// What [`IndexView::open`] returns; [`Error::Corrupt`] with the column and the offset of the first fault.
 pub fn validate(segment: &Segment) -> Result<(), Error> {
-    let Some(view) = IndexView::open(segment)? else { return Ok(()) };
+    let Some(view) = IndexView::open(segment)? else { return crate::ladder::validate(segment) };
     for (head, index) in view.heads().enumerate() {
         let first = view.first_cluster(head);
         check_counts(segment, &index, first)?;
@@ -30,7 +33,7 @@ pub fn validate(segment: &Segment) -> Result<(), Error> {
         )?;
         check_positions(segment, &index, head, view.rows())?;
     }
-    Ok(())
+    crate::ladder::validate(segment)
 }
 
 fn check_counts(segment: &Segment, index: &HeadIndex<'_>, first: usize) -> Result<(), Error> {

@@ -166,7 +166,7 @@ fn parameters(segment: &Segment) -> Result<ClusterOptions, Error> {
         )
     })?;
     match Parameters::decode(record) {
-        Ok(Parameters(options)) => Ok(options),
+        Ok(Parameters { options, .. }) => Ok(options),
         Err(BadParameters::Version(found)) => {
             let file = segment.path().to_owned();
             Err(Error::Version { file, found, oldest: VERSION, newest: VERSION })
@@ -213,7 +213,7 @@ fn check_offsets(segment: &Segment, view: &IndexView<'_>, head: usize) -> Result
 }
 
 /// The column `kind` as `count` elements.
-fn elements<T: Pod>(segment: &Segment, kind: ColumnKind, count: usize) -> Result<&[T], Error> {
+pub(crate) fn elements<T: Pod>(segment: &Segment, kind: ColumnKind, count: usize) -> Result<&[T], Error> {
     let bytes = column_bytes(segment, kind, count, size_of::<T>())?;
     bytemuck::try_cast_slice(bytes).map_err(|error| misaligned(segment, kind, error))
 }
@@ -226,7 +226,12 @@ fn matrix(segment: &Segment, kind: ColumnKind, dtype: Dtype, count: usize) -> Re
 
 /// All bytes of a column, which must be exactly `count` elements of `size` bytes. The limits of a segment (2^12 heads,
 /// 2^24 rows, 2^16 dimensions) keep the product far from overflow.
-fn column_bytes(segment: &Segment, kind: ColumnKind, count: usize, size: usize) -> Result<&[u8], Error> {
+pub(crate) fn column_bytes(
+    segment: &Segment,
+    kind: ColumnKind,
+    count: usize,
+    size: usize,
+) -> Result<&[u8], Error> {
     let column = segment.column(kind)?;
     if column.len() != count * size {
         let expected = format_args!("{} bytes", count * size);

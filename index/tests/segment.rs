@@ -41,7 +41,7 @@ impl Layer {
         let rows = |bytes| Rows::from_bytes(self.dtype, bytes).unwrap();
         let pairs = self.keys.iter().zip(&self.values);
         let heads: Vec<_> = pairs.map(|(k, v)| HeadInput { keys: rows(k), values: rows(v) }).collect();
-        build_segment(&heads, KEY_DIM, VALUE_DIM, options, 1000)
+        build_segment(&heads, KEY_DIM, VALUE_DIM, options, 1000, None)
     }
 
     /// Row `row` of some head's keys or values, as f64.

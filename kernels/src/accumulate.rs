@@ -103,7 +103,7 @@ struct Place<'a> {
     ahead: Ahead<'a>,
 }
 
-/// Sweeps `W` vectors wide over the dimensions, then one vector wide over the rest.
+/// Sums of one group of heads over the block, in whatever way its rows lie.
 #[inline(always)]
 fn accumulate_group<L: Lanes, T: Element, const H: usize, const W: usize>(
     isa: L,
@@ -112,38 +112,57 @@ fn accumulate_group<L: Lanes, T: Element, const H: usize, const W: usize>(
     block: BlockOf<'_, T>,
     out: &mut [f32],
 ) {
-    let wide = block.vectors / W;
-    let sweeps = wide + block.vectors % W;
-    let stream = place.ahead.stream(sweeps * block.count);
-    for sweep in 0..wide {
-        place.ahead.fetch_scattered(isa, sweep, sweeps);
-        let next = sweep * block.count * stream.stride;
-        accumulate_sweep::<L, T, H, W>(isa, weights, place, block, sweep * W, (stream, next), out);
-    }
-    for vector in wide * W..block.vectors {
-        let sweep = wide + vector - wide * W;
-        place.ahead.fetch_scattered(isa, sweep, sweeps);
-        let next = sweep * block.count * stream.stride;
-        accumulate_sweep::<L, T, H, 1>(isa, weights, place, block, vector, (stream, next), out);
+    let weights = weights.chunks_exact(place.heads);
+    if block.contiguous {
+        accumulate_rows::<L, T, H, W>(isa, weights.zip(block.following()), place, block, out);
+    } else {
+        accumulate_rows::<L, T, H, W>(isa, weights.zip(block.scattered()), place, block, out);
     }
 }
 
-/// One sweep over the block's rows with `H * W` accumulators in registers.
+/// Sweeps `W` vectors wide over the dimensions, then one vector wide over the rest.
+///
+/// `rows`, each row's weights and elements, is made once and copied for each sweep: making it divides lengths.
 #[inline(always)]
-fn accumulate_sweep<L: Lanes, T: Element, const H: usize, const W: usize>(
+fn accumulate_rows<'a, L: Lanes, T: Element + 'a, const H: usize, const W: usize>(
     isa: L,
-    weights: &[f32],
+    rows: impl Iterator<Item = (&'a [f32], &'a [[T; 8]])> + Clone,
     place: Place<'_>,
     block: BlockOf<'_, T>,
-    first: usize,
-    (stream, mut next): (Stream<'_>, usize),
     out: &mut [f32],
 ) {
+    let wide = block.vectors / W * W;
+    let sweeps = wide / W + block.vectors - wide;
+    let mut stream = place.ahead.stream(sweeps * block.count);
+    let (out, _) = out.as_chunks_mut::<8>();
+    let out = &mut out[place.head * block.vectors..][..H * block.vectors];
+    for (sweep, first) in (0..wide).step_by(W).chain(wide..block.vectors).enumerate() {
+        place.ahead.fetch_scattered(isa, sweep, sweeps);
+        let rows = rows.clone();
+        if first < wide {
+            let sums = sum_rows::<L, T, H, W>(isa, rows, place.head, first, &mut stream);
+            add_sums(isa, sums, &mut out[first..], block.vectors);
+        } else {
+            let sums = sum_rows::<L, T, H, 1>(isa, rows, place.head, first, &mut stream);
+            add_sums(isa, sums, &mut out[first..], block.vectors);
+        }
+    }
+}
+
+/// Sums of `W` vectors of the rows from vector `first` on, weighted for `H` heads, in as many registers.
+#[inline(always)]
+fn sum_rows<'a, L: Lanes, T: Element + 'a, const H: usize, const W: usize>(
+    isa: L,
+    rows: impl Iterator<Item = (&'a [f32], &'a [[T; 8]])>,
+    head: usize,
+    first: usize,
+    stream: &mut Stream,
+) -> [[L::V; W]; H] {
     let mut sums = [[isa.splat(0.0); W]; H];
-    for (row, weights) in weights.chunks_exact(place.heads).enumerate().take(block.count) {
-        stream.fetch(isa, &mut next);
-        let weights = &weights[place.head..][..H];
-        let row = block.part(row, first, W);
+    for (weights, row) in rows {
+        stream.fetch(isa);
+        let weights = &weights[head..][..H];
+        let row = &row[first..][..W];
         for w in 0..W {
             let x = T::load(isa, &row[w]);
             for h in 0..H {
@@ -151,9 +170,19 @@ fn accumulate_sweep<L: Lanes, T: Element, const H: usize, const W: usize>(
             }
         }
     }
-    let (out, _) = out.as_chunks_mut::<8>();
+    sums
+}
+
+/// Adds the sums to the outputs of `H` heads, which are `pitch` vectors apart.
+#[inline(always)]
+fn add_sums<L: Lanes, const H: usize, const W: usize>(
+    isa: L,
+    sums: [[L::V; W]; H],
+    out: &mut [[f32; 8]],
+    pitch: usize,
+) {
     for h in 0..H {
-        let out = &mut out[(place.head + h) * block.vectors + first..][..W];
+        let out = &mut out[h * pitch..][..W];
         for w in 0..W {
             let total = isa.add(isa.load(&out[w]), sums[h][w]);
             isa.store(total, &mut out[w]);

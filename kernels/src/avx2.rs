@@ -5,21 +5,27 @@
 //! reached only with the extensions enabled.
 
 use std::arch::x86_64::{
-    __m256, _CMP_LT_OQ, _CMP_UNORD_Q, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_loadu_si128,
-    _mm_packus_epi32, _mm_prefetch, _mm_storeu_si128, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps,
-    _mm256_and_si256, _mm256_andnot_ps, _mm256_blendv_ps, _mm256_castps_si256, _mm256_castsi256_ps,
-    _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_ph,
-    _mm256_div_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_ps, _mm256_loadu_ps, _mm256_max_ps,
-    _mm256_min_ps, _mm256_mul_ps, _mm256_or_ps, _mm256_or_si256, _mm256_permute2f128_ps, _mm256_set1_epi32,
-    _mm256_set1_ps, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_storeu_ps, _mm256_sub_ps,
+    __m256, __m256i, _CMP_LT_OQ, _CMP_UNORD_Q, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_loadu_si128,
+    _mm_packus_epi32, _mm_prefetch, _mm_storeu_si128, _mm256_add_epi16, _mm256_add_epi32, _mm256_add_ps,
+    _mm256_and_ps, _mm256_and_si256, _mm256_andnot_ps, _mm256_blendv_ps, _mm256_broadcastsi128_si256,
+    _mm256_castps_si256, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi32_ps,
+    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_ph, _mm256_div_ps, _mm256_extracti128_si256,
+    _mm256_fmadd_ps, _mm256_hadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps, _mm256_min_ps,
+    _mm256_movemask_ps, _mm256_mul_ps, _mm256_or_ps, _mm256_or_si256, _mm256_permute2f128_ps,
+    _mm256_permutevar8x32_ps, _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32,
+    _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_slli_epi32, _mm256_srli_epi16,
+    _mm256_srli_epi32, _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_sub_epi16, _mm256_sub_ps,
+    _mm256_unpackhi_epi16, _mm256_unpacklo_epi16,
 };
 
 use half::{bf16, f16};
 
+use crate::codec::{LEVELS4, Lookup, Records, SketchQuery};
 use crate::isa::{Isa, Kernels};
 use crate::lanes::Lanes;
 use crate::rows::{Ahead, Block, Rows};
-use crate::{accumulate, convert, exp, score};
+use crate::weigh::PerLane;
+use crate::{accumulate, codec, convert, exp, score, weigh};
 
 /// Proof that the processor has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -59,6 +65,14 @@ impl Lanes for Avx2 {
             let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
         };
+        fn load_levels4(codes: &[u8; 4]) -> __m256 = {
+            // Every lane has its code in its low bits; the fourth of them chooses between the halves of the table.
+            let shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+            let codes = _mm256_srlv_epi32(_mm256_set1_epi32(i32::from_le_bytes(*codes)), shifts);
+            let low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(LEVELS4.as_ptr()), codes);
+            let high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(LEVELS4.as_ptr().add(8)), codes);
+            _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes)))
+        };
         fn store(x: __m256, to: &mut [f32; 8]) = _mm256_storeu_ps(to.as_mut_ptr(), x);
         fn store_f16(x: __m256, to: &mut [f16; 8]) = {
             _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x))
@@ -94,6 +108,9 @@ impl Lanes for Avx2 {
         fn where_less(a: __m256, b: __m256, yes: __m256, no: __m256) -> __m256 = {
             _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
         };
+        fn any_less(a: __m256, b: __m256) -> bool = {
+            _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b)) != 0
+        };
         fn power_of_low_bits(x: __m256) -> __m256 = {
             let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(x));
             _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3f80_0000)))
@@ -109,19 +126,50 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, target: &T) {
-        // SAFETY: a prefetch has no effect but on time, and SSE is part of the architecture.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(target).cast()) }
+    fn prefetch_address(self, address: *const u8) {
+        // SAFETY: a prefetch of any address has no effect but on time, and SSE is part of the architecture.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+}
+
+impl Lookup for Avx2 {
+    type B = __m256i;
+
+    lane_ops! {
+        fn zero_bytes() -> __m256i = _mm256_setzero_si256();
+        fn load_bytes(from: &[u8; 32]) -> __m256i = _mm256_loadu_si256(from.as_ptr().cast());
+        fn low_nibbles(x: __m256i) -> __m256i = _mm256_and_si256(x, _mm256_set1_epi8(15));
+        fn high_nibbles(x: __m256i) -> __m256i = {
+            _mm256_and_si256(_mm256_srli_epi16::<4>(x), _mm256_set1_epi8(15))
+        };
+        fn look_up(table: &[u8; 16], at: __m256i) -> __m256i = {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm256_shuffle_epi8(table, at)
+        };
+        fn add_words(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi16(a, b);
+        fn upper_bytes(x: __m256i) -> __m256i = _mm256_srli_epi16::<8>(x);
+        fn column_sums(all: __m256i, upper: __m256i) -> [__m256; 4] = {
+            // What the upper bytes have added to the words is their sum, 8 bits up.
+            let even = _mm256_sub_epi16(all, _mm256_slli_epi16::<8>(upper));
+            // Interleaving within halves leaves columns 0 to 7 and 16 to 23 in one, the others in the other.
+            let (first, second) = (_mm256_unpacklo_epi16(even, upper), _mm256_unpackhi_epi16(even, upper));
+            [
+                _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(first))),
+                _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(second))),
+                _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm256_extracti128_si256::<1>(first))),
+                _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm256_extracti128_si256::<1>(second))),
+            ]
+        };
     }
 }
 
 /// One shell per operation: the portable body, compiled with the extensions enabled, behind an ordinary function.
 macro_rules! shells {
-    ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:path;)*) => {$(
-        fn $name($($arg: $type),*) {
+    ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? = $body:path;)*) => {$(
+        fn $name($($arg: $type),*) $(-> $out)? {
             #[target_feature(enable = "avx2,fma,f16c")]
-            fn shell($($arg: $type),*) {
-                $body(Avx2(()), $($arg),*);
+            fn shell($($arg: $type),*) $(-> $out)? {
+                $body(Avx2(()), $($arg),*)
             }
             // SAFETY: this function is private and found only in the table that `kernels` gives for an `Avx2`, which
             // proves that the processor has the extensions.
@@ -137,10 +185,15 @@ shells! {
         = accumulate::accumulate_block;
     fn max_per_head(scores: &[f32], heads: usize, max: &mut [f32]) = exp::max_per_head;
     fn exp_weights(scores: &mut [f32], heads: usize, shift: &[f32], sums: &mut [f32]) = exp::exp_weights;
+    fn weigh(scores: &mut [f32], heads: usize, max: &PerLane, sum: &mut PerLane) -> bool = weigh::weigh;
     fn softcap(scores: &mut [f32], cap: f32) = exp::softcap;
     fn widen(rows: Rows<'_>, out: &mut [f32]) = convert::widen;
     fn narrow_f16(from: &[f32], to: &mut [f16]) = convert::narrow_f16;
     fn narrow_bf16(from: &[f32], to: &mut [bf16]) = convert::narrow_bf16;
+    fn scores4(queries: &[f32], heads: usize, records: Records<'_>, scores: &mut [f32]) = codec::scores4;
+    fn accumulate4(weights: &[f32], heads: usize, records: Records<'_>, out: &mut [f32]) = codec::accumulate4;
+    fn scores_sketch(query: &SketchQuery, record: &[u8], scores: &mut [f32], factors: &mut [f32])
+        = codec::scores_sketch;
 }
 
 /// The kernels, for who can prove that they may run.
@@ -151,10 +204,14 @@ pub(crate) fn kernels(_: Avx2) -> &'static Kernels {
         accumulate,
         max_per_head,
         exp_weights,
+        weigh,
         softcap,
         widen,
         narrow_f16,
         narrow_bf16,
+        scores4,
+        accumulate4,
+        scores_sketch,
     };
     &KERNELS
 }

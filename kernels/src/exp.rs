@@ -66,7 +66,7 @@ pub(crate) fn exp_one(x: f32) -> f32 {
 /// sums (2^-26 and, the last, 2^-25 below 1 or 2^-24 above) adds up, relative to exp(r), to less than
 /// 2^-23.3; what is lost to a second rounding where there is no fused operation is in it.
 #[inline(always)]
-fn exp<L: Lanes>(isa: L, x: L::V) -> L::V {
+pub(crate) fn exp<L: Lanes>(isa: L, x: L::V) -> L::V {
     const LN_2_LARGE: f32 = 0.693_359_4;
     const LN_2_SMALL: f32 = -2.121_944_4e-4;
     // Adding 1.5 · 2^23 leaves the nearest integer in the low bits of the sum.
@@ -113,11 +113,12 @@ fn max_interleaved<L: Lanes, const P: usize>(isa: L, scores: &[f32], heads: usiz
     for (p, rest) in scores[whole..].chunks(8).enumerate() {
         largest[p] = isa.max(isa.load(&padded(rest)), largest[p]);
     }
-    for (p, largest) in largest.into_iter().enumerate() {
-        let mut lanes = [0.0; 8];
-        isa.store(largest, &mut lanes);
-        for (lane, x) in lanes.into_iter().enumerate() {
-            let max = &mut max[(p * 8 + lane) % heads];
+    let mut lanes = [[0.0; 8]; P];
+    for (largest, lanes) in largest.into_iter().zip(&mut lanes) {
+        isa.store(largest, lanes);
+    }
+    for row in lanes.as_flattened().chunks_exact(heads) {
+        for (max, &x) in max.iter_mut().zip(row) {
             if x > *max {
                 *max = x;
             }
@@ -165,13 +166,15 @@ fn exp_interleaved<L: Lanes, const P: usize>(
     shift: &[f32],
     sums: &mut [f32],
 ) {
-    let mut shifts = [isa.splat(0.0); P];
-    for (p, shifts) in shifts.iter_mut().enumerate() {
-        let mut lanes = [0.0; 8];
-        for (lane, x) in lanes.iter_mut().enumerate() {
-            *x = finite_shift(shift[(p * 8 + lane) % heads]);
+    let mut lanes = [[0.0; 8]; P];
+    for row in lanes.as_flattened_mut().chunks_exact_mut(heads) {
+        for (lane, &shift) in row.iter_mut().zip(shift) {
+            *lane = finite_shift(shift);
         }
-        *shifts = isa.load(&lanes);
+    }
+    let mut shifts = [isa.splat(0.0); P];
+    for (shifts, lanes) in shifts.iter_mut().zip(&lanes) {
+        *shifts = isa.load(lanes);
     }
     let mut totals = [isa.splat(0.0); P];
     let whole = scores.len() / (P * 8) * (P * 8);
@@ -189,12 +192,13 @@ fn exp_interleaved<L: Lanes, const P: usize>(
         store_padded(isa, weights, rest);
         totals[p] = isa.add(totals[p], weights);
     }
+    for (totals, lanes) in totals.into_iter().zip(&mut lanes) {
+        isa.store(totals, lanes);
+    }
     let mut per_head = [0.0; 8];
-    for (p, totals) in totals.into_iter().enumerate() {
-        let mut lanes = [0.0; 8];
-        isa.store(totals, &mut lanes);
-        for (lane, x) in lanes.into_iter().enumerate() {
-            per_head[(p * 8 + lane) % heads] += x;
+    for row in lanes.as_flattened().chunks_exact(heads) {
+        for (total, &x) in per_head.iter_mut().zip(row) {
+            *total += x;
         }
     }
     for (sum, total) in sums.iter_mut().zip(per_head) {
@@ -232,7 +236,7 @@ fn finite_shift(shift: f32) -> f32 {
 
 /// Up to eight scores, and minus infinity, which weighs nothing, in the lanes after them.
 #[inline(always)]
-fn padded(scores: &[f32]) -> [f32; 8] {
+pub(crate) fn padded(scores: &[f32]) -> [f32; 8] {
     let mut lanes = [f32::NEG_INFINITY; 8];
     lanes[..scores.len()].copy_from_slice(scores);
     lanes
@@ -247,7 +251,7 @@ fn load_padded<L: Lanes>(isa: L, scores: &[f32]) -> L::V {
 }
 
 #[inline(always)]
-fn store_padded<L: Lanes>(isa: L, x: L::V, to: &mut [f32]) {
+pub(crate) fn store_padded<L: Lanes>(isa: L, x: L::V, to: &mut [f32]) {
     let mut lanes = [0.0; 8];
     isa.store(x, &mut lanes);
     to.copy_from_slice(&lanes[..to.len()]);

@@ -4,6 +4,7 @@ use crate::isa::Kernels;
 use crate::rows::{Ahead, BLOCK_ROWS, Matrix, Pick, Rows};
 use crate::score::check_heads;
 use crate::state::{AttentionState, Parts};
+use crate::weigh::{LANE_HEADS, LaneSums};
 
 /// Rows that are summed by themselves before they are merged into the state, so that over any length rounding grows
 /// with the number of spans.
@@ -70,20 +71,15 @@ impl Kernels {
         let heads = state.heads();
         check_heads(heads, queries.len(), keys.dim(), "queries");
         assert!(keys.len() == values.len(), "{} keys for {} values", keys.len(), values.len());
-        let lengths = [BLOCK_ROWS * heads, heads, heads, heads, heads * values.dim()];
-        let needed = lengths.iter().sum();
-        if scratch.len() < needed {
-            scratch.resize(needed, 0.0);
-        }
-        let (scores, rest) = scratch.split_at_mut(lengths[0]);
-        let (max, rest) = rest.split_at_mut(heads);
-        let (sum, rest) = rest.split_at_mut(heads);
-        let (risen, rest) = rest.split_at_mut(heads);
-        let mut span = Parts { max, sum, risen, output: &mut rest[..lengths[4]] };
+        let (scores, aligned_queries, mut span) = divide(scratch, heads, queries.len(), values.dim());
+        // A copy that begins with a cache line: half of the loads from queries at any other place would straddle two.
+        aligned_queries.copy_from_slice(queries);
+        let queries = &*aligned_queries;
 
         let mut next = keys.first().zip(values.first());
         let mut start = 0;
         span.reset();
+        let mut lanes = LaneSums::new();
         while let Some((key_block, value_block)) = next {
             let scores = &mut scores[..key_block.count * heads];
             next = keys.after(start).zip(values.after(start));
@@ -96,13 +92,44 @@ impl Kernels {
             if let Some(cap) = softcap {
                 self.softcap(scores, cap);
             }
-            span.weigh(self, scores, None);
+            if heads <= LANE_HEADS {
+                lanes.weigh(self, scores, &mut span);
+            } else {
+                span.weigh(self, scores, None);
+            }
             (self.accumulate)(scores, heads, &value_block, during_values, span.output);
             start += BLOCK_ROWS;
-            if start % SPAN_ROWS == 0 || next.is_none() {
+            if start.is_multiple_of(SPAN_ROWS) || next.is_none() {
+                lanes.fold(&mut span);
                 state.parts().merge(span.max, span.sum, span.output);
                 span.reset();
+                lanes = LaneSums::new();
             }
         }
     }
+}
+
+/// Divides working memory into a block's scores, a copy of the queries and the parts of a span, each of which begins
+/// with a cache line.
+fn divide(
+    scratch: &mut Vec<f32>,
+    heads: usize,
+    queries: usize,
+    value_dim: usize,
+) -> (&mut [f32], &mut [f32], Parts<'_>) {
+    const LINE: usize = 64 / size_of::<f32>();
+    let lengths = [BLOCK_ROWS * heads, queries, heads * value_dim, heads, heads, heads];
+    let padded = lengths.map(|length| length.next_multiple_of(LINE));
+    let needed = LINE + padded.iter().sum::<usize>();
+    if scratch.len() < needed {
+        scratch.resize(needed, 0.0);
+    }
+    let start = scratch.as_ptr().align_offset(64).min(LINE);
+    let mut rest = &mut scratch[start..];
+    let [scores, queries, output, max, sum, risen] = std::array::from_fn(|part| {
+        let (taken, left) = std::mem::take(&mut rest).split_at_mut(padded[part]);
+        rest = left;
+        &mut taken[..lengths[part]]
+    });
+    (scores, queries, Parts { max, sum, output, risen })
 }

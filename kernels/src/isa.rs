@@ -5,8 +5,10 @@ use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
+use crate::codec::{Records, SketchQuery};
 use crate::portable;
 use crate::rows::{Ahead, Block, Rows};
+use crate::weigh::PerLane;
 
 /// An instruction set that the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,10 +61,18 @@ pub struct Kernels {
     pub(crate) accumulate: fn(&[f32], usize, &Block<'_>, Ahead<'_>, &mut [f32]),
     pub(crate) max_per_head: fn(&[f32], usize, &mut [f32]),
     pub(crate) exp_weights: fn(&mut [f32], usize, &[f32], &mut [f32]),
+    /// scores `[row][head]`, heads, maxima and sums lane by lane; whether no score was larger
+    pub(crate) weigh: fn(&mut [f32], usize, &PerLane, &mut PerLane) -> bool,
     pub(crate) softcap: fn(&mut [f32], f32),
     pub(crate) widen: fn(Rows<'_>, &mut [f32]),
     pub(crate) narrow_f16: fn(&[f32], &mut [f16]),
     pub(crate) narrow_bf16: fn(&[f32], &mut [bf16]),
+    /// queries, heads, coded rows, scores `[row][head]`
+    pub(crate) scores4: fn(&[f32], usize, Records<'_>, &mut [f32]),
+    /// weights `[row][head]`, heads, coded rows, output `[head][dim]`
+    pub(crate) accumulate4: fn(&[f32], usize, Records<'_>, &mut [f32]),
+    /// queries, a cluster's record, scores `[row][head]`, factors
+    pub(crate) scores_sketch: fn(&SketchQuery, &[u8], &mut [f32], &mut [f32]),
 }
 
 impl fmt::Debug for Kernels {

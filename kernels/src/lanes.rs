@@ -2,6 +2,8 @@
 
 use half::{bf16, f16};
 
+use crate::codec::LEVELS4;
+
 /// Eight lanes of `f32` on one instruction set.
 ///
 /// A value of the implementing type is the proof that the processor has that instruction set, so every method is
@@ -15,6 +17,8 @@ pub(crate) trait Lanes: Copy {
     fn load(self, from: &[f32; 8]) -> Self::V;
     fn load_f16(self, from: &[f16; 8]) -> Self::V;
     fn load_bf16(self, from: &[bf16; 8]) -> Self::V;
+    /// The levels of eight 4-bit codes, the first in the low half of the first byte.
+    fn load_levels4(self, codes: &[u8; 4]) -> Self::V;
     fn store(self, x: Self::V, to: &mut [f32; 8]);
     /// Rounds to nearest, ties to even.
     fn store_f16(self, x: Self::V, to: &mut [f16; 8]);
@@ -36,13 +40,15 @@ pub(crate) trait Lanes: Copy {
     fn with_sign(self, magnitude: Self::V, sign: Self::V) -> Self::V;
     /// `yes` where `a < b`, else `no`: also where either is not a number.
     fn where_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
+    /// Whether `a < b` in any lane.
+    fn any_less(self, a: Self::V, b: Self::V) -> bool;
     /// 2 to the power n, where the lowest nine bits of `x` are n, from -126 to 127.
     fn power_of_low_bits(self, x: Self::V) -> Self::V;
     /// The sum over the lanes of each of eight vectors, every one in the same order of additions.
     fn sum_each(self, x: [Self::V; 8]) -> Self::V;
 
-    /// Asks for the cache line in which `target` begins.
-    fn prefetch<T>(self, target: &T);
+    /// Asks for the cache line at `address`, which may be any: it is a hint, and reads nothing.
+    fn prefetch_address(self, address: *const u8);
 }
 
 /// The instruction set that every processor has.
@@ -80,6 +86,11 @@ impl Lanes for Portable {
     #[inline(always)]
     fn load_bf16(self, from: &[bf16; 8]) -> [f32; 8] {
         by_lane!(i => widen_bf16(from[i].to_bits()))
+    }
+
+    #[inline(always)]
+    fn load_levels4(self, codes: &[u8; 4]) -> [f32; 8] {
+        by_lane!(i => LEVELS4[usize::from(codes[i / 2] >> (i % 2 * 4) & 15)])
     }
 
     #[inline(always)]
@@ -153,6 +164,15 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn any_less(self, a: [f32; 8], b: [f32; 8]) -> bool {
+        let mut any = false;
+        for i in 0..8 {
+            any |= a[i] < b[i];
+        }
+        any
+    }
+
+    #[inline(always)]
     fn power_of_low_bits(self, x: [f32; 8]) -> [f32; 8] {
         by_lane!(i => f32::from_bits((x[i].to_bits() << 23).wrapping_add(0x3f80_0000)))
     }
@@ -166,7 +186,7 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, _: &T) {}
+    fn prefetch_address(self, _: *const u8) {}
 }
 
 /// Widens a binary16: its exponent and fraction moved into place as a binary32 are too small by a factor of 2^112,

@@ -12,6 +12,7 @@ mod accumulate;
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "intrinsics need it; the module says what safety rests on")]
 mod avx2;
+pub mod codec;
 mod convert;
 mod dtype;
 mod exp;
@@ -23,9 +24,11 @@ mod portable;
 mod rows;
 mod score;
 mod state;
+mod weigh;
 
 pub use half::{bf16, f16};
 
+pub use crate::codec::rotate;
 pub use crate::dtype::{Dtype, UnknownDtype};
 pub use crate::isa::{Isa, IsaError, Kernels};
 pub use crate::rows::{DIM_MAX, DIM_STEP, Rows, is_supported_dim};

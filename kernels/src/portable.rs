@@ -2,15 +2,17 @@
 
 use half::{bf16, f16};
 
+use crate::codec::{Records, SketchQuery};
 use crate::isa::{Isa, Kernels};
 use crate::lanes::Portable;
 use crate::rows::{Ahead, Block, Rows};
-use crate::{accumulate, convert, exp, score};
+use crate::weigh::PerLane;
+use crate::{accumulate, codec, convert, exp, score, weigh};
 
 macro_rules! shells {
-    ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:path;)*) => {$(
-        fn $name($($arg: $type),*) {
-            $body(Portable, $($arg),*);
+    ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? = $body:path;)*) => {$(
+        fn $name($($arg: $type),*) $(-> $out)? {
+            $body(Portable, $($arg),*)
         }
     )*};
 }
@@ -22,10 +24,15 @@ shells! {
         = accumulate::accumulate_block;
     fn max_per_head(scores: &[f32], heads: usize, max: &mut [f32]) = exp::max_per_head;
     fn exp_weights(scores: &mut [f32], heads: usize, shift: &[f32], sums: &mut [f32]) = exp::exp_weights;
+    fn weigh(scores: &mut [f32], heads: usize, max: &PerLane, sum: &mut PerLane) -> bool = weigh::weigh;
     fn softcap(scores: &mut [f32], cap: f32) = exp::softcap;
     fn widen(rows: Rows<'_>, out: &mut [f32]) = convert::widen;
     fn narrow_f16(from: &[f32], to: &mut [f16]) = convert::narrow_f16;
     fn narrow_bf16(from: &[f32], to: &mut [bf16]) = convert::narrow_bf16;
+    fn scores4(queries: &[f32], heads: usize, records: Records<'_>, scores: &mut [f32]) = codec::scores4;
+    fn accumulate4(weights: &[f32], heads: usize, records: Records<'_>, out: &mut [f32]) = codec::accumulate4;
+    fn scores_sketch(query: &SketchQuery, record: &[u8], scores: &mut [f32], factors: &mut [f32])
+        = codec::scores_sketch;
 }
 
 pub(crate) fn kernels() -> &'static Kernels {
@@ -35,10 +42,14 @@ pub(crate) fn kernels() -> &'static Kernels {
         accumulate,
         max_per_head,
         exp_weights,
+        weigh,
         softcap,
         widen,
         narrow_f16,
         narrow_bf16,
+        scores4,
+        accumulate4,
+        scores_sketch,
     };
     &KERNELS
 }

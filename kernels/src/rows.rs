@@ -1,6 +1,7 @@
 //! Rows as they lie in memory, and the blocks of sixteen rows that the kernels work on.
 
 use std::ops::Range;
+use std::slice::ChunksExact;
 
 use half::{bf16, f16};
 
@@ -158,12 +159,16 @@ pub(crate) struct Block<'a> {
     pub(crate) starts: [usize; BLOCK_ROWS],
     /// Rows in the block, at least one.
     pub(crate) count: usize,
+    /// Whether the rows follow each other in memory.
+    contiguous: bool,
 }
 
 /// A block's rows in their type.
 #[derive(Clone, Copy)]
 pub(crate) struct BlockOf<'a, T> {
     elements: &'a [[T; 8]],
+    /// Whether the rows follow each other in memory.
+    pub(crate) contiguous: bool,
     starts: &'a [usize; BLOCK_ROWS],
     pub(crate) vectors: usize,
     pub(crate) count: usize,
@@ -178,15 +183,33 @@ impl<'a> Block<'a> {
     #[inline(always)]
     pub(crate) fn of<T>(&'a self, elements: &'a [T]) -> BlockOf<'a, T> {
         let (elements, _) = elements.as_chunks::<8>();
-        BlockOf { elements, starts: &self.starts, vectors: self.vectors, count: self.count }
+        BlockOf {
+            elements,
+            contiguous: self.contiguous,
+            starts: &self.starts,
+            vectors: self.vectors,
+            count: self.count,
+        }
     }
 }
 
 impl<'a, T> BlockOf<'a, T> {
-    /// `count` vectors of row `row`, from vector `first` on; a row past the last is the last again.
+    /// Row `row`; past the last, the last again.
     #[inline(always)]
-    pub(crate) fn part(&self, row: usize, first: usize, count: usize) -> &'a [[T; 8]] {
-        &self.elements[self.starts[row.min(BLOCK_ROWS - 1)] + first..][..count]
+    pub(crate) fn row(&self, row: usize) -> &'a [[T; 8]] {
+        &self.elements[self.starts[row.min(BLOCK_ROWS - 1)]..][..self.vectors]
+    }
+
+    /// The rows in turn, where they follow each other: no row then costs a check of its own.
+    #[inline(always)]
+    pub(crate) fn following(&self) -> ChunksExact<'a, [T; 8]> {
+        self.elements[self.starts[0]..][..self.count * self.vectors].chunks_exact(self.vectors)
+    }
+
+    /// The rows in turn, wherever they are.
+    #[inline(always)]
+    pub(crate) fn scattered(&self) -> impl Iterator<Item = &'a [[T; 8]]> + Clone {
+        self.starts[..self.count].iter().map(|&start| &self.elements[start..][..self.vectors])
     }
 }
 
@@ -283,7 +306,7 @@ impl<'a> Matrix<'a> {
                 }
             }
         }
-        Block { rows: self.rows, vectors, starts, count }
+        Block { rows: self.rows, vectors, starts, count, contiguous: !self.is_listed() }
     }
 }
 
@@ -296,11 +319,14 @@ pub(crate) struct Ahead<'a> {
     scattered: [Option<(&'a Block<'a>, usize, usize)>; 2],
 }
 
-/// Bytes to fetch, `stride` of them at a time.
+/// An address to fetch from next, and how far on the one after it is.
+///
+/// Fetching is a hint that no address makes wrong, so none is checked: a check would cost the innermost loops more than
+/// the hint.
 #[derive(Clone, Copy)]
-pub(crate) struct Stream<'a> {
-    bytes: &'a [u8],
-    pub(crate) stride: usize,
+pub(crate) struct Stream {
+    next: *const u8,
+    stride: usize,
 }
 
 /// Size of a cache line in bytes.
@@ -332,8 +358,8 @@ impl<'a> Ahead<'a> {
 
     /// The bytes, to be fetched in `steps` steps.
     #[inline(always)]
-    pub(crate) fn stream(&self, steps: usize) -> Stream<'a> {
-        Stream { bytes: self.bytes, stride: self.bytes.len().div_ceil(steps).min(LINE) }
+    pub(crate) fn stream(&self, steps: usize) -> Stream {
+        Stream { next: self.bytes.as_ptr(), stride: self.bytes.len().div_ceil(steps).min(LINE) }
     }
 
     /// Asks for share `step` of `steps` of the scattered rows.
@@ -346,22 +372,20 @@ impl<'a> Ahead<'a> {
             for start in &block.starts[from..(from + share).min(end)] {
                 let row = &bytes[start * block.vector_size()..][..row_size];
                 for line in row.iter().step_by(LINE) {
-                    isa.prefetch(line);
+                    isa.prefetch_address(line);
                 }
                 // A row that does not begin with a cache line may end in one more.
-                isa.prefetch(&row[row_size - 1]);
+                isa.prefetch_address(&row[row_size - 1]);
             }
         }
     }
 }
 
-impl Stream<'_> {
-    /// Asks for the line with byte `next`, if there is one, and steps on.
+impl Stream {
+    /// Asks for the next line, and steps on.
     #[inline(always)]
-    pub(crate) fn fetch<L: Lanes>(&self, isa: L, next: &mut usize) {
-        if let Some(byte) = self.bytes.get(*next) {
-            isa.prefetch(byte);
-        }
-        *next += self.stride;
+    pub(crate) fn fetch<L: Lanes>(&mut self, isa: L) {
+        isa.prefetch_address(self.next);
+        self.next = self.next.wrapping_add(self.stride);
     }
 }

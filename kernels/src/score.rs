@@ -123,18 +123,17 @@ fn score_group<L: Lanes, T: Element, const H: usize>(
         query[h] = &queries[(head + h) * vectors..][..vectors];
     }
     let steps = block.count.div_ceil(at_once);
-    let stream = ahead.stream(steps * vectors);
+    let mut stream = ahead.stream(steps * vectors);
     for (step, first) in (0..block.count).step_by(at_once).enumerate() {
         ahead.fetch_scattered(isa, step, steps);
         let mut rows: [&[[T; 8]]; 8] = [&[]; 8];
         for (r, row) in rows.iter_mut().enumerate().take(at_once) {
             // The last step may begin rows that are not there; the block repeats its last row in their places.
-            *row = block.part(first + r, 0, vectors);
+            *row = block.row(first + r);
         }
         let mut sums = [isa.splat(0.0); 8];
-        let mut next = step * vectors * stream.stride;
         for v in 0..vectors {
-            stream.fetch(isa, &mut next);
+            stream.fetch(isa);
             let mut q = [isa.splat(0.0); H];
             for h in 0..H {
                 q[h] = isa.load(&query[h][v]);

@@ -202,14 +202,20 @@ impl Parts<'_> {
         self.output.fill(0.0);
     }
 
-    /// Turns scores into weights relative to the maxima, which first rise to them, and adds them to the sums.
-    pub(crate) fn weigh(&mut self, kernels: &Kernels, scores: &mut [f32], counts: Option<&[f32]>) {
+    /// Makes everything relative to the maxima with `scores` included.
+    pub(crate) fn rise(&mut self, kernels: &Kernels, scores: &[f32]) {
         let heads = self.max.len();
         self.risen.copy_from_slice(self.max);
         kernels.max_per_head(scores, heads, self.risen);
         for head in 0..heads {
             self.raise(head, self.risen[head]);
         }
+    }
+
+    /// Turns scores into weights relative to the maxima, which first rise to them, and adds them to the sums.
+    pub(crate) fn weigh(&mut self, kernels: &Kernels, scores: &mut [f32], counts: Option<&[f32]>) {
+        let heads = self.max.len();
+        self.rise(kernels, scores);
         let Some(counts) = counts else {
             kernels.exp_weights(scores, heads, self.max, self.sum);
             return;

@@ -8,6 +8,9 @@ use std::fmt;
 pub enum Budget {
     /// Read every row.
     Exact,
+    /// The resolution ladder: a step down is taken where its expected contribution to the relative error of the
+    /// output exceeds this threshold. 0 reads everything in full.
+    Tau(f64),
     /// RetroInfer's tripartite attention (arXiv 2505.02922): read the clusters of highest softmax share whole,
     /// estimate the next ones by their summaries, drop the rest.
     RetroInfer {
@@ -26,6 +29,7 @@ impl Budget {
     pub fn method(&self) -> Method {
         match self {
             Budget::Exact => Method::Exact,
+            Budget::Tau(_) => Method::Longwave,
             Budget::RetroInfer { .. } => Method::RetroInfer,
         }
     }
@@ -34,6 +38,9 @@ impl Budget {
     pub fn fault(&self) -> Option<String> {
         match *self {
             Budget::Exact => None,
+            Budget::Tau(tau) => {
+                (!(tau.is_finite() && tau >= 0.0)).then(|| format!("a tau of 0 or more, not {tau}"))
+            }
             Budget::RetroInfer { retrieve, estimate } => {
                 let share = 0.0..=1.0;
                 let fine = share.contains(&retrieve) && share.contains(&estimate);
@@ -57,6 +64,8 @@ impl Default for Budget {
 pub enum Method {
     /// Reads every row.
     Exact,
+    /// The resolution ladder.
+    Longwave,
     /// RetroInfer's tripartite attention.
     RetroInfer,
 }
@@ -66,6 +75,7 @@ impl Method {
     pub fn name(self) -> &'static str {
         match self {
             Method::Exact => "exact",
+            Method::Longwave => "longwave",
             Method::RetroInfer => "retroinfer",
         }
     }
@@ -81,6 +91,7 @@ impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Budget::Exact => f.write_str("all"),
+            Budget::Tau(tau) => write!(f, "tau={tau}"),
             Budget::RetroInfer { retrieve, estimate } => write!(f, "retrieve={retrieve},estimate={estimate}"),
         }
     }

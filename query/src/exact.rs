@@ -29,6 +29,8 @@ fn plan_with_tail(view: &LayerView<'_>, queries: &QueryBatch<'_>) -> Result<(Pla
                 clusters: 0,
                 read: Vec::new(),
                 estimated: Vec::new(),
+                rows_scanned: 0,
+                rows_coded: 0,
                 rows_read: 0,
                 rows_estimated: 0,
                 rows_plain: reading.sealed_rows,
@@ -144,6 +146,20 @@ impl Output {
         }
     }
 
+    /// Takes the finished output `[group, value_dim]` of KV head `head` at one position.
+    pub(crate) fn put_finished(
+        &mut self,
+        view: &LayerView<'_>,
+        head: usize,
+        position: usize,
+        output: &[f32],
+        lse: &[f32],
+    ) {
+        let to = position * view.shape.query_heads + head * view.shape.group();
+        self.output[to * view.shape.value_dim..][..output.len()].copy_from_slice(output);
+        self.lse[to..][..lse.len()].copy_from_slice(lse);
+    }
+
     /// The finished answer; what it read is what `plan` says.
     pub(crate) fn answer(
         self,
@@ -159,6 +175,7 @@ impl Output {
             tail_rows,
             sealed_rows: plan.sealed_rows * view.shape.kv_heads as u64,
             sealed_bytes_16bit: plan.sealed_bytes_16bit,
+            predicted_error: Vec::new(),
             timings,
         };
         Answer { output: self.output, lse: self.lse, report }
@@ -172,6 +189,8 @@ fn position_report(heads: &[HeadPlan]) -> PositionReport {
         report.clusters += head.clusters as u64;
         report.clusters_read += head.read.len() as u64;
         report.clusters_estimated += head.estimated.len() as u64;
+        report.rows_scanned += head.rows_scanned;
+        report.rows_coded += head.rows_coded;
         report.rows_read += head.rows_read + head.rows_plain;
         report.bytes += head.traffic.bytes();
     }

@@ -12,6 +12,7 @@
 mod budget;
 mod error;
 mod exact;
+mod longwave;
 mod plan;
 mod report;
 mod retroinfer;
@@ -32,7 +33,9 @@ use longwave_kernels::Kernels;
 /// [`Error::Storage`] when an index column cannot be read or is corrupt.
 pub fn explain(view: &LayerView<'_>, queries: &QueryBatch<'_>, budget: &Budget) -> Result<Plan, Error> {
     match *budget {
-        Budget::Exact => exact::plan(view, queries),
+        // At a tau of 0 every row is read in full, which `exact` does without looking first.
+        Budget::Exact | Budget::Tau(0.0) => exact::plan(view, queries),
+        Budget::Tau(tau) => longwave::plan(Kernels::get(), view, queries, tau as f32),
         Budget::RetroInfer { retrieve, estimate } => {
             retroinfer::plan(Kernels::get(), view, queries, retrieve, estimate).map(|planned| planned.plan)
         }
@@ -46,7 +49,8 @@ pub fn explain(view: &LayerView<'_>, queries: &QueryBatch<'_>, budget: &Budget) 
 pub fn attend(view: &LayerView<'_>, queries: &QueryBatch<'_>, budget: &Budget) -> Result<Answer, Error> {
     let kernels = Kernels::get();
     match *budget {
-        Budget::Exact => exact::attend(kernels, view, queries),
+        Budget::Exact | Budget::Tau(0.0) => exact::attend(kernels, view, queries),
+        Budget::Tau(tau) => longwave::attend(kernels, view, queries, tau as f32),
         Budget::RetroInfer { retrieve, estimate } => {
             let planned = retroinfer::plan(kernels, view, queries, retrieve, estimate)?;
             retroinfer::attend(kernels, view, queries, planned)

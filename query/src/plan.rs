@@ -22,13 +22,17 @@ pub struct HeadPlan {
     pub kv_head: usize,
     /// Clusters whose centroid is scored.
     pub clusters: usize,
-    /// Clusters read row by row, in stored order.
+    /// Clusters opened, in stored order: read whole, or scanned for rows to read.
     pub read: Vec<ClusterId>,
     /// Clusters estimated from their summaries, in stored order.
     pub estimated: Vec<ClusterId>,
-    /// Rows of the clusters in `read`.
+    /// Rows whose sketches are scanned.
+    pub rows_scanned: u64,
+    /// Rows read in 4 bits.
+    pub rows_coded: u64,
+    /// Rows read in full.
     pub rows_read: u64,
-    /// Rows of the clusters in `estimated`.
+    /// Rows that summaries stand for.
     pub rows_estimated: u64,
     /// Sealed rows read in full because no summary may stand for them at this position.
     pub rows_plain: u64,
@@ -104,6 +108,9 @@ impl fmt::Display for Plan {
 fn operators(method: Method) -> &'static str {
     match method {
         Method::Exact => "read all rows -> tail -> merge",
+        Method::Longwave => {
+            "tail -> score centroids -> plan -> scan sketches -> select -> read codes and rows -> estimate"
+        }
         Method::RetroInfer => {
             "score centroids -> plan -> read clusters -> estimate from summaries -> tail -> merge"
         }
@@ -113,6 +120,7 @@ fn operators(method: Method) -> &'static str {
 fn expected(method: Method) -> &'static str {
     match method {
         Method::Exact => "rounding only",
+        Method::Longwave => "known once the rows are read",
         Method::RetroInfer => "not predicted by this method",
     }
 }

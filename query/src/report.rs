@@ -32,6 +32,9 @@ pub struct Report {
     pub sealed_rows: u64,
     /// Bytes that the keys and values of the sealed rows take at 16 bits an element. Shares of bytes are against it.
     pub sealed_bytes_16bit: u64,
+    /// Predicted relative error of each query head, `[positions, query_heads]`; empty where the method does not
+    /// predict it.
+    pub predicted_error: Vec<f32>,
     /// Time per operator, summed over threads.
     pub timings: Timings,
 }
@@ -65,6 +68,10 @@ pub struct PositionReport {
     pub clusters_read: u64,
     /// Clusters that were estimated from their summaries.
     pub clusters_estimated: u64,
+    /// Sealed rows whose sketches were scanned.
+    pub rows_scanned: u64,
+    /// Sealed rows that were read in 4 bits.
+    pub rows_coded: u64,
     /// Sealed rows that were read in full.
     pub rows_read: u64,
     /// Bytes of sealed columns that this position touched.
@@ -87,6 +94,14 @@ pub struct Traffic {
     pub counts: u64,
     /// Value means.
     pub value_means: u64,
+    /// Query matrices and scales.
+    pub bases: u64,
+    /// Sketches, with their factors and the padding of their blocks.
+    pub sketches: u64,
+    /// Keys in 4 bits.
+    pub key_codes: u64,
+    /// Values in 4 bits.
+    pub value_codes: u64,
     /// 4 KiB pages that hold those bytes, counted within each column.
     pub pages: u64,
 }
@@ -94,7 +109,9 @@ pub struct Traffic {
 impl Traffic {
     /// Bytes over all columns.
     pub fn bytes(&self) -> u64 {
-        self.keys + self.values + self.positions + self.centroids + self.counts + self.value_means
+        let rows =
+            self.keys + self.values + self.positions + self.key_codes + self.value_codes + self.sketches;
+        rows + self.centroids + self.counts + self.value_means + self.bases
     }
 }
 
@@ -108,6 +125,10 @@ impl Add for Traffic {
             centroids: self.centroids + other.centroids,
             counts: self.counts + other.counts,
             value_means: self.value_means + other.value_means,
+            bases: self.bases + other.bases,
+            sketches: self.sketches + other.sketches,
+            key_codes: self.key_codes + other.key_codes,
+            value_codes: self.value_codes + other.value_codes,
             pages: self.pages + other.pages,
         }
     }
@@ -127,7 +148,11 @@ pub enum Operator {
     Score,
     /// Choose what is read and what is estimated.
     Plan,
-    /// Read rows of segments in full.
+    /// Score the sketches of opened clusters.
+    Scan,
+    /// Choose the rows that are read, and at which resolution.
+    Select,
+    /// Read rows of segments, in codes or in full.
     Read,
     /// Let summaries stand for rows that are not read.
     Estimate,
@@ -139,9 +164,11 @@ pub enum Operator {
 
 impl Operator {
     /// Every operator, in the order in which a call runs them.
-    pub const ALL: [Operator; 6] = [
+    pub const ALL: [Operator; 8] = [
         Operator::Score,
         Operator::Plan,
+        Operator::Scan,
+        Operator::Select,
         Operator::Read,
         Operator::Estimate,
         Operator::Tail,
@@ -153,6 +180,8 @@ impl Operator {
         match self {
             Operator::Score => "score",
             Operator::Plan => "plan",
+            Operator::Scan => "scan",
+            Operator::Select => "select",
             Operator::Read => "read",
             Operator::Estimate => "estimate",
             Operator::Tail => "tail",

@@ -52,7 +52,7 @@ pub(crate) fn plan(
 }
 
 /// Every (index into the batch, KV head), positions outermost.
-fn units(view: &LayerView<'_>, queries: &QueryBatch<'_>) -> Vec<(usize, usize)> {
+pub(crate) fn units(view: &LayerView<'_>, queries: &QueryBatch<'_>) -> Vec<(usize, usize)> {
     let kv_heads = view.shape.kv_heads;
     (0..queries.positions).flat_map(|position| (0..kv_heads).map(move |head| (position, head))).collect()
 }
@@ -99,6 +99,8 @@ fn plan_head(
         position: queries.first_position + position as u64,
         kv_head,
         clusters: clusters.len(),
+        rows_scanned: 0,
+        rows_coded: 0,
         rows_read: rows(&read),
         rows_estimated: rows(&estimated),
         rows_plain: plain.sealed_rows,
@@ -116,6 +118,9 @@ fn share_of(share: f64, clusters: usize) -> usize {
     (share * clusters as f64).round_ties_even() as usize
 }
 
+/// A cluster, and how many rows it has.
+type Counted = (ClusterId, u32);
+
 /// The scores `[clusters, group]` of one KV head over all segments, and each cluster's name and row count.
 fn score_centroids(
     kernels: &Kernels,
@@ -123,7 +128,7 @@ fn score_centroids(
     queries: &HeadQueries,
     partition: &Partition<'_>,
     kv_head: usize,
-) -> Result<(Vec<f32>, Vec<(ClusterId, u32)>), Error> {
+) -> Result<(Vec<f32>, Vec<Counted>), Error> {
     let (mut scores, mut clusters) = (Vec::new(), Vec::new());
     for (number, (_, index)) in partition.clustered.iter().enumerate() {
         let head = index.head(kv_head)?;

@@ -1,5 +1,6 @@
 //! What a call reads from: the rows of one layer at one moment.
 
+use longwave_index::ladder::LadderView;
 use longwave_index::{self as index, IndexView};
 use longwave_kernels::{Dtype, Rows};
 use longwave_storage::{Column, ColumnKind, Error, Segment};
@@ -123,6 +124,17 @@ impl LayerSegment {
         IndexView::open(&self.segment)
     }
 
+    /// The segment's resolution ladder, or `None` where it has none.
+    ///
+    /// # Errors
+    /// As [`Self::index`].
+    pub fn ladder(&self) -> Result<Option<LadderView<'_>>, Error> {
+        if self.index()?.is_none() {
+            return Ok(None);
+        }
+        LadderView::open(&self.segment)
+    }
+
     /// Keys `rows` of KV head `head`.
     pub(crate) fn keys(&self, shape: &Shape, head: usize, rows: Range<usize>) -> Result<Rows<'_>, Error> {
         self.rows_of(ColumnKind::KEYS, shape.key_bytes(), shape.dtype, head, rows)
@@ -189,19 +201,19 @@ impl<'a> LayerView<'a> {
     /// summaries.
     pub(crate) fn partition(&self, oldest: u64) -> Result<Partition<'a>, Error> {
         let mut partition = Partition { clustered: Vec::new(), plain: Vec::new() };
-        let last = (oldest + 1).saturating_sub(self.scoring.window.max(1));
         for &segment in &self.segments {
-            let index = if segment.end() <= last && self.scoring.sliding_window.is_none() {
-                segment.index()?
-            } else {
-                None
-            };
-            match index {
+            match if self.summaries_hold(segment, oldest) { segment.index()? } else { None } {
                 Some(index) => partition.clustered.push((segment, index)),
                 None => partition.plain.push(segment),
             }
         }
         Ok(partition)
+    }
+
+    /// Whether every query from position `oldest` on sees all rows of the segment, and none of them is in its window.
+    pub(crate) fn summaries_hold(&self, segment: &LayerSegment, oldest: u64) -> bool {
+        let last = (oldest + 1).saturating_sub(self.scoring.window.max(1));
+        segment.end() <= last && self.scoring.sliding_window.is_none()
     }
 }
 

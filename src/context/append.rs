@@ -44,7 +44,12 @@ impl Context {
         let block = Block::from_tensors(&shape, mine.rows.length(), keys, values)?;
         mine.rows.tail.push(&block);
         let bulk = block.rows >= self.options.bulk_append_rows as usize;
-        self.queue_ready(layer, bulk)
+        // The rows are in: what keeps them from being sealed is told by the next commit or seal, and is tried again.
+        if let Err(failure) = self.queue_ready(layer, bulk) {
+            tracing::warn!(layer, error = %failure, "rows could not be queued for sealing; they stay in the tail");
+            self.seal_failure = Some(failure);
+        }
+        Ok(())
     }
 
     /// Appends token ids. Optional; but once ids were given, a commit asks for one per row.
@@ -118,6 +123,8 @@ impl Context {
             prefix_hash: [0; 32],
         };
         let mine = layer_of_mut(&mut self.layers, layer)?;
+        let with_ladder = mine.clustered && self.options.ladder;
+        let ladder = with_ladder.then(|| mine.ladder_input(self.model.scale)).transpose()?;
         let job = SealJob {
             backend: Arc::clone(&self.store.backend),
             header,
@@ -129,7 +136,8 @@ impl Context {
             sequence,
             context_id: self.id,
             shape: mine.rows.shape,
-            clusters: mine.clustered.then(|| self.options.clusters.clone()),
+            ladder,
+            clusters: mine.clustered.then_some(self.options.clusters),
             rows: mine.rows.tail.copy(range.clone()),
             cancelled: Arc::clone(&self.cancelled),
         };

@@ -9,18 +9,19 @@ use crate::layer::{LayerRows, OwnedBatch};
 use crate::model::ModelSpec;
 use crate::options::ContextOptions;
 use crate::sample::QuerySample;
-use crate::sealing::Sealed;
+use crate::sealing::{SealLadder, Sealed, bases_of};
 use crate::snapshot::{Published, Reader, Snapshot, SnapshotInner, layer_of, on_pool};
 use crate::store::Shared;
 use crate::tensor::TensorView;
 use half::f16;
-use longwave_query::{Answer, Budget, Plan};
+use longwave_index::ladder::{Basis, Moment, MomentSource};
+use longwave_query::{Answer, Budget, Plan, Shape};
 use longwave_storage::{LockGuard, LogWriter};
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Arc, OnceLock};
 
 /// The writer of a context: appends rows, answers queries and commits. One exists at a time for each context; any
 /// number of [`Snapshot`]s may read beside it.
@@ -57,6 +58,8 @@ pub(crate) struct Layer {
     /// Rows before this position are sealed or being sealed (or are sinks).
     queued_end: u64,
     pub(crate) sample: QuerySample,
+    /// The bases of the ladder: fixed by the layer's first segment.
+    pub(crate) bases: Arc<OnceLock<Vec<Basis>>>,
 }
 
 #[derive(Debug)]
@@ -158,8 +161,27 @@ impl Context {
     /// # Errors
     /// As [`Self::attend`].
     pub fn observe(&mut self, layer: usize, queries: &TensorView<'_>) -> Result<(), Error> {
+        let rows = &self.layer(layer)?.rows;
+        let Shape { query_heads, key_dim, .. } = rows.shape;
+        queries.check("queries", query_heads, key_dim)?;
+        let first = rows.first_of(layer, queries)?;
+        self.observe_at(layer, first, queries)
+    }
+
+    /// As [`Self::observe`], for queries of positions from `first_position` on, wherever the layer's rows end: an
+    /// engine that knows queries of a text before its rows (from an earlier run, say) gives the first segment a
+    /// metric with it.
+    ///
+    /// # Errors
+    /// As [`Self::attend`].
+    pub fn observe_at(
+        &mut self,
+        layer: usize,
+        first_position: u64,
+        queries: &TensorView<'_>,
+    ) -> Result<(), Error> {
         let mine = layer_of_mut(&mut self.layers, layer)?;
-        let batch = OwnedBatch::take(layer, &mine.rows, queries)?;
+        let batch = OwnedBatch::take(&mine.rows, first_position, queries)?;
         let row = batch.data.len() / batch.positions;
         for (queries, position) in batch.data.chunks_exact(row).zip(batch.first_position..) {
             if mine.sample.wants(position) {
@@ -285,6 +307,30 @@ impl Drop for Context {
 }
 
 impl Layer {
+    /// What the next segment's ladder is built with: the second moment of the sampled queries of each KV head's
+    /// group, or the identity while nothing was observed.
+    fn ladder_input(&self, scale: f32) -> Result<SealLadder, Error> {
+        if let Some(first) = self.rows.segments.first().filter(|_| self.bases.get().is_none()) {
+            if let Some(bases) = bases_of(first.segment.segment())? {
+                // Only this writer and its sealing thread set it, and to the same.
+                let _ = self.bases.set(bases);
+            }
+        }
+        let Shape { kv_heads, key_dim, .. } = self.rows.shape;
+        let group = self.rows.shape.group() * key_dim;
+        let sample = self.sample.by_position();
+        let moment = |head: usize| {
+            let of_head = sample.iter().flat_map(|(_, queries)| &queries[head * group..(head + 1) * group]);
+            let queries: Vec<f32> = of_head.map(|x| x.to_f32() * scale).collect();
+            Moment::from_queries(&queries, key_dim)
+        };
+        Ok(SealLadder {
+            moments: (0..kv_heads).map(moment).collect(),
+            source: if sample.is_empty() { MomentSource::Identity } else { MomentSource::Context },
+            bases: Arc::clone(&self.bases),
+        })
+    }
+
     /// The sampled queries, in order of position.
     fn sample_copy(&self) -> Vec<(u64, Vec<f16>)> {
         let kept = self.sample.by_position().into_iter();

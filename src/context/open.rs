@@ -68,7 +68,10 @@ impl Context {
             cancelled: Arc::default(),
             _lock: lock,
         };
-        context.remove_orphans(None);
+        context.remove_orphans(None)?;
+        // The store may have been made by a process that died before its name was durable, and a strict commit syncs
+        // no further up than the directory of contexts.
+        context.store.backend.sync_dir("")?;
         context.commit(Durability::Strict)?;
         Ok(context)
     }
@@ -110,7 +113,7 @@ impl Context {
             store,
             _lock: lock,
         };
-        context.remove_orphans(Some(&manifest));
+        context.remove_orphans(Some(&manifest))?;
         Ok(context)
     }
 
@@ -139,8 +142,8 @@ impl Context {
 
     /// Removes what a writer of this context left behind when it ended early: logs and segments that the manifest
     /// does not name. File names carry the context's identifier, and the lock says that no one else writes them.
-    /// Numbers go on above those in use, so that no name is used twice.
-    fn remove_orphans(&mut self, manifest: Option<&Manifest>) {
+    /// Numbers go on above those in use, so that no name is used twice: a directory that cannot be listed is an error.
+    fn remove_orphans(&mut self, manifest: Option<&Manifest>) -> Result<(), Error> {
         let backend = Arc::clone(&self.store.backend);
         let named: HashSet<&str> = manifest
             .iter()
@@ -159,7 +162,7 @@ impl Context {
         let prefix = first.split_once('-').map_or(first.as_str(), |(prefix, _)| prefix);
         let dir = context_dir(&self.name);
         for (dir, prefix, suffix) in [(dir.as_str(), "", ".log"), (SEGMENTS_DIR, prefix, ".segment")] {
-            for file in backend.list(dir).unwrap_or_default() {
+            for file in backend.list(dir)? {
                 // A segment that was cut off while it was written has its name and `.new`.
                 let whole = file.strip_suffix(".new").unwrap_or(&file);
                 let Some(rest) = whole.strip_prefix(prefix).filter(|rest| rest.ends_with(suffix)) else {
@@ -180,6 +183,7 @@ impl Context {
                 }
             }
         }
+        Ok(())
     }
 }
 
@@ -215,6 +219,7 @@ fn empty_layer(model: &ModelSpec, options: &ContextOptions, number: usize) -> Op
         abandoned: Vec::new(),
         queued_end: sinks,
         sample: QuerySample::new(options.clusters.seed, options.sample_positions as usize),
+        bases: Arc::default(),
     })
 }
 

@@ -107,3 +107,18 @@ fn a_damaged_store_is_named_and_not_shown() {
     setting.refused(&["inspect", "store"], "contexts/manual/manifest");
     setting.refused(&["explain", "store", "manual", "--layer", "1"], "contexts/manual/manifest");
 }
+
+#[test]
+fn an_instruction_set_that_does_not_exist() {
+    let setting = Setting::imported();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_longwave"));
+    let output = command
+        .args(["inspect", "store"])
+        .current_dir(setting.dir.path())
+        .env("LONGWAVE_ISA", "mmx")
+        .output()
+        .unwrap();
+    let error = crate::text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("mmx") && !error.contains("panicked"), "{error}");
+}

@@ -2,7 +2,7 @@
 
 use crate::trace::{KEY_DIM, KV_HEADS, QUERY_HEADS, Trace, VALUE_DIM};
 use crate::{Setting, assert_keys, files};
-use longwave::{Store, StoreOptions};
+use longwave::{Budget, Snapshot, Store, StoreOptions, TensorView};
 use serde_json::{Value, json};
 
 /// Rows that are sealed: all but 4 sinks and 64 of the window.
@@ -31,10 +31,15 @@ fn inspect_shows_what_was_imported() {
         (&model["layers"], &model["dtype"], &model["scale"]),
         (&json!(5), &json!("f16"), &json!(0.25))
     );
+    assert_keys(
+        &context["settings"],
+        "sinks window bulk_segment_rows decode_segment_rows bulk_append_rows sample_positions tokens_per_cluster \
+         iterations split_factor seed ladder",
+    );
     let kinds: Vec<&str> =
         context["layers"].as_array().unwrap().iter().map(|l| l["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["absent", "clustered", "absent", "absent", "clustered"]);
-    assert_layer(&context["layers"][4]);
+    assert_layer(&context["layers"][4], context["settings"]["tokens_per_cluster"].as_u64().unwrap());
 
     let sizes = &context["bytes"];
     assert_keys(sizes, "total segments row_log meta_log manifest");
@@ -46,7 +51,7 @@ fn inspect_shows_what_was_imported() {
     assert_eq!(document["bytes"], bytes_of_store(&setting));
 }
 
-fn assert_layer(layer: &Value) {
+fn assert_layer(layer: &Value, tokens_per_cluster: u64) {
     assert_keys(layer, "layer kind sliding_window rows sealed_rows tail_rows sampled_positions segments");
     assert_eq!((&layer["layer"], &layer["rows"]), (&json!(4), &json!(700)));
     assert_eq!((&layer["sealed_rows"], &layer["tail_rows"]), (&json!(SEALED), &json!(68)));
@@ -67,15 +72,18 @@ fn assert_layer(layer: &Value) {
             head,
             "kv_head clusters size_mean size_p50 size_p95 size_max key_spread_mean value_spread_mean",
         );
-        assert_eq!((&head["kv_head"], &head["clusters"]), (&json!(number), &json!(SEALED / 16)));
+        assert_eq!(head["kv_head"], number);
+        // Large clusters may be split, so that there are more than asked for.
+        let asked = SEALED / tokens_per_cluster;
+        assert!((asked..2 * asked).contains(&head["clusters"].as_u64().unwrap()), "{head}");
         let rows = head["size_mean"].as_f64().unwrap() * head["clusters"].as_f64().unwrap();
         assert!((rows - SEALED as f64).abs() < 1e-6, "{head}");
         assert!(
             head["size_p50"].as_u64() <= head["size_p95"].as_u64()
                 && head["size_p95"].as_u64() <= head["size_max"].as_u64()
         );
-        // Noise of +-0.5 in 16 dimensions: a variance of 1/12 each, less what many small clusters fit of it.
-        assert!((0.2..1.4).contains(&head["key_spread_mean"].as_f64().unwrap()), "{head}");
+        // Around the mean of all keys it would be 16 elements of variance 4/3 (centres) + 1/12 (noise), about 23.
+        assert!((0.2..11.0).contains(&head["key_spread_mean"].as_f64().unwrap()), "{head}");
     }
 }
 
@@ -149,14 +157,15 @@ fn explain_plans_a_sampled_query() {
     for head in heads {
         assert_keys(head, "kv_head clusters rows_read rows_estimated rows_plain bytes pages read estimated");
         assert_keys(&head["bytes"], "keys values centroids counts value_means");
-        assert_eq!(head["clusters"], SEALED / 16);
-        let count = |part: &str| head[part].as_array().unwrap().len();
-        // A tenth of 39 clusters is read, 23.2 % are estimated.
-        assert!((3..=4).contains(&count("read")) && (9..=10).contains(&count("estimated")), "{head}");
+        let clusters = head["clusters"].as_u64().unwrap();
+        assert!((10..100).contains(&clusters), "{head}");
+        let count = |part: &str| head[part].as_array().unwrap().len() as f64;
+        assert!((count("read") - 0.1 * clusters as f64).abs() <= 1.0, "{head}");
+        assert!((count("estimated") - 0.232 * clusters as f64).abs() <= 1.0, "{head}");
         let rows = head["rows_read"].as_u64().unwrap();
         assert_eq!(head["bytes"]["keys"], rows * KEY_DIM as u64 * 2);
         assert_eq!(head["bytes"]["values"], rows * VALUE_DIM as u64 * 2);
-        assert_eq!(head["bytes"]["centroids"], SEALED / 16 * KEY_DIM as u64 * 2);
+        assert_eq!(head["bytes"]["centroids"], clusters * KEY_DIM as u64 * 2);
         bytes += head["bytes"].as_object().unwrap().values().map(|part| part.as_u64().unwrap()).sum::<u64>();
     }
     assert_eq!(plan["bytes"], bytes);
@@ -192,14 +201,15 @@ fn the_same_trace_imported_twice_gives_the_same_columns() {
                 assert!(bytes(one) == bytes(two), "column {} of layer {layer} differs", info.name);
             }
         }
-        assert_eq!(first.sampled_queries(layer).unwrap(), second.sampled_queries(layer).unwrap());
-    }
-    // Sinks and window: the row logs are the same but for the identifier and what covers it, which is the header.
-    let log = |path: &str, name: &str| {
-        std::fs::read(setting.path(path).join("contexts").join(name).join("1.rows.log"))
-    };
-    if let (Ok(one), Ok(two)) = (log("store", "manual"), log("again", "other-name")) {
-        assert_eq!(one.len(), two.len());
+        let samples = first.sampled_queries(layer).unwrap();
+        assert_eq!(samples, second.sampled_queries(layer).unwrap());
+        // Sinks and window lie in the logs; what they hold shows in an answer.
+        let queries = TensorView::token_major(&samples[0].1[..], 1, QUERY_HEADS, KEY_DIM);
+        let answer = |snapshot: &Snapshot, budget| snapshot.attend(layer, &queries, &budget).unwrap();
+        for budget in [Budget::Exact, Budget::RETROINFER] {
+            let (one, two) = (answer(&first, budget), answer(&second, budget));
+            assert_eq!((one.output, one.lse), (two.output, two.lse), "{budget}");
+        }
     }
 }
 

@@ -42,7 +42,7 @@ impl Trace {
             if let Some((at, value)) = self.key_element.filter(|_| layer == self.layers[0]) {
                 keys[at] = value;
             }
-            let values = clustered(100 + layer, self.tokens, KV_HEADS, VALUE_DIM, 1.0);
+            let values = clustered(100 ^ layer, self.tokens, KV_HEADS, VALUE_DIM, 1.0);
             let queries = clustered(layer, self.queries, QUERY_HEADS, KEY_DIM, 2.0);
             tensors.push((format!("layers.{layer}.key"), [self.tokens, KV_HEADS, KEY_DIM], keys));
             tensors.push((format!("layers.{layer}.value"), [self.tokens, KV_HEADS, VALUE_DIM], values));

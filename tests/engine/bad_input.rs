@@ -4,8 +4,8 @@ use crate::sample::{
     Kv, Numbers, UNEQUAL, bits, logits, memory_store, model, queries, query_view, small_options,
 };
 use longwave::{
-    Budget, ClusterOptions, Context, ContextOptions, Dtype, Durability, Error, LayerKind, ModelSpec, Rows, Store,
-    StoreOptions, TensorView, storage,
+    Budget, ClusterOptions, Context, ContextOptions, Dtype, Durability, Error, LayerKind, ModelSpec, Rows,
+    Store, StoreOptions, TensorView, storage,
 };
 use proptest::prelude::*;
 
@@ -45,7 +45,10 @@ fn state(context: &mut Context) -> (Vec<u64>, Vec<Vec<u32>>, Vec<usize>, u64, us
 }
 
 /// Runs a call that must be refused on a context that must not change, and gives the refusal.
-fn refused<T: std::fmt::Debug>(context: &mut Context, call: impl FnOnce(&mut Context) -> Result<T, Error>) -> Error {
+fn refused<T: std::fmt::Debug>(
+    context: &mut Context,
+    call: impl FnOnce(&mut Context) -> Result<T, Error>,
+) -> Error {
     let before = state(context);
     let error = call(context).unwrap_err();
     assert_eq!(state(context), before, "{error}");
@@ -59,7 +62,12 @@ fn zeros(tokens: usize, heads: usize, dim: usize) -> Vec<f32> {
 #[test]
 fn shapes_that_do_not_fit_are_refused() {
     let (_, mut context) = filled(Dtype::F16);
-    let shapes = [([2, 2, 24], [2, 3, 16]), ([2, 3, 16], [2, 3, 16]), ([2, 3, 24], [2, 3, 24]), ([2, 3, 24], [3, 3, 16])];
+    let shapes = [
+        ([2, 2, 24], [2, 3, 16]),
+        ([2, 3, 16], [2, 3, 16]),
+        ([2, 3, 24], [2, 3, 24]),
+        ([2, 3, 24], [3, 3, 16]),
+    ];
     let empty = [([0, 3, 24], [0, 3, 16]), ([2, 6, 24], [2, 6, 16]), ([2, 0, 0], [2, 3, 16])];
     for (k, v) in shapes.into_iter().chain(empty) {
         let (keys, values) = (zeros(k[0], k[1], k[2]), zeros(v[0], v[1], v[2]));
@@ -97,7 +105,7 @@ fn views_that_leave_their_data_are_refused() {
         TensorView::with_strides(&data[..], [4, 3, 24], [72, 25]),
         TensorView::with_strides(&data[..], [4, 3, 24], [usize::MAX, 24]),
         TensorView::with_strides(&data[..], [4, 3, 24], [usize::MAX / 3, usize::MAX / 2]),
-        TensorView::with_strides(&data[..], [4, 3, 24], [0, 0]),
+        TensorView::with_strides(&data[..287], [4, 3, 24], [0, 0]),
         TensorView::with_strides(&data[..], [usize::MAX, 3, 24], [0, 24]),
         TensorView::token_major(&data[..], usize::MAX, 3, 24),
         TensorView::head_major(&data[..], usize::MAX / 24 + 1, 3, 24),
@@ -145,7 +153,10 @@ fn numbers_that_are_not_finite_are_named() {
         let asked = Numbers::of(native, &asked);
         let view = TensorView::token_major(asked.rows(), 2, 6, 24);
         let error = refused(&mut context, |context| context.attend(0, &view, &Budget::RETROINFER));
-        assert!(matches!(error, Error::NotFinite { what: "queries", token: 1, head: 5, element: 3, .. }), "{error}");
+        assert!(
+            matches!(error, Error::NotFinite { what: "queries", token: 1, head: 5, element: 3, .. }),
+            "{error}"
+        );
     }
 }
 
@@ -208,7 +219,10 @@ fn layers_and_positions_that_are_not_there_are_refused() {
     assert!(matches!(snapshot.attend(0, &all, &Budget::RETROINFER), Err(Error::TooManyPositions { .. })));
     let mut empty = store.create("empty", &spec(Dtype::F16)).unwrap();
     assert!(matches!(empty.attend(0, &one, &Budget::Exact), Err(Error::TooManyPositions { length: 0, .. })));
-    assert!(matches!(empty.explain(0, &one, &Budget::RETROINFER), Err(Error::TooManyPositions { length: 0, .. })));
+    assert!(matches!(
+        empty.explain(0, &one, &Budget::RETROINFER),
+        Err(Error::TooManyPositions { length: 0, .. })
+    ));
 }
 
 #[test]
@@ -216,7 +230,9 @@ fn budgets_out_of_range_are_refused() {
     let (_, mut context) = filled(Dtype::F16);
     let asked = zeros(1, 6, 24);
     let view = TensorView::token_major(&asked[..], 1, 6, 24);
-    for (retrieve, estimate) in [(-0.1, 0.2), (1.1, 0.2), (0.1, -1e-9), (0.1, 1.5), (f64::NAN, 0.1), (0.1, f64::INFINITY)] {
+    for (retrieve, estimate) in
+        [(-0.1, 0.2), (1.1, 0.2), (0.1, -1e-9), (0.1, 1.5), (f64::NAN, 0.1), (0.1, f64::INFINITY)]
+    {
         let budget = Budget::RetroInfer { retrieve, estimate };
         let error = refused(&mut context, |context| context.attend(0, &view, &budget));
         assert!(matches!(&error, Error::Invalid { what: "budget", .. }), "{error}");
@@ -232,7 +248,10 @@ fn commits_ask_for_equal_layers_and_one_token_id_a_row() {
     let kv = Kv::new(9, 7, &model);
     kv.append(&mut context, 1, 0..7);
     let error = refused(&mut context, |context| context.commit(Durability::Strict));
-    assert!(matches!(error, Error::UnequalLayers { first: 0, expected: 130, layer: 1, found: 137 }), "{error}");
+    assert!(
+        matches!(error, Error::UnequalLayers { first: 0, expected: 130, layer: 1, found: 137 }),
+        "{error}"
+    );
     assert_eq!(store.snapshot("target").unwrap().length(1).unwrap(), 130, "the last commit counts");
     kv.append(&mut context, 0, 0..7);
     context.commit(Durability::Strict).unwrap();
@@ -354,7 +373,8 @@ fn names_that_escape_and_contexts_that_are_not_there_are_refused() {
     let store = Store::open(&path, StoreOptions::default()).unwrap();
     let model = spec(Dtype::F16);
     for name in ["", ".", "..", "../up", "a/b", "/etc", ".hidden", "a b", "a\0b", "ä", &"n".repeat(200)] {
-        let name_error = |error: Error| assert!(matches!(error, Error::Storage(storage::Error::Name { .. })), "{error}");
+        let name_error =
+            |error: Error| assert!(matches!(error, Error::Storage(storage::Error::Name { .. })), "{error}");
         name_error(store.create(name, &model).unwrap_err());
         name_error(store.context(name, &model).unwrap_err());
         name_error(store.snapshot(name).unwrap_err());
@@ -390,8 +410,9 @@ fn directories_that_hold_something_else_are_not_made_stores() {
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "unique");
 }
 
-fn sizes() -> impl Strategy<Value = usize> {
-    prop_oneof![8 => 0usize..10, 2 => Just(24), 2 => Just(16), 1 => any::<usize>(), 1 => Just(usize::MAX)]
+/// Often what fits, else anything.
+fn sizes(fitting: usize) -> impl Strategy<Value = usize> {
+    prop_oneof![12 => Just(fitting), 6 => 0usize..10, 1 => Just(16), 1 => any::<usize>(), 1 => Just(usize::MAX)]
 }
 
 proptest! {
@@ -399,8 +420,8 @@ proptest! {
 
     #[test]
     fn no_shape_or_stride_panics(
-        shape in [sizes(), prop_oneof![3 => Just(3usize), 1 => sizes()], prop_oneof![3 => Just(24usize), 1 => sizes()]],
-        strides in [sizes(), sizes()],
+        shape in [sizes(2), sizes(3), sizes(24)],
+        strides in [sizes(72), sizes(24)],
         len in 0usize..600,
         layer in 0usize..4,
     ) {

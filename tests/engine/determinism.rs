@@ -56,7 +56,8 @@ fn answers(snapshot: &Snapshot) -> Vec<Vec<u32>> {
         for positions in [1, 7, 40] {
             let queries = queries(layer as u64, positions, snapshot.model());
             for budget in [Budget::Exact, Budget::RETROINFER] {
-                let answer = snapshot.attend(layer, &query_view(&queries, snapshot.model()), &budget).unwrap();
+                let answer =
+                    snapshot.attend(layer, &query_view(&queries, snapshot.model()), &budget).unwrap();
                 all.push(bits(&answer));
             }
         }
@@ -87,7 +88,8 @@ fn files_of_the_same_content_differ_in_identifiers_only() {
         let (bytes, other_bytes) = (first.contents(name).unwrap(), second.contents(other).unwrap());
         assert_eq!(bytes.len(), other_bytes.len(), "{name} and {other}");
         let differ = bytes.iter().zip(&other_bytes).filter(|(a, b)| a != b).count();
-        // One identifier of 16 bytes, and the checksum of the header that it is in.
-        assert!(differ <= 24, "{name}: {differ} of {} bytes differ", bytes.len());
+        // One identifier of 16 bytes, and the checksum of the header that it is in; in a log, of each record.
+        let most = if name.ends_with(".log") { 100 } else { 24 };
+        assert!(differ <= most, "{name}: {differ} of {} bytes differ", bytes.len());
     }
 }

@@ -1,6 +1,8 @@
 //! Snapshots and readers beside a writer.
 
-use crate::sample::{Kv, UNEQUAL, bits, memory_store, model, own_key_queries, queries, query_view, small_options};
+use crate::sample::{
+    Kv, UNEQUAL, bits, memory_store, model, own_key_queries, queries, query_view, small_options,
+};
 use crate::truth::{check_exact, check_own_values};
 use longwave::{Budget, Dtype, Durability, Error, Snapshot, Store, StoreOptions};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,7 +17,8 @@ fn a_snapshot_never_changes() {
     let mut context = store.create_with("growing", &model, small_options()).unwrap();
     let mut kept: Vec<(u64, Snapshot, Vec<u32>)> = Vec::new();
     let asked = queries(1, 3, &model);
-    let bits_of = |snapshot: &Snapshot| bits(&snapshot.attend(0, &query_view(&asked, &model), &Budget::Exact).unwrap());
+    let bits_of =
+        |snapshot: &Snapshot| bits(&snapshot.attend(0, &query_view(&asked, &model), &Budget::Exact).unwrap());
     for (step, size) in [3, 1, 100, 1, 1, 60, 9, 200, 1].into_iter().enumerate() {
         let start = context.length(0).unwrap() as usize;
         for layer in 0..2 {
@@ -137,7 +140,10 @@ fn another_store_handle_reads_commits_beside_the_writer() {
                     let answer = snapshot.attend(0, &query_view(&queries, &model), &Budget::Exact).unwrap();
                     check_own_values(&model, &kv, 0..length, &answer);
                 }
-                assert!(matches!(store.context("both", &model), Err(Error::Storage(_))), "locked by the writer");
+                assert!(
+                    matches!(store.context("both", &model), Err(Error::Storage(_))),
+                    "locked by the writer"
+                );
             }
         });
         for token in 0..600 {

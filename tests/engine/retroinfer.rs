@@ -5,8 +5,8 @@ use crate::truth::{Pool, check_exact, check_head, scores};
 use longwave::index::HeadIndex;
 use longwave::storage::ColumnKind;
 use longwave::{
-    Answer, Budget, ClusterId, ClusterOptions, Context, ContextOptions, Dtype, HeadPlan, LayerKind, LayerSegment,
-    Method, ModelSpec, Plan, Snapshot, Traffic,
+    Answer, Budget, ClusterId, ClusterOptions, Context, ContextOptions, Dtype, HeadPlan, LayerKind,
+    LayerSegment, Method, ModelSpec, Plan, Snapshot, Traffic,
 };
 use std::collections::BTreeSet;
 
@@ -60,7 +60,14 @@ impl Case {
             let clusters = head_index(stored, head).clusters() as u32;
             (0..clusters).map(|cluster| ClusterId { segment: segment as u32, cluster }).collect::<Vec<_>>()
         };
-        self.snapshot.segments(LAYER).unwrap().into_iter().enumerate().take(segments).flat_map(of_segment).collect()
+        self.snapshot
+            .segments(LAYER)
+            .unwrap()
+            .into_iter()
+            .enumerate()
+            .take(segments)
+            .flat_map(of_segment)
+            .collect()
     }
 
     /// The centroid of a cluster, its value mean and its rows' positions.
@@ -91,7 +98,10 @@ impl Case {
             let of_query = || scores.values.iter().skip(query).step_by(group);
             let top = of_query().copied().fold(f64::NEG_INFINITY, f64::max);
             let total: f64 = of_query().map(|score| (score - top).exp()).sum();
-            shares.iter_mut().zip(of_query()).for_each(|(share, score)| *share += (score - top).exp() / total);
+            shares
+                .iter_mut()
+                .zip(of_query())
+                .for_each(|(share, score)| *share += (score - top).exp() / total);
         }
         shares
     }
@@ -128,16 +138,22 @@ impl Case {
         let (read, estimated): (BTreeSet<_>, BTreeSet<_>) =
             (head.read.iter().copied().collect(), head.estimated.iter().copied().collect());
         assert!(read.is_disjoint(&estimated) && head.read.is_sorted() && head.estimated.is_sorted());
-        let rank = |id: &ClusterId| if read.contains(id) { 0 } else { 1 + usize::from(!estimated.contains(id)) };
+        let rank =
+            |id: &ClusterId| if read.contains(id) { 0 } else { 1 + usize::from(!estimated.contains(id)) };
         let mut least = [f64::INFINITY; 3];
         let mut most = [0.0f64; 3];
         for (id, &share) in clusters.iter().zip(&shares) {
             least[rank(id)] = least[rank(id)].min(share);
             most[rank(id)] = most[rank(id)].max(share);
         }
-        assert!(least[0] >= most[1] * (1.0 - 1e-4) && least[0] >= most[2] * (1.0 - 1e-4), "{least:?} {most:?}");
+        assert!(
+            least[0] >= most[1] * (1.0 - 1e-4) && least[0] >= most[2] * (1.0 - 1e-4),
+            "{least:?} {most:?}"
+        );
         assert!(least[1] >= most[2] * (1.0 - 1e-4), "{least:?} {most:?}");
-        let rows = |ids: &[ClusterId]| ids.iter().map(|&id| self.cluster(head.kv_head, id).2.len() as u64).sum::<u64>();
+        let rows = |ids: &[ClusterId]| {
+            ids.iter().map(|&id| self.cluster(head.kv_head, id).2.len() as u64).sum::<u64>()
+        };
         assert_eq!((head.rows_read, head.rows_estimated), (rows(&head.read), rows(&head.estimated)));
     }
 
@@ -205,7 +221,9 @@ fn one_position_selects_reads_and_estimates_as_published() {
     let case = Case::default();
     let plan = case.check(1, Budget::RETROINFER);
     assert_eq!(case.summarised(1), case.snapshot.segments(LAYER).unwrap().len());
-    assert!(plan.heads.iter().all(|head| head.clusters > 80 && head.estimated.len() > 20 && head.rows_plain == 0));
+    assert!(
+        plan.heads.iter().all(|head| head.clusters > 80 && head.estimated.len() > 20 && head.rows_plain == 0)
+    );
 }
 
 #[test]
@@ -226,24 +244,28 @@ fn several_positions_read_what_reaches_over_the_causal_edge_row_by_row() {
     let case = Case::default();
     for positions in [2, 9, 30, 60, 150] {
         let plan = case.check(positions, Budget::RETROINFER);
-        assert_eq!(plan.heads.iter().any(|head| head.rows_plain > 0), positions > 2, "{positions} positions");
+        assert!(plan.heads.iter().any(|head| head.rows_plain > 0), "{positions} positions");
     }
     // No segment lies wholly before the window of the first query: all of it is exact.
     let queries = case.queries(695);
     let plan = case.snapshot.explain(LAYER, &query_view(&queries, &case.model), &Budget::RETROINFER).unwrap();
     assert!(plan.heads.iter().all(|head| head.clusters == 0));
-    let answer = case.snapshot.attend(LAYER, &query_view(&queries, &case.model), &Budget::RETROINFER).unwrap();
+    let answer =
+        case.snapshot.attend(LAYER, &query_view(&queries, &case.model), &Budget::RETROINFER).unwrap();
     check_exact(&case.model, LAYER, &case.kv, 700, &queries, &answer);
 }
 
 #[test]
 fn shapes_types_softcaps_and_sink_logits_enter_every_part() {
-    for (number, shape) in [[2, 8, 64, 64], [3, 3, 8, 40], [1, 4, 24, 16], [2, 2, 72, 8]].into_iter().enumerate() {
+    for (number, shape) in
+        [[2, 8, 64, 64], [3, 3, 8, 40], [1, 4, 24, 16], [2, 2, 72, 8]].into_iter().enumerate()
+    {
         for dtype in [Dtype::F16, Dtype::Bf16, Dtype::F32] {
             let mut model = model(shape, dtype, 2);
             model.softcap = (number != 1).then_some(2.5);
             model.sink_logits = vec![vec![], logits(5, &model)];
-            let case = Case::new(model, small_options().with_exact_rows(number as u32, 1 + 7 * number as u32), 330);
+            let case =
+                Case::new(model, small_options().with_exact_rows(number as u32, 1 + 7 * number as u32), 330);
             case.check(1, Budget::RetroInfer { retrieve: 0.1, estimate: 0.4 });
             case.check(23, Budget::RetroInfer { retrieve: 0.1, estimate: 0.4 });
         }
@@ -252,7 +274,8 @@ fn shapes_types_softcaps_and_sink_logits_enter_every_part() {
 
 #[test]
 fn split_clusters_are_clusters() {
-    let clusters = ClusterOptions { tokens_per_cluster: 12, split_factor: Some(1.5), ..ClusterOptions::ladder() };
+    let clusters =
+        ClusterOptions { tokens_per_cluster: 12, split_factor: Some(1.5), ..ClusterOptions::ladder() };
     let case = Case::new(model(UNEQUAL, Dtype::F16, 2), small_options().with_clusters(clusters), 500);
     case.check(1, Budget::RetroInfer { retrieve: 0.2, estimate: 0.3 });
 }
@@ -276,8 +299,8 @@ fn equal_shares_go_to_the_older_cluster() {
     let queries = case.queries(1);
     let [first, second, third] = case.snapshot.segments(LAYER).unwrap()[..] else { panic!("three segments") };
     for head in 0..3 {
-        assert_eq!(head_index(first, head).centroids, head_index(second, head).centroids);
-        assert_eq!(head_index(first, head).centroids, head_index(third, head).centroids);
+        let centroids = |segment| head_index(segment, head).centroids.as_bytes();
+        assert!(centroids(first) == centroids(second) && centroids(first) == centroids(third));
     }
     let clusters = head_index(first, 0).clusters();
     for read in 1..3 * clusters {
@@ -324,7 +347,8 @@ fn seen_rows(case: &Case, kind: LayerKind, position: u64) -> u64 {
         _ => 0,
     };
     let segments = case.snapshot.segments(LAYER).unwrap();
-    let seen = segments.iter().filter(|segment| segment.end() > first && segment.first_position() <= position);
+    let seen =
+        segments.iter().filter(|segment| segment.end() > first && segment.first_position() <= position);
     seen.map(|segment| segment.rows() as u64).sum()
 }
 

@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 use longwave::{
-    Answer, ClusterOptions, Context, ContextOptions, Dtype, ModelIdentity, ModelSpec, Rows, Store, StoreOptions,
-    TensorView,
+    Answer, ClusterOptions, Context, ContextOptions, Dtype, ModelIdentity, ModelSpec, Rows, Store,
+    StoreOptions, TensorView,
 };
 use longwave_storage::check::{CheckOptions, check_store};
 use longwave_storage::{Backend, MemoryBackend};
@@ -43,7 +43,11 @@ impl Sample {
 /// `[kv_heads, query_heads, key_dim, value_dim]`.
 pub const UNEQUAL: [usize; 4] = [3, 6, 24, 16];
 
-pub fn model([kv_heads, query_heads, key_dim, value_dim]: [usize; 4], dtype: Dtype, layers: usize) -> ModelSpec {
+pub fn model(
+    [kv_heads, query_heads, key_dim, value_dim]: [usize; 4],
+    dtype: Dtype,
+    layers: usize,
+) -> ModelSpec {
     ModelSpec {
         identity: ModelIdentity { weights: [3; 32], tokenizer: [5; 32], rope: "theta 10000".into() },
         layers,
@@ -106,7 +110,9 @@ impl Kv {
         for token in 0..tokens {
             for head in 0..kv_heads {
                 let mut row = Sample::new(seed ^ (token as u64) << 20 ^ (head as u64) << 44);
-                let mut centre = Sample::new(seed ^ 77 ^ row.below(7) as u64 ^ (head as u64) << 9 ^ (token as u64 / 90) << 30);
+                let mut centre = Sample::new(
+                    seed ^ 77 ^ row.below(7) as u64 ^ (head as u64) << 9 ^ (token as u64 / 90) << 30,
+                );
                 keys.extend((0..key_dim).map(|_| round(dtype, centre.number() + 0.5 * row.number())));
                 values.extend((0..value_dim).map(|_| round(dtype, 0.6 * centre.number() + row.number())));
             }

@@ -44,7 +44,14 @@ pub fn scores(model: &ModelSpec, queries: &[f32], keys: &[f32]) -> Bounded {
 
 /// Panics unless the heads of `answer` at index `at` of the batch that share KV head `head` are the attention over
 /// `pool`.
-pub fn check_head(model: &ModelSpec, layer: usize, (at, head): (usize, usize), queries: &[f32], pool: Pool, answer: &Answer) {
+pub fn check_head(
+    model: &ModelSpec,
+    layer: usize,
+    (at, head): (usize, usize),
+    queries: &[f32],
+    pool: Pool,
+    answer: &Answer,
+) {
     let Pool { keys, mut values, mut counts } = pool;
     let group = model.query_heads / model.kv_heads;
     let first = at * model.query_heads + head * group;
@@ -62,7 +69,9 @@ pub fn check_head(model: &ModelSpec, layer: usize, (at, head): (usize, usize), q
         oracle::softmax(&scores, group, Some(&counts), model.value_dim, Rows::F32(&values), additions);
     let place = format!("layer {layer}, query {at}, KV head {head}, {} entries", counts.len());
     let dim = model.value_dim;
-    output.check(&answer.output[first * dim..(first + group) * dim]).unwrap_or_else(|off| panic!("{place}: output {off}"));
+    output
+        .check(&answer.output[first * dim..(first + group) * dim])
+        .unwrap_or_else(|off| panic!("{place}: output {off}"));
     lse.check(&answer.lse[first..first + group]).unwrap_or_else(|off| panic!("{place}: lse {off}"));
 }
 

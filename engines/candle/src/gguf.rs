@@ -221,11 +221,13 @@ impl ModelFile {
     }
 
     pub(crate) fn strings(&self, key: &str) -> Result<Vec<&str>> {
-        let text = |value| match value {
-            &Value::String(ref text) => Ok(text.as_str()),
-            other => Err(wrong_type(key, "an array of strings", other)),
-        };
-        self.array(key)?.iter().map(text).collect()
+        let values = self.array(key)?.iter();
+        values
+            .map(|value| match value {
+                Value::String(text) => Ok(text.as_str()),
+                other => Err(wrong_type(key, "an array of strings", other)),
+            })
+            .collect()
     }
 
     /// A number from 1 to `limit`.

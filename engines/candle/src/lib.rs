@@ -6,7 +6,7 @@
 //! 1. [`gguf`] reads the hyperparameters and the weights, dequantised to f32; [`tokenizer`] reads the vocabulary;
 //! 2. [`model`] runs the layers over a chunk of tokens and hands keys, values and queries to the cache;
 //! 3. [`cache`] keeps the rows and answers attention queries. [`MemoryCache`] does so exactly, in memory, with the
-//!    tiles of [`attention`]; other caches wrap or replace it;
+//!    tiles of [`attention`]; [`stored`] puts Longwave in its place;
 //! 4. [`decode`] and [`perplexity`] run the model token by token on any cache; [`trace`] records what passes.
 //!
 //! Keys and queries are after RoPE, with the rotary pairs interleaved as the GGUF has them. Everywhere, `rows` are
@@ -23,6 +23,7 @@ pub mod gguf;
 pub mod model;
 pub mod perplexity;
 pub mod rotary;
+pub mod stored;
 pub mod tokenizer;
 pub mod trace;
 

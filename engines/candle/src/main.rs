@@ -1,5 +1,7 @@
 //! `longwave-candle`: run a GGUF model, with or without Longwave behind it.
 
+mod commands;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -24,6 +26,8 @@ struct Arguments {
 enum Command {
     Trace(TraceCommand),
     Generate(GenerateCommand),
+    Prefill(commands::prefill::PrefillCommand),
+    Decode(commands::decode::DecodeCommand),
 }
 
 /// The model, and the piece of text that it runs over.
@@ -76,6 +80,8 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Trace(command) => command.run(),
         Command::Generate(command) => command.run(),
+        Command::Prefill(command) => command.run(),
+        Command::Decode(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -17,7 +17,11 @@ pub fn model_spec(model: &Model, tokenizer: &Tokenizer, dtype: Dtype) -> ModelSp
         identity: ModelIdentity {
             weights: wide(identity.weights_digest),
             tokenizer: wide(identity.tokenizer_digest),
-            rope: format!("base {}, {} dims, interleaved", identity.rope_base, model.hyperparameters().rotary_dim),
+            rope: format!(
+                "base {}, {} dims, interleaved",
+                identity.rope_base,
+                model.hyperparameters().rotary_dim
+            ),
         },
         layers: model.hyperparameters().layers,
         query_heads: shape.query_heads,
@@ -121,7 +125,11 @@ impl KvCache for StoredCache {
         let view = TensorView::token_major(queries, positions, query_heads, head_dim);
         let answer = self.context.attend(layer, &view, &self.budget).map_err(cache)?;
         if answer.output.len() != output.len() {
-            return Err(Error::Elements { what: "output", expected: answer.output.len(), found: output.len() });
+            return Err(Error::Elements {
+                what: "output",
+                expected: answer.output.len(),
+                found: output.len(),
+            });
         }
         if self.audited() {
             let exact = self.context.attend(layer, &view, &Budget::Exact).map_err(cache)?;
@@ -153,7 +161,10 @@ impl Spent {
     pub fn error_p95(&self) -> f64 {
         let mut sorted = self.errors.clone();
         sorted.sort_by(f64::total_cmp);
-        sorted.get((0.95 * sorted.len().saturating_sub(1) as f64).round() as usize).copied().unwrap_or(f64::NAN)
+        sorted
+            .get((0.95 * sorted.len().saturating_sub(1) as f64).round() as usize)
+            .copied()
+            .unwrap_or(f64::NAN)
     }
 }
 

@@ -40,7 +40,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let length = snapshot.length(layer)?;
     let (position, queries) = sampled(&snapshot, layer, arguments.position)?;
     let model = snapshot.model();
-    let queries = TensorView::token_major(&queries[..], 1, model.query_heads, model.key_dim);
+    let queries = TensorView::token_major(queries, 1, model.query_heads, model.key_dim);
     let plan = snapshot.explain(layer, &queries, &budget)?;
     if arguments.json {
         return output::print_document(&Document::new(&snapshot, layer, position, length, &budget, &plan));

@@ -24,6 +24,13 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let trace = Trace::open(&arguments.trace)?;
+    // Before anything is made: a trace that cannot be stored leaves no half of it behind.
+    for &layer in &trace.layers {
+        trace
+            .layer(layer)?
+            .check_finite(arguments.dtype)
+            .with_context(|| format!("layer {layer} of the trace"))?;
+    }
     let store = Store::open(&arguments.store, StoreOptions::default())
         .with_context(|| format!("opening store {}", arguments.store.display()))?;
     let model = trace.model(arguments.dtype, &trace.layers);

@@ -149,6 +149,32 @@ impl Trace {
     }
 }
 
+impl TraceLayer {
+    /// Refuses numbers that are not finite, or become so in rows of `dtype`.
+    pub(crate) fn check_finite(&self, dtype: Dtype) -> Result<()> {
+        let parts = [
+            ("key", &self.keys, dtype),
+            ("value", &self.values, dtype),
+            ("query", &self.queries, Dtype::F32),
+        ];
+        for (part, data, dtype) in parts {
+            if let Some(at) = data.iter().position(|&x| !stored(x, dtype).is_finite()) {
+                bail!("{part}: element {at} is {}, which is not finite as {dtype}", data[at]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A number as it is stored.
+pub(crate) fn stored(x: f32, dtype: Dtype) -> f32 {
+    match dtype {
+        Dtype::F16 => half::f16::from_f32(x).to_f32(),
+        Dtype::Bf16 => half::bf16::from_f32(x).to_f32(),
+        Dtype::F32 => x,
+    }
+}
+
 fn numbers(tensor: &TensorView<'_>) -> Result<Vec<f32>> {
     let data = tensor.data();
     Ok(match tensor.dtype() {

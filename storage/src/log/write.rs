@@ -49,7 +49,8 @@ impl LogWriter {
             ));
         }
         let writer = backend.open_append(path, committed_len)?;
-        Ok(Self::at(writer, path, header, committed_len))
+        // Whether the writer before has synced what it wrote is not known.
+        Ok(Self { synced_len: 0, ..Self::at(writer, path, header, committed_len) })
     }
 
     fn at(writer: Box<dyn FileWriter>, path: &str, header: LogHeader, len: u64) -> Self {

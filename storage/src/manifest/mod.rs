@@ -98,6 +98,8 @@ pub struct SettingsRecord {
     pub split_factor: Option<f32>,
     /// Seed of the clustering.
     pub seed: u64,
+    /// Whether segments hold a resolution ladder beside the clusters.
+    pub ladder: bool,
 }
 
 /// One layer of a context.

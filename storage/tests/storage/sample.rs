@@ -144,6 +144,7 @@ pub fn empty_manifest() -> Manifest {
             iterations: 12,
             split_factor: Some(4.0),
             seed: 0x1234_5678_9abc,
+            ladder: true,
         },
         layers: vec![
             layer(LayerKind::Clustered, vec![]),

@@ -39,8 +39,10 @@ impl DecodeCommand {
         println!("open to first answer   {:.1} ms", first_answer_seconds * 1e3);
         let (model, tokenizer, ids) = self.stored.load(self.score + 1)?;
         let budgets = [Budget::Exact, Budget::RETROINFER];
-        let outcomes: Vec<Outcome> =
-            budgets.into_iter().map(|budget| self.decode(&model, &tokenizer, &ids, budget)).collect::<Result<_>>()?;
+        let outcomes: Vec<Outcome> = budgets
+            .into_iter()
+            .map(|budget| self.decode(&model, &tokenizer, &ids, budget))
+            .collect::<Result<_>>()?;
         for outcome in &outcomes {
             println!("\n{} continues:\n{}", outcome.budget.method(), outcome.text.trim_end());
         }
@@ -55,7 +57,11 @@ impl DecodeCommand {
         let store = Store::open(&self.stored.store, StoreOptions::default()).map_err(cache)?;
         let snapshot = store.snapshot(&self.stored.name).map_err(cache)?;
         let Some((_, query)) = snapshot.sampled_queries(0).map_err(cache)?.last() else {
-            return Err(Error::Value { name: "context".into(), expected: "recorded queries".into(), found: "none".into() });
+            return Err(Error::Value {
+                name: "context".into(),
+                expected: "recorded queries".into(),
+                found: "none".into(),
+            });
         };
         let spec = snapshot.model();
         let query = TensorView::token_major(&query[..], 1, spec.query_heads, spec.key_dim);
@@ -80,7 +86,13 @@ impl DecodeCommand {
             evaluate(model, &mut rows, &next[..=self.score], &mut |done| bar.set_position(done as u64))?;
         bar.finish_and_clear();
         let text = tokenizer.decode(&[&next[..1], &continued].concat())?;
-        Ok(Outcome { budget, tokens_per_second, perplexity: evaluation.perplexity(), spent: rows.spent().clone(), text })
+        Ok(Outcome {
+            budget,
+            tokens_per_second,
+            perplexity: evaluation.perplexity(),
+            spent: rows.spent().clone(),
+            text,
+        })
     }
 
     fn open(
@@ -99,7 +111,10 @@ impl DecodeCommand {
     }
 
     fn print_table(&self, first_answer_seconds: f64, outcomes: &[Outcome]) {
-        println!("\ncontext of {} tokens, {} more scored, error on every {AUDIT_EVERY}th of them", self.stored.tokens, self.score);
+        println!(
+            "\ncontext of {} tokens, {} more scored, error on every {AUDIT_EVERY}th of them",
+            self.stored.tokens, self.score
+        );
         if let Some(figures) = self.stored.read_figures() {
             let ratio = figures.prefill_seconds / first_answer_seconds;
             println!(

@@ -32,7 +32,11 @@ impl Stored {
     /// The loaded model, its tokenizer, and at least `tokens + further` ids of the text.
     fn load(&self, further: usize) -> Result<(Model, Tokenizer, Vec<u32>)> {
         if self.tokens == 0 {
-            return Err(Error::Value { name: "tokens".into(), expected: "at least 1".into(), found: "0".into() });
+            return Err(Error::Value {
+                name: "tokens".into(),
+                expected: "at least 1".into(),
+                found: "0".into(),
+            });
         }
         let mut file = ModelFile::open(&self.model)?;
         let tokenizer = Tokenizer::from_gguf(&file)?;

@@ -7,8 +7,8 @@ use crate::output;
 use crate::progress;
 use anyhow::Result;
 use longwave::{
-    Budget, Context, ContextOptions, Dtype, Kernels, ModelIdentity, ModelSpec, Report, Snapshot, Store,
-    StoreOptions, TensorView,
+    Budget, ClusterOptions, Context, ContextOptions, Dtype, Kernels, ModelIdentity, ModelSpec, Report,
+    Snapshot, Store, StoreOptions, TensorView,
 };
 use rayon::prelude::*;
 use std::hint::black_box;
@@ -81,7 +81,8 @@ fn build(arguments: &Arguments, pool: Arc<rayon::ThreadPool>) -> Result<Snapshot
     options.pool = Some(pool);
     let store = Store::in_memory(options)?;
     // Refuses a geometry that cannot be worked with, before anything is generated.
-    let mut context = store.create_with("bench", &model(arguments), ContextOptions::default())?;
+    let index = ContextOptions::default().with_clusters(ClusterOptions::retroinfer()).with_ladder(false);
+    let mut context = store.create_with("bench", &model(arguments), index)?;
     let (tokens, kv_heads, dim) = (arguments.tokens as usize, arguments.kv_heads, arguments.head_dim);
     eprintln!(
         "building: {tokens} synthetic tokens, {} query heads on {kv_heads} KV heads of dim {dim}, f16, {}",

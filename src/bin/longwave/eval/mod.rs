@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
     /// The trace, a safetensors file.
     trace: PathBuf,
     /// Methods to compare.
-    #[arg(long = "method", value_enum, default_values = ["exact", "retroinfer"])]
+    #[arg(long = "method", value_enum, default_values = ["exact", "longwave", "retroinfer"])]
     methods: Vec<MethodName>,
     /// Layers to ask, separated by commas; all that the trace holds by default.
     #[arg(long, value_delimiter = ',')]
@@ -49,24 +49,28 @@ pub(crate) struct Arguments {
 }
 
 /// What is compared: a budget, and the index that its method builds.
+#[derive(Clone, Copy)]
 struct Candidate {
     budget: Budget,
     clusters: ClusterOptions,
+    ladder: bool,
 }
 
 impl Arguments {
-    fn candidate(&self, method: MethodName) -> Result<Candidate> {
-        let mut clusters = ClusterOptions::retroinfer();
+    fn candidates(&self, method: MethodName) -> Result<Vec<Candidate>> {
+        let ladder = method == MethodName::Longwave;
+        let mut clusters = if ladder { ClusterOptions::ladder() } else { ClusterOptions::retroinfer() };
         if let Some(tokens) = self.cluster {
             clusters.tokens_per_cluster = tokens;
         }
-        Ok(Candidate { budget: method.budget(&self.shares)?, clusters })
+        let budgets = method.budgets(&self.shares)?.into_iter();
+        Ok(budgets.map(|budget| Candidate { budget, clusters, ladder }).collect())
     }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let candidates = arguments.methods.iter().map(|&method| arguments.candidate(method));
-    let candidates: Vec<Candidate> = candidates.collect::<Result<_>>()?;
+    let candidates = arguments.methods.iter().map(|&method| arguments.candidates(method));
+    let candidates: Vec<Candidate> = candidates.collect::<Result<Vec<_>>>()?.concat();
     let trace = Trace::open(&arguments.trace)?;
     let layers = trace.chosen_layers(&arguments.layers)?;
     let asked = asked(trace.queries, arguments.queries)?;
@@ -79,13 +83,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             asked.par_iter().map(|&query| reference.attend(&trace, &rows, query)).collect();
         bar.inc(1);
         // Candidates that build the same index share it.
-        let mut built: Vec<(ClusterOptions, Snapshot)> = Vec::new();
+        let mut built: Vec<(Candidate, Snapshot)> = Vec::new();
         for (candidate, samples) in candidates.iter().zip(&mut samples) {
-            let at = match built.iter().position(|(options, _)| *options == candidate.clusters) {
+            let same = |(other, _): &(Candidate, _)| {
+                (other.clusters, other.ladder) == (candidate.clusters, candidate.ladder)
+            };
+            let at = match built.iter().position(same) {
                 Some(at) => at,
                 None => {
-                    let snapshot = build(&trace, layer, &candidate.clusters, arguments.dtype)?;
-                    built.push((candidate.clusters, snapshot));
+                    let snapshot = build(&trace, layer, &rows, candidate, arguments.dtype)?;
+                    built.push((*candidate, snapshot));
                     built.len() - 1
                 }
             };
@@ -123,10 +130,22 @@ fn asked(queries: usize, limit: Option<usize>) -> Result<Vec<usize>> {
 }
 
 /// A context in memory that holds one layer of the trace, up to the first query.
-fn build(trace: &Trace, layer: usize, clusters: &ClusterOptions, dtype: Dtype) -> Result<Snapshot> {
+fn build(
+    trace: &Trace,
+    layer: usize,
+    rows: &TraceLayer,
+    candidate: &Candidate,
+    dtype: Dtype,
+) -> Result<Snapshot> {
     let store = Store::in_memory(StoreOptions::default())?;
-    let options = ContextOptions::default().with_clusters(*clusters);
+    let options = ContextOptions::default().with_clusters(candidate.clusters).with_ladder(candidate.ladder);
     let mut context = store.create_with("eval", &trace.model(dtype, &[layer]), options)?;
+    let observed = trace.queries / 4;
+    let queries = &rows.queries[..observed * trace.query_heads * trace.key_dim];
+    if observed > 0 {
+        let queries = TensorView::token_major(queries, observed, trace.query_heads, trace.key_dim);
+        context.observe_at(layer, trace.first_query_position as u64, &queries)?;
+    }
     append(trace, &mut context, layer, trace.first_query_position)?;
     context.seal()?;
     Ok(context.snapshot()?)

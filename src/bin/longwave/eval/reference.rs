@@ -1,7 +1,6 @@
 //! Exact attention in float64 over the rows as they are stored: what every method is compared with.
 
-use crate::trace::{Trace, TraceLayer};
-use half::{bf16, f16};
+use crate::trace::{Trace, TraceLayer, stored};
 use longwave::Dtype;
 
 /// Stored rows of one layer, up to the first query, per KV head and row-major.
@@ -46,13 +45,5 @@ impl Reference {
             output.extend(sum.iter().map(|sum| sum / total));
         }
         output
-    }
-}
-
-fn stored(x: f32, dtype: Dtype) -> f32 {
-    match dtype {
-        Dtype::F16 => f16::from_f32(x).to_f32(),
-        Dtype::Bf16 => bf16::from_f32(x).to_f32(),
-        Dtype::F32 => x,
     }
 }

@@ -84,13 +84,13 @@ pub(crate) fn print(rows: &[Row], json: bool) -> Result<()> {
         return output::print_lines(rows);
     }
     let mut text = format!(
-        "{:<12} {:<22} {:>5} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>9} {:>9}\n",
+        "{:<12} {:<29} {:>5} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>9} {:>9}\n",
         "method", "budget", "layer", "queries", "error mean", "p50", "p95", "p99.9", "max", "bytes", "pages"
     );
     for row in rows {
         let layer = row.layer.map_or("all".to_string(), |layer| layer.to_string());
         text += &format!(
-            "{:<12} {:<22} {:>5} {:>8} {:>10.2e} {:>10.2e} {:>10.2e} {:>10.2e} {:>10.2e} {:>8.2}% {:>8.2}%\n",
+            "{:<12} {:<29} {:>5} {:>8} {:>10.2e} {:>10.2e} {:>10.2e} {:>10.2e} {:>10.2e} {:>8.2}% {:>8.2}%\n",
             row.method,
             row.budget,
             layer,

@@ -55,6 +55,7 @@ pub(super) struct Settings {
     pub(super) iterations: u32,
     pub(super) split_factor: Option<f32>,
     pub(super) seed: u64,
+    pub(super) ladder: bool,
 }
 
 #[derive(Serialize)]
@@ -182,6 +183,7 @@ impl Settings {
             iterations: settings.iterations,
             split_factor: settings.split_factor,
             seed: settings.seed,
+            ladder: settings.ladder,
         }
     }
 }
@@ -240,10 +242,9 @@ impl Segment {
             element_size: column.element_size,
             blocks: column.blocks,
         });
-        let clusters = match segment.index()? {
-            Some(index) => Some(statistics(&index).into_iter().enumerate().map(Clusters::of).collect()),
-            None => None,
-        };
+        let index = segment.index()?;
+        let clusters =
+            index.map(|index| statistics(&index).into_iter().enumerate().map(Clusters::of).collect());
         Ok(Segment {
             file: stored.path().into(),
             first_position: segment.first_position(),

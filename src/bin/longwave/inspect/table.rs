@@ -106,10 +106,11 @@ fn head(text: &mut String, context: &Context) {
     );
     line!(
         text,
-        "clusters {} tokens each, {} iterations, {split}, seed {}",
+        "clusters {} tokens each, {} iterations, {split}, seed {}, {} ladder",
         settings.tokens_per_cluster,
         settings.iterations,
-        settings.seed
+        settings.seed,
+        if settings.ladder { "with a" } else { "without a" }
     );
     line!(
         text,
@@ -185,11 +186,11 @@ fn detail(text: &mut String, layer: &Layer, segment: &Segment) {
         layer.layer,
         first + u64::from(rows) - 1
     );
-    line!(text, "{:<16} {:>12} {:>12} {:>8} {:>8}", "column", "offset", "bytes", "element", "blocks");
+    line!(text, "{:<24} {:>12} {:>12} {:>8} {:>8}", "column", "offset", "bytes", "element", "blocks");
     for column in &segment.columns {
         line!(
             text,
-            "{:<16} {:>12} {:>12} {:>8} {:>8}",
+            "{:<24} {:>12} {:>12} {:>8} {:>8}",
             column.name,
             column.offset,
             column.bytes,

@@ -1,0 +1,143 @@
+//! The ladder of one KV head.
+
+use std::ops::Range;
+
+use longwave_kernels::bf16;
+use longwave_kernels::codec::{SketchLayout, record_len};
+use longwave_storage::{Column, Error};
+
+use super::columns::CLUSTER_SIZE;
+
+/// The ladder of one KV head: everything small at once, sketches and row codes on demand.
+///
+/// d is the dimension of keys, v that of values. Records are those of [`longwave_kernels::codec`]. Numbers are as
+/// stored: finite only once [`validate`](crate::validate) has passed.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLadder<'a> {
+    /// Matrix of the query's coordinates, `[d, d]`: coordinate i is `inverse_scale[i] * Σ_j inverse[i][j] q[j]`.
+    pub inverse: &'a [i8],
+    /// Units of the matrix's rows.
+    pub inverse_scale: &'a [f32],
+    /// Bits of each coordinate in a sketch.
+    pub bits: &'a [u8],
+    /// How sketches are laid out, which follows from `bits`.
+    pub layout: SketchLayout,
+    /// Scale of each coordinate of a residual key in sketches.
+    pub sketch_sigma: &'a [f32],
+    /// Scale of each coordinate of a residual key in key codes.
+    pub key_sigma: &'a [f32],
+    /// Scale of each coordinate of a centroid less the middle.
+    pub centroid_sigma: &'a [f32],
+    /// A cluster's variance along each coordinate is its key spread times this.
+    pub shape: &'a [f32],
+    /// Mean of the centroids, d elements of a key (not coordinates).
+    pub middle: &'a [f32],
+    /// Scale of each element of a rotated value less its cluster's mean.
+    pub value_sigma: &'a [f32],
+    /// Scale of each element of a rotated value mean less the mean of all values.
+    pub value_mean_sigma: &'a [f32],
+    /// Mean of all values, rotated.
+    pub global_value: &'a [f32],
+    /// Standard deviation of what a sketch leaves in one coordinate, in units of the row's factor.
+    pub sketch_noise: f32,
+    /// Mean squared distance of the value means to the mean of all values.
+    pub mean_deviation: f32,
+    /// Records of the centroids less the middle, in coordinates, `[clusters]`.
+    pub centroids: &'a [u8],
+    /// Records of the value means less the mean of all values, rotated, `[clusters]`.
+    pub value_means: &'a [u8],
+    /// Counts and spreads, `[clusters, 8]`; [`HeadLadder::cluster`] decodes them.
+    pub clusters: &'a [u8],
+    pub(super) parts: Parts<'a>,
+}
+
+/// What is read on demand, and where.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parts<'a> {
+    pub(super) sketch: Column<'a>,
+    /// Where in the column each cluster's record begins, one more than clusters.
+    pub(super) sketch_starts: &'a [u64],
+    /// Rows of each cluster.
+    pub(super) counts: &'a [f32],
+    pub(super) key_code: Column<'a>,
+    pub(super) value_code: Column<'a>,
+    /// Rows of all heads before this one in the two columns.
+    pub(super) first_row: usize,
+    pub(super) rows: usize,
+}
+
+/// What is known of a cluster without its rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClusterSummary {
+    /// Rows.
+    pub count: f32,
+    /// Mean squared norm of the coordinates of keys less the coded centroid.
+    pub key_spread: f32,
+    /// Mean squared distance of values to the coded mean.
+    pub value_spread: f32,
+    /// Squared distance of the coded mean to the mean.
+    pub mean_error: f32,
+}
+
+impl<'a> HeadLadder<'a> {
+    /// Number of clusters; none of them is empty.
+    pub fn cluster_count(&self) -> usize {
+        self.parts.counts.len()
+    }
+
+    /// Rows of the head.
+    pub fn rows(&self) -> usize {
+        self.parts.rows
+    }
+
+    /// Count and spreads of a cluster.
+    ///
+    /// # Panics
+    /// When there is no such cluster.
+    pub fn cluster(&self, cluster: usize) -> ClusterSummary {
+        let record = &self.clusters[cluster * CLUSTER_SIZE..][..CLUSTER_SIZE];
+        let word = |at: usize| u16::from_le_bytes([record[at], record[at + 1]]);
+        let count = match word(0) {
+            u16::MAX => self.parts.counts[cluster],
+            count => f32::from(count),
+        };
+        let spread = |at: usize| bf16::from_bits(word(at)).to_f32();
+        ClusterSummary { count, key_spread: spread(2), value_spread: spread(4), mean_error: spread(6) }
+    }
+
+    /// The record of a cluster's sketches.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when a block of it fails its checksum.
+    ///
+    /// # Panics
+    /// When there is no such cluster.
+    pub fn sketch(&self, cluster: usize) -> Result<&'a [u8], Error> {
+        let starts = self.parts.sketch_starts;
+        self.parts.sketch.bytes(starts[cluster] as usize..starts[cluster + 1] as usize)
+    }
+
+    /// Records of the key codes of a range of the head's rows: keys less their coded centroid, in coordinates.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when a block of them fails its checksum; [`Error::Range`] when there are no such rows.
+    pub fn key_code_bytes(&self, rows: Range<usize>) -> Result<&'a [u8], Error> {
+        self.parts.bytes(self.parts.key_code, record_len(self.bits.len()), rows)
+    }
+
+    /// Records of the value codes of a range of the head's rows: values less their coded mean, rotated.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when a block of them fails its checksum; [`Error::Range`] when there are no such rows.
+    pub fn value_code_bytes(&self, rows: Range<usize>) -> Result<&'a [u8], Error> {
+        self.parts.bytes(self.parts.value_code, record_len(self.value_sigma.len()), rows)
+    }
+}
+
+impl<'a> Parts<'a> {
+    fn bytes(&self, column: Column<'a>, record: usize, rows: Range<usize>) -> Result<&'a [u8], Error> {
+        // Rows past the head's are other heads' rows: they must not come back under this one's name.
+        let end = if rows.end > self.rows { usize::MAX } else { (self.first_row + rows.end) * record };
+        column.bytes((self.first_row + rows.start.min(self.rows)) * record..end)
+    }
+}

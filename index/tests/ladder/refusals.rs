@@ -1,0 +1,146 @@
+//! Columns that cannot be are refused by name and place.
+
+use longwave_index::ladder::{LadderView, columns};
+use longwave_index::validate;
+use longwave_kernels::f16;
+use longwave_storage::{ColumnKind, Error, Segment};
+use proptest::prelude::*;
+use std::sync::LazyLock;
+
+use super::{HEADS, KEY_DIM, Layer, ROWS, VALUE_DIM, write_and_open};
+use longwave_index::BuiltSegment;
+
+/// One build for all of this module's tests.
+static BUILT: LazyLock<BuiltSegment> = LazyLock::new(|| Layer::new(21).build());
+
+/// The segment with one column's bytes changed before it is written, so that all checksums are right.
+fn with_changed(kind: ColumnKind, change: impl FnOnce(&mut Vec<u8>)) -> Segment {
+    let mut written = BUILT.columns();
+    let column = written.iter_mut().find(|column| column.kind == kind).unwrap();
+    let mut bytes = column.parts.concat();
+    change(&mut bytes);
+    // The table demands whole elements; a column of another length is told by its length alone.
+    column.element_size = 1;
+    column.parts = vec![&bytes];
+    write_and_open(&written, ROWS)
+}
+
+fn refuse(kind: ColumnKind, what: &str, change: impl FnOnce(&mut Vec<u8>)) {
+    let segment = with_changed(kind, change);
+    let info = segment.columns().find(|info| info.kind == kind).unwrap();
+    match validate(&segment) {
+        Err(Error::Corrupt { column: Some(column), offset, .. }) => {
+            assert_eq!(column, info.name, "{what}");
+            let range = info.offset..info.offset + info.len.max(1);
+            assert!(range.contains(&offset), "{what}: offset {offset} outside {range:?}");
+        }
+        other => panic!("{what}: {other:?}"),
+    }
+}
+
+fn put(bytes: &mut [u8], at: usize, new: &[u8]) {
+    bytes[at..at + new.len()].copy_from_slice(new);
+}
+
+#[test]
+fn a_missing_or_cut_column_is_named() {
+    for kind in columns::COLUMN_KINDS {
+        let rest: Vec<_> = BUILT.columns().into_iter().filter(|column| column.kind != kind).collect();
+        let segment = write_and_open(&rest, ROWS);
+        assert!(matches!(validate(&segment), Err(Error::MissingColumn { .. })), "{kind:?}");
+        refuse(kind, "a byte too few", |b| b.truncate(b.len() - 1));
+        refuse(kind, "a byte too many", |b| b.push(0));
+    }
+}
+
+#[test]
+fn a_ladder_without_an_index_is_refused() {
+    let kept = |kind: ColumnKind| kind.0 < 0x100 || kind.0 >= 0x110;
+    let rest: Vec<_> = BUILT.columns().into_iter().filter(|column| kept(column.kind)).collect();
+    assert!(matches!(validate(&write_and_open(&rest, ROWS)), Err(Error::Corrupt { .. })));
+}
+
+#[test]
+fn parameters_of_no_known_writer_are_refused() {
+    let kind = columns::PARAMETERS;
+    let segment = with_changed(kind, |b| b[0] = 2);
+    assert!(matches!(validate(&segment), Err(Error::Version { found: 2, oldest: 1, newest: 1, .. })));
+    refuse(kind, "an unknown moment source", |b| b[2] = 3);
+    refuse(kind, "bits that are not a number", |b| put(b, 8, &f32::NAN.to_le_bytes()));
+    refuse(kind, "a negative regularisation", |b| put(b, 16, &(-1f32).to_le_bytes()));
+    refuse(kind, "something where nothing is", |b| b[21] = 1);
+    refuse(kind, "the digest of another basis", |b| b[31] ^= 0x80);
+}
+
+#[test]
+fn bases_that_no_query_can_use_are_refused() {
+    refuse(columns::BITS, "bits that ascend", |b| b[KEY_DIM..2 * KEY_DIM].reverse());
+    refuse(columns::BITS, "three bits", |b| b[0] = 3);
+    refuse(columns::BASIS, "a matrix without an inverse", |b| b[..KEY_DIM].fill(0));
+    let scales = columns::SCALES;
+    let head = (6 * KEY_DIM + 3 * VALUE_DIM + 4) * 4;
+    refuse(scales, "a scale of 0", |b| put(b, 4 * KEY_DIM, &[0; 4]));
+    refuse(scales, "a negative scale in the second head", |b| put(b, head + 4, &(-1f32).to_le_bytes()));
+    refuse(scales, "a negative shape", |b| put(b, 16 * KEY_DIM, &(-1f32).to_le_bytes()));
+    refuse(scales, "an infinite middle", |b| put(b, 20 * KEY_DIM, &f32::INFINITY.to_le_bytes()));
+    refuse(scales, "no value scale", |b| put(b, 24 * KEY_DIM, &f32::NAN.to_le_bytes()));
+    refuse(scales, "negative noise", |b| put(b, head - 16, &(-1f32).to_le_bytes()));
+    refuse(scales, "something where nothing is", |b| put(b, head - 4, &1f32.to_le_bytes()));
+}
+
+#[test]
+fn records_that_cannot_be_are_refused() {
+    let not_finite = |kind, record: usize| {
+        refuse(kind, "a factor that is not finite", |b| {
+            let at = b.len() / 3 / record * record + record - 2;
+            put(b, at, &f16::NAN.to_le_bytes());
+        });
+        refuse(kind, "a negative factor", |b| {
+            let at = b.len() - 2;
+            put(b, at, &f16::from_f32(-0.5).to_le_bytes());
+        });
+    };
+    not_finite(columns::CENTROID, KEY_DIM / 2 + 2);
+    not_finite(columns::KEY_CODE, KEY_DIM / 2 + 2);
+    not_finite(columns::VALUE_MEAN, VALUE_DIM / 2 + 2);
+    not_finite(columns::VALUE_CODE, VALUE_DIM / 2 + 2);
+    refuse(columns::CLUSTER, "a count of other rows", |b| b[0] ^= 1);
+    for at in [2, 4, 6] {
+        refuse(columns::CLUSTER, "an infinite spread", |b| put(b, 80 + at, &[0x80, 0x7f]));
+        refuse(columns::CLUSTER, "a negative spread", |b| put(b, 80 + at, &[0x80, 0xbf]));
+    }
+    refuse(columns::SKETCH_OFFSETS, "a first sketch after the start", |b| b[0] = 8);
+    refuse(columns::SKETCH_OFFSETS, "a head's sketches elsewhere", |b| b[8] ^= 8);
+    refuse(columns::SKETCH_OFFSETS, "sketches past the end", |b| put(b, HEADS * 8, &u64::MAX.to_le_bytes()));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn no_byte_of_a_ladder_column_makes_a_reader_panic(
+        column in 0..columns::COLUMN_KINDS.len(),
+        place: prop::sample::Index,
+        byte: u8,
+    ) {
+        let segment = with_changed(columns::COLUMN_KINDS[column], |bytes| {
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+        });
+        let sound = validate(&segment).is_ok();
+        if let Ok(Some(view)) = LadderView::open(&segment) {
+            for head in 0..HEADS {
+                let ladder = view.head(head).unwrap();
+                for cluster in 0..ladder.cluster_count() {
+                    let _ = ladder.cluster(cluster);
+                    ladder.sketch(cluster).unwrap();
+                }
+                ladder.key_code_bytes(0..ROWS).unwrap();
+                ladder.value_code_bytes(3..ROWS).unwrap();
+                let _ = view.basis(head);
+            }
+        } else {
+            prop_assert!(!sound);
+        }
+    }
+}

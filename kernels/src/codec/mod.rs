@@ -1,0 +1,28 @@
+//! Codes of keys and values: rows in 4 bits an element, and sketches in about one.
+//!
+//! A row is coded against one scale (sigma) for each dimension, which many rows share, and one factor of its own. Each
+//! element is `factor * sigma * level`, where the levels are those of Lloyd and Max for a Gaussian of unit variance.
+//! Whoever scores coded rows multiplies the query by sigma once instead of every element by it.
+//!
+//! **Record of a row in 4 bits** ([`record_len`] bytes): `dim / 2` bytes of codes, element 2i in the low half of byte i
+//! and element 2i + 1 in the high half, then the factor as a little-endian binary16.
+//!
+//! **Record of a cluster's sketches** ([`SketchLayout::record_len`] bytes): see [`SketchLayout`].
+
+mod code4;
+mod levels;
+mod lookup;
+mod read4;
+mod rotate;
+mod sketch;
+mod sketch_query;
+
+pub use code4::{decode4, encode4, record_len};
+pub use levels::{DISTORTION, LEVELS1, LEVELS2, LEVELS4, factor_code, factor_of_code};
+pub use rotate::rotate;
+pub use sketch::{BLOCK_ROWS, SketchLayout, decode_sketch, encode_sketch};
+pub use sketch_query::SketchQuery;
+
+pub(crate) use lookup::Lookup;
+pub(crate) use read4::{Records, accumulate4, scores4};
+pub(crate) use sketch_query::scores_sketch;

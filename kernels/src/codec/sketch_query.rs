@@ -1,0 +1,240 @@
+//! Scores of sketches by table look-up.
+//!
+//! What a half byte adds to a score is one of sixteen numbers. A [`SketchQuery`] has them for every half byte of a
+//! sketch, in 8 bits: an entry is the nearest whole number of steps above the least entry of its half byte, where the
+//! step of a head is what brings the widest of its half bytes to 255 steps. A score is then a sum of bytes, exact in
+//! integers, times the step, plus the sum of the least entries.
+//!
+//! Each half byte is off by half a step at most, so a score is off by its factor times half a step times the half bytes
+//! ([`SketchQuery::error_bound`]), and as a rule by the square root of a twelfth of their number: a few hundredths of
+//! what the sketch itself leaves.
+
+use super::levels::{factor_of_code, level};
+use super::lookup::Lookup;
+use super::sketch::{BLOCK_ROWS, SketchLayout};
+use crate::isa::Kernels;
+use crate::score::check_heads;
+
+/// Most bytes of a sketch whose scores fit 16-bit sums: two half bytes each, of 255 at most. Longer ones, which no
+/// allocation of about a bit a dimension has, are scored in parts.
+const BYTES_MAX: usize = 128;
+
+/// Several query heads, as tables of what each half byte of a sketch adds to each head's score.
+#[derive(Clone, Debug)]
+pub struct SketchQuery {
+    layout: SketchLayout,
+    heads: usize,
+    /// Steps above the least entry, `[heads, 2 * bytes]`.
+    tables: Vec<[u8; 16]>,
+    scales: Vec<Scale>,
+}
+
+/// What the steps of a head stand for.
+#[derive(Clone, Copy, Debug)]
+struct Scale {
+    step: f32,
+    /// Sum of the least entries of all half bytes.
+    least: f32,
+}
+
+impl SketchQuery {
+    /// Tables for `queries`, `[heads, dim]`, already times the scales that the sketches were coded with.
+    ///
+    /// # Panics
+    /// If `queries` is not `heads * dim` long, or there is no head.
+    pub fn new(layout: &SketchLayout, queries: &[f32], heads: usize) -> SketchQuery {
+        check_heads(heads, queries.len(), layout.dim(), "queries");
+        let nibbles = layout.bytes() * 2;
+        let mut query = SketchQuery {
+            layout: *layout,
+            heads,
+            tables: Vec::with_capacity(heads * nibbles),
+            scales: Vec::with_capacity(heads),
+        };
+        let mut exact = vec![[0.0; 16]; nibbles];
+        for coordinates in queries.chunks_exact(layout.dim()) {
+            fill(layout, coordinates, &mut exact);
+            query.quantise(&exact);
+        }
+        query
+    }
+
+    /// Adds the tables of one head.
+    fn quantise(&mut self, exact: &[[f32; 16]]) {
+        let least = |table: &[f32; 16]| table.iter().copied().fold(f32::INFINITY, f32::min);
+        let widest = exact.iter().fold(0.0f32, |widest, table| {
+            widest.max(table.iter().copied().fold(f32::NEG_INFINITY, f32::max) - least(table))
+        });
+        let step = widest / 255.0;
+        let per_step = if step > 0.0 { step.recip() } else { 0.0 };
+        for table in exact {
+            let least = least(table);
+            // Saturates, should rounding go past 255.
+            self.tables.push(table.map(|entry| ((entry - least) * per_step).round() as u8));
+        }
+        self.scales.push(Scale { step, least: exact.iter().map(least).sum() });
+    }
+
+    /// Query heads.
+    pub fn heads(&self) -> usize {
+        self.heads
+    }
+
+    /// How the sketches are laid out.
+    pub fn layout(&self) -> &SketchLayout {
+        &self.layout
+    }
+
+    /// How far a score of `head` may be off for the 8 bits of the tables, in units of the row's factor.
+    ///
+    /// # Panics
+    /// If there is no such head.
+    pub fn error_bound(&self, head: usize) -> f32 {
+        // A thousandth covers the rounding of the entries themselves.
+        self.scales[head].step * self.layout.nibbles() as f32 * 0.501
+    }
+
+    fn tables_of(&self, head: usize) -> &[[u8; 16]] {
+        &self.tables[head * self.layout.bytes() * 2..][..self.layout.bytes() * 2]
+    }
+}
+
+/// The exact entries of one head.
+fn fill(layout: &SketchLayout, query: &[f32], tables: &mut [[f32; 16]]) {
+    tables.fill([0.0; 16]);
+    for (i, q) in query[..layout.kept()].iter().enumerate() {
+        if let Some(place) = layout.place(i) {
+            for (nibble, entry) in tables[place.nibble].iter_mut().enumerate() {
+                *entry += q * level(place.bits, nibble as u8 >> place.shift);
+            }
+        }
+    }
+}
+
+impl Kernels {
+    /// Scores of one cluster's sketches, and their factors:
+    /// `scores[row * heads + head] = factors[row] * Σ_i queries[head][i] * level[row][i]`, up to
+    /// [`SketchQuery::error_bound`].
+    ///
+    /// # Panics
+    /// If `record` is not that of `rows` rows, `scores` not `rows * heads` long, or `factors` not `rows`.
+    pub fn scores_sketch(
+        &self,
+        query: &SketchQuery,
+        record: &[u8],
+        rows: usize,
+        scores: &mut [f32],
+        factors: &mut [f32],
+    ) {
+        let (layout, heads) = (&query.layout, query.heads);
+        assert!(
+            record.len() == layout.record_len(rows),
+            "a record of {} bytes for {rows} rows",
+            record.len()
+        );
+        assert!(scores.len() == rows * heads && factors.len() == rows, "room for {rows} rows");
+        (self.scores_sketch)(query, record, scores, factors);
+    }
+}
+
+/// Scores of all heads and rows, `[row][head]`, and the rows' factors.
+#[inline(always)]
+pub(crate) fn scores_sketch<L: Lookup>(
+    isa: L,
+    query: &SketchQuery,
+    record: &[u8],
+    scores: &mut [f32],
+    factors: &mut [f32],
+) {
+    let bytes = query.layout.bytes();
+    let mut rest = record;
+    let places = scores.chunks_mut(BLOCK_ROWS * query.heads).zip(factors.chunks_mut(BLOCK_ROWS));
+    for (scores, factors) in places {
+        let height = (rest.len() / (bytes + 1)).min(BLOCK_ROWS);
+        let codes = &rest[bytes * height..];
+        let mut wide = [[0.0; 8]; 4];
+        for (row, factor) in factors.iter_mut().enumerate() {
+            *factor = factor_of_code(codes[row]);
+            wide[row / 8][row % 8] = *factor;
+        }
+        let mut head = 0;
+        while head < query.heads {
+            let group = (query.heads - head).min(4);
+            match group {
+                4 => score_block::<L, 4>(isa, query, head, rest, height, &wide, scores),
+                3 => score_block::<L, 3>(isa, query, head, rest, height, &wide, scores),
+                2 => score_block::<L, 2>(isa, query, head, rest, height, &wide, scores),
+                _ => score_block::<L, 1>(isa, query, head, rest, height, &wide, scores),
+            }
+            head += group;
+        }
+        rest = &rest[(bytes + 1) * height..];
+    }
+}
+
+/// Scores of heads `head..head + H` in the block that `record` begins with.
+#[inline(always)]
+fn score_block<L: Lookup, const H: usize>(
+    isa: L,
+    query: &SketchQuery,
+    head: usize,
+    record: &[u8],
+    height: usize,
+    factors: &[[f32; 8]; 4],
+    scores: &mut [f32],
+) {
+    let bytes = query.layout.bytes();
+    let mut tables: [&[[u8; 16]]; H] = [&[]; H];
+    let mut totals = [[isa.splat(0.0); 4]; H];
+    for h in 0..H {
+        tables[h] = query.tables_of(head + h);
+        totals[h] = [isa.splat(query.scales[head + h].least); 4];
+    }
+    for start in (0..bytes).step_by(BYTES_MAX) {
+        let mut all = [isa.zero_bytes(); H];
+        let mut upper = [isa.zero_bytes(); H];
+        for b in start..bytes.min(start + BYTES_MAX) {
+            let column = load_column(isa, &record[b * height..]);
+            let (low, high) = (isa.low_nibbles(column), isa.high_nibbles(column));
+            for h in 0..H {
+                for (table, nibbles) in [(&tables[h][2 * b], low), (&tables[h][2 * b + 1], high)] {
+                    let entries = isa.look_up(table, nibbles);
+                    all[h] = isa.add_words(all[h], entries);
+                    upper[h] = isa.add_words(upper[h], isa.upper_bytes(entries));
+                }
+            }
+        }
+        for h in 0..H {
+            let step = isa.splat(query.scales[head + h].step);
+            let sums = isa.column_sums(all[h], upper[h]);
+            for part in 0..4 {
+                totals[h][part] = isa.mul_add(sums[part], step, totals[h][part]);
+            }
+        }
+    }
+    let mut by_head = [[[0.0; 8]; 4]; H];
+    for h in 0..H {
+        for part in 0..4 {
+            isa.store(isa.mul(totals[h][part], isa.load(&factors[part])), &mut by_head[h][part]);
+        }
+    }
+    for (row, scores) in scores.chunks_exact_mut(query.heads).enumerate() {
+        for h in 0..H {
+            scores[head + h] = by_head[h][row / 8 % 4][row % 8];
+        }
+    }
+}
+
+/// The bytes from a column's start. Those of fewer rows than 32 go on into the next columns, which nobody looks at; the
+/// last ones of a record are filled up.
+#[inline(always)]
+fn load_column<L: Lookup>(isa: L, column: &[u8]) -> L::B {
+    match column.first_chunk::<32>() {
+        Some(column) => isa.load_bytes(column),
+        None => {
+            let mut filled = [0; 32];
+            filled[..column.len()].copy_from_slice(column);
+            isa.load_bytes(&filled)
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Bytes on disk that are not what was written: reported or harmless, never served.
+
+use crate::sample::{
+    Kv, UNEQUAL, as_backend, bits, faults, logits, model, queries, query_view, small_options, store_on,
+};
+use longwave::storage::{Backend, Crash, MemoryBackend, segment_path};
+use longwave::{Budget, Dtype, Durability, Error, LayerKind, ModelSpec, Store, StoreOptions};
+use std::sync::Arc;
+
+fn spec() -> ModelSpec {
+    let mut model = model([2, 4, 8, 16], Dtype::F16, 2);
+    model.layer_kinds = vec![LayerKind::Clustered, LayerKind::SlidingWindow(60)];
+    model.sink_logits = vec![logits(1, &model), vec![]];
+    model
+}
+
+/// A committed store with everything in it: both kinds of segment, tails, token ids, sampled queries.
+fn small_store() -> MemoryBackend {
+    let memory = MemoryBackend::new();
+    let store = store_on(&as_backend(&memory));
+    let model = spec();
+    let mut context = store.create_with("small", &model, small_options().with_sample_positions(3)).unwrap();
+    for layer in 0..2 {
+        let kv = Kv::new(layer as u64, 60, &model);
+        kv.append(&mut context, layer, 0..50);
+        context.seal().unwrap();
+        kv.append(&mut context, layer, 50..60);
+        context.observe(layer, &query_view(&queries(1, 20, &model), &model)).unwrap();
+    }
+    context.extend_tokens(&(500..560).collect::<Vec<_>>()).unwrap();
+    context.commit(Durability::Strict).unwrap();
+    drop(context);
+    memory
+}
+
+/// All that a store says: answers of every layer and method, token ids, sampled queries.
+type Content = (Vec<Vec<u32>>, Vec<u32>, Vec<u16>, String);
+
+fn content(store: &Store) -> Result<Content, Error> {
+    let snapshot = store.snapshot("small")?;
+    let mut answers = Vec::new();
+    for layer in 0..2 {
+        let queries = queries(3 + layer as u64, 4, snapshot.model());
+        for budget in [Budget::Exact, Budget::RetroInfer { retrieve: 0.3, estimate: 0.5 }] {
+            answers.push(bits(&snapshot.attend(layer, &query_view(&queries, snapshot.model()), &budget)?));
+        }
+    }
+    let samples = (0..2).map(|layer| snapshot.sampled_queries(layer)).collect::<Result<Vec<_>, _>>()?;
+    let samples = samples.into_iter().flatten().flat_map(|(position, queries)| {
+        queries.iter().map(|x| x.to_bits()).chain([*position as u16]).collect::<Vec<_>>()
+    });
+    Ok((answers, snapshot.tokens().to_vec(), samples.collect(), format!("{:?}", snapshot.model())))
+}
+
+fn open(memory: &MemoryBackend) -> Result<Content, Error> {
+    content(&Store::on_backend(as_backend(memory), StoreOptions::default())?)
+}
+
+/// Damage to one file: either an error, or what was written and a fault in the report of `fsck`. Gives whether it was
+/// served.
+fn judge(memory: &MemoryBackend, golden: &Content, what: &str) -> bool {
+    let found = faults(&as_backend(memory));
+    match open(memory) {
+        Err(Error::Storage(_)) => {
+            assert!(!found.is_empty(), "{what}: refused, but fsck is clean");
+            false
+        }
+        Err(other) => panic!("{what}: {other}"),
+        Ok(content) => {
+            assert!(content == *golden, "{what}: served something else");
+            assert!(!found.is_empty(), "{what}: served, and fsck is clean");
+            true
+        }
+    }
+}
+
+#[test]
+fn any_flipped_byte_is_reported_and_never_served() {
+    let memory = small_store();
+    let golden = open(&memory).unwrap();
+    assert_eq!(faults(&as_backend(&memory)), Vec::<String>::new());
+    let files = memory.files();
+    let mut work: Vec<(String, usize)> = Vec::new();
+    for file in &files {
+        let len = memory.contents(file).unwrap().len();
+        work.extend((0..len).map(|at| (file.clone(), at)));
+    }
+    let kinds = ["longwave.store", "manifest", ".rows.log", ".meta.log", ".segment", "lock"];
+    assert!(kinds.iter().all(|kind| files.iter().any(|file| file.ends_with(kind))), "{files:?}");
+    let served = std::thread::scope(|scope| {
+        let half = work.len() / 2;
+        let threads: Vec<_> = [&work[..half], &work[half..]]
+            .map(|part| {
+                let (memory, golden) = (memory.after(Crash::Kill), &golden);
+                scope.spawn(move || {
+                    let flip = |(file, at): &(String, usize)| {
+                        let original = memory.contents(file).unwrap();
+                        let mut bytes = original.clone();
+                        // Every bit in turn, over the bytes of a file.
+                        bytes[*at] ^= 1 << (at % 8);
+                        memory.replace(file, &bytes).unwrap();
+                        let served = judge(&memory, golden, &format!("{file}, byte {at}"));
+                        memory.replace(file, &original).unwrap();
+                        served
+                    };
+                    part.iter().filter(|place| flip(place)).count()
+                })
+            })
+            .into_iter()
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum::<usize>()
+    });
+    println!("{} flipped bytes: {served} in paddings and unread columns, the others refused", work.len());
+    assert!(served < work.len() && work.len() > 20_000);
+}
+
+#[test]
+fn files_cut_short_or_gone_are_reported_and_never_served() {
+    let memory = small_store();
+    let golden = open(&memory).unwrap();
+    for file in memory.files().into_iter().filter(|file| !file.ends_with("lock")) {
+        let bytes = memory.contents(&file).unwrap();
+        let step = (bytes.len() / 60).max(1);
+        for len in (0..bytes.len()).step_by(step).chain([bytes.len() - 1]) {
+            let damaged = memory.after(Crash::Kill);
+            damaged.replace(&file, &bytes[..len]).unwrap();
+            assert!(!judge(&damaged, &golden, &format!("{file} cut to {len} bytes")));
+        }
+        let damaged = memory.after(Crash::Kill);
+        damaged.remove(&file).unwrap();
+        match open(&damaged) {
+            Err(Error::Storage(_) | Error::ContextMissing { .. }) => {}
+            found => panic!("{file} is gone: {found:?}"),
+        }
+        assert!(!faults(&as_backend(&damaged)).is_empty(), "{file} is gone and fsck is clean");
+    }
+}
+
+#[test]
+fn files_in_each_others_place_are_not_served() {
+    let memory = small_store();
+    let golden = open(&memory).unwrap();
+    let files: Vec<String> = memory.files().into_iter().filter(|file| !file.ends_with("lock")).collect();
+    for to in &files {
+        for from in files.iter().filter(|from| *from != to) {
+            let damaged = memory.after(Crash::Kill);
+            damaged.replace(to, &memory.contents(from).unwrap()).unwrap();
+            assert!(!judge(&damaged, &golden, &format!("{from} in the place of {to}")));
+        }
+    }
+}
+
+#[test]
+fn a_segment_of_another_model_or_context_is_refused() {
+    let model = model(UNEQUAL, Dtype::F16, 1);
+    let build = |model: &ModelSpec, name: &str, seed: u64| {
+        let memory = MemoryBackend::new();
+        let store = store_on(&as_backend(&memory));
+        let mut context = store.create_with(name, model, small_options()).unwrap();
+        Kv::new(seed, 60, model).append(&mut context, 0, 0..60);
+        context.seal().unwrap();
+        context.commit(Durability::Strict).unwrap();
+        memory
+    };
+    let segment =
+        |memory: &MemoryBackend| memory.files().into_iter().find(|file| file.ends_with(".segment")).unwrap();
+    let memory = build(&model, "own", 1);
+    let mut other_model = model.clone();
+    other_model.identity.rope = "theta 500000".into();
+    for (what, donor) in [("model", build(&other_model, "own", 1)), ("context", build(&model, "own", 2))] {
+        let damaged = memory.after(Crash::Kill);
+        damaged.replace(&segment(&memory), &donor.contents(&segment(&donor)).unwrap()).unwrap();
+        let error = store_on(&as_backend(&damaged)).snapshot("own").unwrap_err();
+        let is_identity = matches!(error, Error::Storage(longwave::storage::Error::Identity { .. }));
+        assert!(is_identity == (what == "model"), "{what}: {error}");
+        assert_eq!(faults(&as_backend(&damaged)).len(), 1);
+    }
+}
+
+#[test]
+fn damage_under_a_live_snapshot_is_an_error_of_the_call() {
+    let memory = small_store();
+    let store = store_on(&as_backend(&memory));
+    // Opened, not yet read: a segment without an index is mapped when it is first asked.
+    let snapshot = store.snapshot("small").unwrap();
+    let file = segment_path(&store.manifest("small").unwrap().layers[1].segments[0].file);
+    let mut bytes = memory.contents(&file).unwrap();
+    for byte in &mut bytes[4096..4100] {
+        *byte ^= 0x40;
+    }
+    memory.replace(&file, &bytes).unwrap();
+    let queries = queries(3, 4, snapshot.model());
+    let errors: Vec<Error> = (0..2)
+        .filter_map(|layer| {
+            snapshot.attend(layer, &query_view(&queries, snapshot.model()), &Budget::Exact).err()
+        })
+        .collect();
+    let [Error::Storage(longwave::storage::Error::Corrupt { file: named, column, .. })] = &errors[..] else {
+        panic!("{errors:?}")
+    };
+    assert_eq!((named, column.as_deref()), (&file, Some("keys")));
+}
+
+#[test]
+fn a_writer_survives_what_it_cannot_read() {
+    let memory = small_store();
+    let backend: Arc<dyn Backend> = as_backend(&memory);
+    let log = memory.files().into_iter().find(|file| file.ends_with(".rows.log")).unwrap();
+    let good = memory.contents(&log).unwrap();
+    let mut bad = good.clone();
+    bad[200] ^= 4;
+    memory.replace(&log, &bad).unwrap();
+    let store = store_on(&backend);
+    assert!(matches!(store.context("small", &spec()), Err(Error::Storage(_))));
+    // The refusal gave the lock back and touched nothing.
+    memory.replace(&log, &good).unwrap();
+    assert_eq!(store.context("small", &spec()).unwrap().tokens().len(), 60);
+    assert_eq!(faults(&backend), Vec::<String>::new());
+}
