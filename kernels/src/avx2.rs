@@ -48,7 +48,8 @@ macro_rules! lane_ops {
         #[inline(always)]
         fn $name(self, $($arg: $type),*) $(-> $out)? {
             // SAFETY: `self` proves that the processor has the instructions. Loads and stores are unaligned and go
-            // through references to arrays of exactly their width.
+            // through references to arrays of exactly their width, or to
+            // one half of a constant table of two.
             unsafe { $body }
         }
     )*};

@@ -11,6 +11,18 @@ pub enum Budget {
     /// The resolution ladder: a step down is taken where its expected contribution to the relative error of the
     /// output exceeds this threshold. 0 reads everything in full.
     Tau(f64),
+    /// The resolution ladder, at most this share (above 0, to 1) of the bytes that exact attention over 16-bit rows
+    /// reads: tau is steered so that the running mean over calls holds, and no call reads more than a few times the
+    /// share. Needs the state of a context.
+    Bytes(f64),
+    /// The resolution ladder, with tau lowered until the error bound meets the target, down to exact. Where the bound
+    /// is not calibrated the answer is exact. Needs the state of a context.
+    Error {
+        /// Most relative error `|o' - o| / |o|` of a query head's output.
+        target: f64,
+        /// Share of the answers that keep to it, above 0 and below 1.
+        confidence: f64,
+    },
     /// RetroInfer's tripartite attention (arXiv 2505.02922): read the clusters of highest softmax share whole,
     /// estimate the next ones by their summaries, drop the rest.
     RetroInfer {
@@ -29,7 +41,7 @@ impl Budget {
     pub fn method(&self) -> Method {
         match self {
             Budget::Exact => Method::Exact,
-            Budget::Tau(_) => Method::Longwave,
+            Budget::Tau(_) | Budget::Bytes(_) | Budget::Error { .. } => Method::Longwave,
             Budget::RetroInfer { .. } => Method::RetroInfer,
         }
     }
@@ -40,6 +52,18 @@ impl Budget {
             Budget::Exact => None,
             Budget::Tau(tau) => {
                 (!(tau.is_finite() && tau >= 0.0)).then(|| format!("a tau of 0 or more, not {tau}"))
+            }
+            Budget::Bytes(share) => {
+                (!(share > 0.0 && share <= 1.0)).then(|| format!("a share above 0, to 1, not {share}"))
+            }
+            Budget::Error { target, confidence } => {
+                let fine = target.is_finite() && target > 0.0 && confidence > 0.0 && confidence < 1.0;
+                (!fine).then(|| {
+                    format!(
+                        "a target above 0 and a confidence between 0 and 1, not target {target} and confidence \
+                         {confidence}"
+                    )
+                })
             }
             Budget::RetroInfer { retrieve, estimate } => {
                 let share = 0.0..=1.0;
@@ -92,6 +116,8 @@ impl fmt::Display for Budget {
         match self {
             Budget::Exact => f.write_str("all"),
             Budget::Tau(tau) => write!(f, "tau={tau}"),
+            Budget::Bytes(share) => write!(f, "bytes={share}"),
+            Budget::Error { target, confidence } => write!(f, "error={target},confidence={confidence}"),
             Budget::RetroInfer { retrieve, estimate } => write!(f, "retrieve={retrieve},estimate={estimate}"),
         }
     }

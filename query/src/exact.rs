@@ -176,6 +176,11 @@ impl Output {
             sealed_rows: plan.sealed_rows * view.shape.kv_heads as u64,
             sealed_bytes_16bit: plan.sealed_bytes_16bit,
             predicted_error: Vec::new(),
+            bound: Vec::new(),
+            confidence: None,
+            taus: Vec::new(),
+            capped: Vec::new(),
+            attempts: plan.heads.len() as u64,
             timings,
         };
         Answer { output: self.output, lse: self.lse, report }

@@ -6,8 +6,9 @@
 //! partial attention states in a fixed order, so that the same view, query and budget give the same bits at any
 //! number of threads.
 //!
-//! Two methods exist: `exact`, which reads every row, and `retroinfer`, the published algorithm of RetroInfer
-//! (arXiv 2505.02922).
+//! Three methods exist: `exact`, which reads every row; `longwave`, the resolution ladder, whose threshold tau a
+//! [`TauRule`] chooses for each position and KV head; and `retroinfer`, the published algorithm of RetroInfer
+//! (arXiv 2505.02922). Nothing is kept between calls: rules that learn belong to the caller.
 
 mod budget;
 mod error;
@@ -16,6 +17,7 @@ mod longwave;
 mod plan;
 mod report;
 mod retroinfer;
+mod rule;
 mod view;
 mod work;
 
@@ -23,6 +25,7 @@ pub use budget::{Budget, Method};
 pub use error::Error;
 pub use plan::{ClusterId, HeadPlan, Plan};
 pub use report::{Answer, Operator, PositionReport, Report, Timings, Traffic};
+pub use rule::{Attempt, FixedTau, Next, TauRule};
 pub use view::{LayerSegment, LayerView, QueryBatch, RowBlock, Scoring, Shape};
 
 use longwave_kernels::Kernels;
@@ -30,12 +33,13 @@ use longwave_kernels::Kernels;
 /// Plans a call without running it: scores the centroids and chooses what would be read.
 ///
 /// # Errors
-/// [`Error::Storage`] when an index column cannot be read or is corrupt.
+/// [`Error::Storage`] when an index column cannot be read or is corrupt; [`Error::NeedsState`] as in [`attend`].
 pub fn explain(view: &LayerView<'_>, queries: &QueryBatch<'_>, budget: &Budget) -> Result<Plan, Error> {
     match *budget {
         // At a tau of 0 every row is read in full, which `exact` does without looking first.
         Budget::Exact | Budget::Tau(0.0) => exact::plan(view, queries),
         Budget::Tau(tau) => longwave::plan(Kernels::get(), view, queries, tau as f32),
+        Budget::Bytes(_) | Budget::Error { .. } => Err(Error::NeedsState { budget: *budget }),
         Budget::RetroInfer { retrieve, estimate } => {
             retroinfer::plan(Kernels::get(), view, queries, retrieve, estimate).map(|planned| planned.plan)
         }
@@ -46,14 +50,28 @@ pub fn explain(view: &LayerView<'_>, queries: &QueryBatch<'_>, budget: &Budget) 
 ///
 /// # Errors
 /// [`Error::Storage`] when a column cannot be read or is corrupt; nothing of a corrupt block enters an answer.
+/// [`Error::NeedsState`] for budgets that a caller with state turns into a rule for [`attend_by`].
 pub fn attend(view: &LayerView<'_>, queries: &QueryBatch<'_>, budget: &Budget) -> Result<Answer, Error> {
     let kernels = Kernels::get();
     match *budget {
         Budget::Exact | Budget::Tau(0.0) => exact::attend(kernels, view, queries),
-        Budget::Tau(tau) => longwave::attend(kernels, view, queries, tau as f32),
+        Budget::Tau(tau) => longwave::attend(kernels, view, queries, &FixedTau::new(tau)),
+        Budget::Bytes(_) | Budget::Error { .. } => Err(Error::NeedsState { budget: *budget }),
         Budget::RetroInfer { retrieve, estimate } => {
             let planned = retroinfer::plan(kernels, view, queries, retrieve, estimate)?;
             retroinfer::attend(kernels, view, queries, planned)
         }
     }
+}
+
+/// Answers the queries of one layer by the resolution ladder, with the taus that `rule` chooses.
+///
+/// # Errors
+/// [`Error::Storage`] as in [`attend`].
+pub fn attend_by(
+    view: &LayerView<'_>,
+    queries: &QueryBatch<'_>,
+    rule: &dyn TauRule,
+) -> Result<Answer, Error> {
+    longwave::attend(Kernels::get(), view, queries, rule)
 }

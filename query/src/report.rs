@@ -35,6 +35,20 @@ pub struct Report {
     /// Predicted relative error of each query head, `[positions, query_heads]`; empty where the method does not
     /// predict it.
     pub predicted_error: Vec<f32>,
+    /// Bound on the relative error of each query head at [`Self::confidence`], `[positions, query_heads]`: `None` where
+    /// too few calls were audited to say one (uncalibrated), 0 where the answer is exact up to rounding. Empty where
+    /// nobody calibrates.
+    pub bound: Vec<Option<f32>>,
+    /// The share of answers that the bounds are to cover; `None` where there are no bounds.
+    pub confidence: Option<f64>,
+    /// Tau that each KV head was answered with, `[positions, kv_heads]`; 0 where every row was read. Empty for methods
+    /// without a tau.
+    pub taus: Vec<f32>,
+    /// Where the cap on a call's bytes raised tau on the way, `[positions, kv_heads]`; empty for methods without a tau.
+    pub capped: Vec<bool>,
+    /// How often a position and KV head was answered, summed: above positions times KV heads where a first answer
+    /// did not meet its bound.
+    pub attempts: u64,
     /// Time per operator, summed over threads.
     pub timings: Timings,
 }

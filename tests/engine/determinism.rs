@@ -70,11 +70,11 @@ fn threads_and_repetition_change_neither_bytes_nor_bits() {
     let (_, first) = build(1, 1);
     let (expected, expected_columns) = (answers(&first), columns(&first));
     assert!(expected_columns.len() > 3 * 3 * 3, "rows and index of several segments");
-    assert_eq!(answers(&first), expected, "the same snapshot again");
+    assert!(answers(&first) == expected, "the same snapshot again");
     for (threads, sealing_threads) in [(1, 2), (2, 1), (2, 2), (3, 0)] {
         let (_, other) = build(threads, sealing_threads);
         assert!(columns(&other) == expected_columns, "columns with {sealing_threads} sealing threads");
-        assert_eq!(answers(&other), expected, "answers with {threads} threads");
+        assert!(answers(&other) == expected, "answers with {threads} threads");
     }
 }
 

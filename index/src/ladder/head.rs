@@ -61,6 +61,7 @@ pub(super) struct Parts<'a> {
     pub(super) counts: &'a [f32],
     pub(super) key_code: Column<'a>,
     pub(super) value_code: Column<'a>,
+    pub(super) first_cluster: usize,
     /// Rows of all heads before this one in the two columns.
     pub(super) first_row: usize,
     pub(super) rows: usize,
@@ -90,6 +91,20 @@ impl<'a> HeadLadder<'a> {
         self.parts.rows
     }
 
+    /// Clusters of all heads before this one; the entry of its first in a column of one record per cluster.
+    pub fn first_cluster(&self) -> usize {
+        self.parts.first_cluster
+    }
+
+    /// The bytes of `ladder.sketch` that hold a cluster's record.
+    ///
+    /// # Panics
+    /// When there is no such cluster.
+    pub fn sketch_range(&self, cluster: usize) -> Range<usize> {
+        let starts = self.parts.sketch_starts;
+        starts[cluster] as usize..starts[cluster + 1] as usize
+    }
+
     /// Count and spreads of a cluster.
     ///
     /// # Panics
@@ -113,8 +128,7 @@ impl<'a> HeadLadder<'a> {
     /// # Panics
     /// When there is no such cluster.
     pub fn sketch(&self, cluster: usize) -> Result<&'a [u8], Error> {
-        let starts = self.parts.sketch_starts;
-        self.parts.sketch.bytes(starts[cluster] as usize..starts[cluster + 1] as usize)
+        self.parts.sketch.bytes(self.sketch_range(cluster))
     }
 
     /// Records of the key codes of a range of the head's rows: keys less their coded centroid, in coordinates.

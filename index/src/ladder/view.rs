@@ -176,6 +176,7 @@ impl<'a> LadderView<'a> {
                 counts,
                 key_code: self.segment.column(KEY_CODE)?,
                 value_code: self.segment.column(VALUE_CODE)?,
+                first_cluster: clusters.start,
                 first_row: head * self.index.rows(),
                 rows: self.index.rows(),
             },

@@ -84,6 +84,12 @@ impl<'v> Head<'v> {
         self.segments.partition_point(|segment| segment.first <= cluster) - 1
     }
 
+    /// Bytes of a cluster's sketches, with their factors and the padding of their blocks.
+    pub(super) fn sketch_bytes(&self, cluster: usize) -> u64 {
+        let segment = &self.segments[self.segment_of(cluster)];
+        segment.ladder.sketch_range(cluster - segment.first).len() as u64
+    }
+
     /// Bytes of bases, bits and scales that the query touches.
     pub(super) fn basis_bytes(&self, key_dim: usize, value_dim: usize) -> u64 {
         let shared = key_dim * key_dim + key_dim + 4 * (4 * key_dim + 2 * value_dim);

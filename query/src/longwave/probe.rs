@@ -74,29 +74,45 @@ impl Clusters {
         }
     }
 
-    /// Reads value means where there could be mass, then chooses the clusters to open: those where not knowing a
-    /// row's score could matter.
-    pub(super) fn probe(&mut self, head: &Head<'_>, steady: &Steady, tau: f32) {
-        let group = head.group;
-        let mass: Vec<f32> = (0..self.centre.len())
-            .map(|i| self.count[i / group] * (self.centre[i] - self.top[i % group]).min(ABOVE_MAX).exp())
-            .collect();
-        let total = self.totals(&mass, group);
-        let above = |within: f32| within.min(Z_CLUSTER * within.sqrt()).min(ABOVE_MAX);
-        for cluster in 0..head.clusters {
-            let mut most = 0.0f32;
-            for g in 0..group {
-                let i = cluster * group + g;
-                most = most.max(mass[i] / total[g] * above(self.within[i]).exp());
-            }
-            if most > MEAN * tau {
+    /// Weights `[clusters, group]` that the centroids' scores alone give.
+    pub(super) fn centre_mass(&self, group: usize) -> Vec<f32> {
+        let weight = |i: usize| {
+            self.count[i / group] * (self.centre[i] - self.top[i % group]).min(ABOVE_MAX).exp()
+        };
+        (0..self.centre.len()).map(weight).collect()
+    }
+
+    /// Per cluster: the largest share of the mass that it could hold, over the heads of the group.
+    pub(super) fn mass_above(&self, mass: &[f32], group: usize) -> Vec<f32> {
+        let total = self.totals(mass, group);
+        let share = |i: usize| mass[i] / total[i % group] * above(self.within[i]).exp();
+        let clusters = (0..self.count.len()).map(|cluster| cluster * group..(cluster + 1) * group);
+        clusters.map(|heads| heads.map(share).fold(0.0, f32::max)).collect()
+    }
+
+    /// How many means [`Self::read_means`] reads.
+    pub(super) fn means_wanted(mass_above: &[f32], tau: f32) -> u64 {
+        mass_above.iter().filter(|&&most| most > MEAN * tau).count() as u64
+    }
+
+    /// Reads the value means of clusters that could hold enough mass, as [`Self::mass_above`] says.
+    pub(super) fn read_means(&mut self, head: &Head<'_>, mass_above: &[f32], tau: f32) {
+        for (cluster, &most) in mass_above.iter().enumerate() {
+            if most > MEAN * tau && self.mean_at[cluster].is_none() {
                 self.mean_at[cluster] = Some((self.means.len() / self.value_dim) as u32);
                 self.read_mean(head, cluster);
             }
         }
-        let rough = self.rough(head, &mass, steady);
+    }
+
+    /// Chooses the clusters to open, among those whose mean was read: where not knowing a row's score could matter.
+    pub(super) fn probe(&mut self, head: &Head<'_>, mass: &[f32], steady: &Steady, tau: f32) {
+        let group = head.group;
+        let total = self.totals(mass, group);
+        let rough = self.rough(head, mass, steady);
         for cluster in 0..head.clusters {
             if self.mean_at[cluster].is_none() {
+                self.probed[cluster] = false;
                 continue;
             }
             let mut gain = 0.0f32;
@@ -156,6 +172,11 @@ impl Clusters {
         }
         Rough::new(output, dim)
     }
+}
+
+/// How far above its centre's a score inside a cluster is allowed for, given the variance inside.
+fn above(within: f32) -> f32 {
+    within.min(Z_CLUSTER * within.sqrt()).min(ABOVE_MAX)
 }
 
 /// `output[g] += weights[g] * value`, for each head.

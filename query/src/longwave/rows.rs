@@ -41,6 +41,7 @@ pub(super) struct Opened {
 }
 
 /// The rows of the zone; `[rows, group]` where a number depends on the query head.
+#[derive(Default)]
 pub(super) struct Zone {
     pub(super) opened: Vec<Opened>,
     /// Weights against the clusters' `top`.
@@ -49,8 +50,6 @@ pub(super) struct Zone {
     pub(super) key_variance: Vec<f32>,
     pub(super) key: Vec<Resolution>,
     pub(super) value: Vec<Resolution>,
-    /// Bytes of sketches and their factors.
-    pub(super) sketch_bytes: u64,
 }
 
 impl Zone {
@@ -68,7 +67,6 @@ impl Zone {
             key_variance: Vec::new(),
             key: Vec::new(),
             value: Vec::new(),
-            sketch_bytes: 0,
         };
         let mut factors = Vec::new();
         for cluster in (0..head.clusters).filter(|&cluster| clusters.probed[cluster]) {
@@ -80,7 +78,6 @@ impl Zone {
             let record = segment.ladder.sketch(local)?;
             let start = zone.key.len();
             zone.opened.push(Opened { cluster, segment: number, first, rows, start });
-            zone.sketch_bytes += record.len() as u64;
             zone.weight.resize((start + rows) * group, 0.0);
             zone.key.resize(start + rows, Resolution::Coarse);
             factors.resize(rows, 0.0);

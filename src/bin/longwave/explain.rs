@@ -3,10 +3,10 @@
 //! The query is one of those that the context keeps as a sample. A snapshot places queries at its end, so the plan is
 //! that of the sampled query asked at the context's last position.
 
-use crate::method::{MethodName, Shares};
+use crate::method::{MethodName, Shares, TAUS};
 use crate::opening::open_store;
 use crate::output;
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use longwave::{Budget, ClusterId, HeadPlan, Plan, Snapshot, TensorView, Traffic};
 use std::path::PathBuf;
 
@@ -24,8 +24,11 @@ pub(crate) struct Arguments {
     #[arg(long)]
     position: Option<u64>,
     /// The method that plans.
-    #[arg(long, value_enum, default_value = "retroinfer")]
+    #[arg(long, value_enum, default_value = "longwave")]
     method: MethodName,
+    /// Threshold of `longwave`: a smaller one reads more and is more accurate.
+    #[arg(long, default_value_t = TAUS[1])]
+    tau: f64,
     #[command(flatten)]
     shares: Shares,
     /// The plan as one JSON document, with every cluster.
@@ -34,7 +37,8 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let budget = arguments.method.budget(&arguments.shares)?;
+    let budgets = arguments.method.budgets(&[arguments.tau], &arguments.shares)?;
+    let budget = *budgets.first().context("expected a budget")?;
     let snapshot = open_store(&arguments.store)?.snapshot(&arguments.name)?;
     let layer = arguments.layer;
     let length = snapshot.length(layer)?;
@@ -95,6 +99,8 @@ struct Document<'a> {
 struct Head {
     kv_head: usize,
     clusters: usize,
+    rows_scanned: u64,
+    rows_coded: u64,
     rows_read: u64,
     rows_estimated: u64,
     rows_plain: u64,
@@ -111,6 +117,11 @@ struct Bytes {
     centroids: u64,
     counts: u64,
     value_means: u64,
+    bases: u64,
+    sketches: u64,
+    key_codes: u64,
+    value_codes: u64,
+    positions: u64,
 }
 
 #[derive(serde::Serialize)]
@@ -152,14 +163,29 @@ impl Head {
         let clusters = |ids: &[ClusterId]| {
             ids.iter().map(|id| Cluster { segment: id.segment, cluster: id.cluster }).collect()
         };
-        let Traffic { keys, values, centroids, counts, value_means, pages, .. } = head.traffic;
+        let Traffic { keys, values, centroids, counts, value_means, bases, pages, .. } = head.traffic;
+        let Traffic { sketches, key_codes, value_codes, positions, .. } = head.traffic;
+        let rows = Bytes {
+            keys,
+            values,
+            centroids,
+            counts,
+            value_means,
+            bases,
+            sketches,
+            key_codes,
+            value_codes,
+            positions,
+        };
         Head {
             kv_head: head.kv_head,
             clusters: head.clusters,
+            rows_scanned: head.rows_scanned,
+            rows_coded: head.rows_coded,
             rows_read: head.rows_read,
             rows_estimated: head.rows_estimated,
             rows_plain: head.rows_plain,
-            bytes: Bytes { keys, values, centroids, counts, value_means },
+            bytes: rows,
             pages,
             read: clusters(&head.read),
             estimated: clusters(&head.estimated),

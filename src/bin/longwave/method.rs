@@ -1,7 +1,10 @@
 //! Methods as the command line names them.
 
-use anyhow::{Context, Result, bail};
-use longwave::Budget;
+use anyhow::{Result, bail};
+use longwave::{Budget, ClusterOptions, ContextOptions};
+
+/// Thresholds of `longwave` that are compared where none is asked for.
+pub(crate) const TAUS: [f64; 3] = [0.0032, 0.0016, 0.0008];
 
 /// A method that can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -11,12 +14,9 @@ pub(crate) enum MethodName {
     Retroinfer,
 }
 
-/// What methods may spend.
-#[derive(Clone, Debug, clap::Args)]
+/// What `retroinfer` may spend.
+#[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Shares {
-    /// Thresholds of `longwave`, separated by commas: smaller ones read more and are more accurate.
-    #[arg(long, value_delimiter = ',', default_values_t = [0.0032, 0.0016, 0.0008])]
-    tau: Vec<f64>,
     /// Share of the clusters that `retroinfer` reads, 0 to 1.
     #[arg(long, default_value_t = 0.018)]
     retrieve: f64,
@@ -27,22 +27,46 @@ pub(crate) struct Shares {
 
 impl MethodName {
     /// The budgets asked for: one a method, and for `longwave` one a tau.
-    pub(crate) fn budgets(self, shares: &Shares) -> Result<Vec<Budget>> {
+    pub(crate) fn budgets(self, taus: &[f64], shares: &Shares) -> Result<Vec<Budget>> {
         let budgets = match self {
             MethodName::Exact => vec![Budget::Exact],
-            MethodName::Longwave => shares.tau.iter().map(|&tau| Budget::Tau(tau)).collect(),
+            MethodName::Longwave => taus.iter().map(|&tau| Budget::Tau(tau)).collect(),
             MethodName::Retroinfer => {
                 vec![Budget::RetroInfer { retrieve: shares.retrieve, estimate: shares.estimate }]
             }
         };
-        match budgets.iter().find_map(Budget::fault) {
-            Some(fault) => bail!("expected {fault}"),
-            None => Ok(budgets),
-        }
+        checked(budgets)
+    }
+}
+
+/// Refuses budgets that are out of their range.
+pub(crate) fn checked(budgets: Vec<Budget>) -> Result<Vec<Budget>> {
+    match budgets.iter().find_map(Budget::fault) {
+        Some(fault) => bail!("expected {fault}"),
+        None => Ok(budgets),
+    }
+}
+
+/// The index that a method reads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum IndexKind {
+    /// Clusters in the query metric, with the resolution ladder.
+    Ladder,
+    /// Clusters as RetroInfer has them.
+    Clusters,
+}
+
+impl IndexKind {
+    /// The index of a budget's own method. `exact` needs none, and takes the simpler one.
+    pub(crate) fn of(budget: &Budget) -> Self {
+        if budget.method() == longwave::Method::Longwave { IndexKind::Ladder } else { IndexKind::Clusters }
     }
 
-    /// The first of [`Self::budgets`].
-    pub(crate) fn budget(self, shares: &Shares) -> Result<Budget> {
-        self.budgets(shares)?.first().copied().context("expected a tau")
+    /// Options of a context with this index, of `tokens` per cluster if that is asked for.
+    pub(crate) fn options(self, tokens: Option<u32>) -> ContextOptions {
+        let ladder = self == IndexKind::Ladder;
+        let mut clusters = if ladder { ClusterOptions::ladder() } else { ClusterOptions::retroinfer() };
+        clusters.tokens_per_cluster = tokens.unwrap_or(clusters.tokens_per_cluster);
+        ContextOptions::default().with_clusters(clusters).with_ladder(ladder)
     }
 }

@@ -1,37 +1,51 @@
 //! `longwave eval`: methods and budgets compared with exact attention on a trace.
 //!
 //! The context is the tokens before the first recorded query, sealed as bulk ingestion seals it, so that queries do
-//! not see their own recent tokens. The first quarter of the queries is observed, the second is for calibration,
-//! the rest is asked. Errors are `|o' - o| / |o|` per query head against float64 attention over the stored rows.
+//! not see their own recent tokens. The first quarter of the queries is observed, the second audited, the rest
+//! asked. Errors are `|o' - o| / |o|` per query head against float64 attention over the stored rows.
 
+mod layer;
+mod oracle;
 mod reference;
+mod steering;
 mod summary;
 
-use crate::import::append;
-use crate::method::{MethodName, Shares};
+use crate::method::{IndexKind, MethodName, Shares, TAUS, checked};
 use crate::progress;
-use crate::trace::{Trace, TraceLayer};
+use crate::trace::Trace;
 use anyhow::{Result, ensure};
-use longwave::{Budget, ClusterOptions, ContextOptions, Dtype, Snapshot, Store, StoreOptions, TensorView};
-use rayon::prelude::*;
-use reference::Reference;
+use indicatif::ProgressBar;
+use layer::{Asked, Layer};
+use longwave::{Budget, Dtype};
 use std::path::PathBuf;
-pub(crate) use summary::percentile;
-use summary::{Row, Sample};
+pub(crate) use summary::{Label, Sample, percentile, print, rows};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The trace, a safetensors file.
     trace: PathBuf,
     /// Methods to compare.
-    #[arg(long = "method", value_enum, default_values = ["exact", "longwave", "retroinfer"])]
-    methods: Vec<MethodName>,
+    #[arg(long = "method", value_enum, default_values = ["exact", "longwave", "oracle", "retroinfer"])]
+    methods: Vec<Compared>,
     /// Layers to ask, separated by commas; all that the trace holds by default.
     #[arg(long, value_delimiter = ',')]
     layers: Vec<usize>,
     /// Report each layer by itself.
     #[arg(long)]
     by_layer: bool,
+    /// Thresholds of `longwave`, separated by commas: smaller ones read more and are more accurate. 0.0032, 0.0016 and
+    /// 0.0008 by default, unless --bytes or --error is given.
+    #[arg(long, value_delimiter = ',')]
+    tau: Vec<f64>,
+    /// Shares of the bytes, separated by commas: finds the tau whose mean share over the trace this is.
+    #[arg(long, value_delimiter = ',')]
+    bytes: Vec<f64>,
+    /// Most relative error, separated by commas: tau is lowered until the bound meets it.
+    #[arg(long, value_delimiter = ',')]
+    error: Vec<f64>,
+    /// Share of the answers that bounds hold for.
+    #[arg(long, default_value_t = 0.95)]
+    confidence: f64,
     #[command(flatten)]
     shares: Shares,
     /// Tokens per cluster; the method's own by default.
@@ -48,75 +62,141 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-/// What is compared: a budget, and the index that its method builds.
-#[derive(Clone, Copy)]
-struct Candidate {
-    budget: Budget,
-    clusters: ClusterOptions,
-    ladder: bool,
+/// A method that can be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Compared {
+    Exact,
+    Longwave,
+    Retroinfer,
+    /// The truly best rows at the bytes of each budget of `longwave`.
+    Oracle,
 }
 
 impl Arguments {
-    fn candidates(&self, method: MethodName) -> Result<Vec<Candidate>> {
-        let ladder = method == MethodName::Longwave;
-        let mut clusters = if ladder { ClusterOptions::ladder() } else { ClusterOptions::retroinfer() };
-        if let Some(tokens) = self.cluster {
-            clusters.tokens_per_cluster = tokens;
+    /// The budgets of `longwave`: taus, those found for shares of bytes, and bounds on the error.
+    fn ladder_budgets(&self, layers: &[Layer<'_>]) -> Result<Vec<(Label, Budget)>> {
+        let usual = if self.bytes.is_empty() && self.error.is_empty() { &TAUS[..] } else { &[] };
+        let taus = if self.tau.is_empty() { usual } else { &self.tau };
+        let budgets = MethodName::Longwave.budgets(taus, &self.shares)?;
+        let mut all: Vec<(Label, Budget)> = budgets.into_iter().map(|b| (Label::of(&b), b)).collect();
+        for &share in &self.bytes {
+            let tau = steering::tau_of_share(layers, share)?;
+            let label = Label { budget: format!("bytes={share}"), ..Label::of(&Budget::Tau(tau)) };
+            all.push((label, Budget::Tau(tau)));
         }
-        let budgets = method.budgets(&self.shares)?.into_iter();
-        Ok(budgets.map(|budget| Candidate { budget, clusters, ladder }).collect())
+        let errors = self.error.iter();
+        let errors = errors.map(|&target| Budget::Error { target, confidence: self.confidence });
+        all.extend(checked(errors.collect())?.into_iter().map(|b| (Label::of(&b), b)));
+        Ok(all)
+    }
+
+    /// Refuses numbers that are out of their range, before anything is built.
+    fn check(&self) -> Result<()> {
+        MethodName::Longwave.budgets(&self.tau, &self.shares)?;
+        MethodName::Retroinfer.budgets(&[], &self.shares)?;
+        let targets = [&[0.1], &self.error[..]].concat();
+        let confidence = self.confidence;
+        checked(targets.into_iter().map(|target| Budget::Error { target, confidence }).collect())?;
+        checked(self.bytes.iter().map(|&share| Budget::Bytes(share)).collect())?;
+        Ok(())
+    }
+
+    fn asks_for(&self, method: Compared) -> bool {
+        self.methods.contains(&method)
+    }
+
+    fn kinds(&self) -> Vec<IndexKind> {
+        let ladder = self.asks_for(Compared::Longwave) || self.asks_for(Compared::Oracle);
+        let clusters = self.asks_for(Compared::Exact) || self.asks_for(Compared::Retroinfer);
+        let kinds = [(IndexKind::Ladder, ladder), (IndexKind::Clusters, clusters)];
+        kinds.into_iter().filter(|(_, wanted)| *wanted).map(|(kind, _)| kind).collect()
+    }
+
+    /// Asks every layer by every method and budget: the methods in the order asked for.
+    fn compare(&self, layers: &[Layer<'_>]) -> Result<Vec<Figures>> {
+        let ladder = if self.kinds().contains(&IndexKind::Ladder) { self.ladder_budgets(layers)? } else { Vec::new() };
+        let bar = progress::bar("asking", layers.len() * (ladder.len() + self.methods.len()));
+        let answers = ladder.iter().map(|(_, budget)| ask(layers, budget, &bar));
+        let answers: Vec<Vec<Vec<Asked>>> = answers.collect::<Result<_>>()?;
+        let mut results = Vec::new();
+        for &method in &self.methods {
+            match method {
+                Compared::Longwave => {
+                    let labels = ladder.iter().map(|(label, _)| label.clone());
+                    results.extend(labels.zip(answers.iter().map(|answers| flat(answers))));
+                }
+                Compared::Oracle => results.extend(oracle(layers, &ladder, &answers, &bar)?),
+                Compared::Exact => results.push(whole(layers, Budget::Exact, &bar)?),
+                Compared::Retroinfer => {
+                    for budget in MethodName::Retroinfer.budgets(&[], &self.shares)? {
+                        results.push(whole(layers, budget, &bar)?);
+                    }
+                }
+            }
+        }
+        bar.finish_and_clear();
+        Ok(results)
     }
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let candidates = arguments.methods.iter().map(|&method| arguments.candidates(method));
-    let candidates: Vec<Candidate> = candidates.collect::<Result<Vec<_>>>()?.concat();
-    let trace = Trace::open(&arguments.trace)?;
-    let layers = trace.chosen_layers(&arguments.layers)?;
-    let asked = asked(trace.queries, arguments.queries)?;
-    let mut samples: Vec<Vec<Sample>> = candidates.iter().map(|_| Vec::new()).collect();
-    let bar = progress::bar("comparing", layers.len() * (1 + candidates.len()));
-    for &layer in &layers {
-        let rows = trace.layer(layer)?;
-        let reference = Reference::new(&trace, &rows, arguments.dtype);
-        let truth: Vec<Vec<f64>> =
-            asked.par_iter().map(|&query| reference.attend(&trace, &rows, query)).collect();
+/// A method with its budget, and its answers over all layers.
+type Figures = (Label, Vec<Sample>);
+
+/// Per layer and asked query.
+fn ask(layers: &[Layer<'_>], budget: &Budget, bar: &ProgressBar) -> Result<Vec<Vec<Asked>>> {
+    let ask = |layer: &Layer<'_>| {
         bar.inc(1);
-        // Candidates that build the same index share it.
-        let mut built: Vec<(Candidate, Snapshot)> = Vec::new();
-        for (candidate, samples) in candidates.iter().zip(&mut samples) {
-            let same = |(other, _): &(Candidate, _)| {
-                (other.clusters, other.ladder) == (candidate.clusters, candidate.ladder)
-            };
-            let at = match built.iter().position(same) {
-                Some(at) => at,
-                None => {
-                    let snapshot = build(&trace, layer, &rows, candidate, arguments.dtype)?;
-                    built.push((*candidate, snapshot));
-                    built.len() - 1
-                }
-            };
-            for (&query, truth) in asked.iter().zip(&truth) {
-                samples.extend(ask(&trace, layer, &rows, &built[at].1, candidate, query, truth)?);
-            }
-            bar.inc(1);
+        layer.ask(budget)
+    };
+    layers.iter().map(ask).collect()
+}
+
+fn flat(answers: &[Vec<Asked>]) -> Vec<Sample> {
+    answers.iter().flatten().flat_map(|asked| asked.samples.iter().cloned()).collect()
+}
+
+fn whole(layers: &[Layer<'_>], budget: Budget, bar: &ProgressBar) -> Result<Figures> {
+    Ok((Label::of(&budget), flat(&ask(layers, &budget, bar)?)))
+}
+
+/// The oracle at the bytes of each budget of `longwave`.
+fn oracle(
+    layers: &[Layer<'_>],
+    ladder: &[(Label, Budget)],
+    answers: &[Vec<Vec<Asked>>],
+    bar: &ProgressBar,
+) -> Result<Vec<Figures>> {
+    let label = |of: &Label| Label { method: "oracle", budget: format!("bytes of {}", of.budget), tau: of.tau };
+    let mut results: Vec<Figures> = ladder.iter().map(|(of, _)| (label(of), Vec::new())).collect();
+    for (number, layer) in layers.iter().enumerate() {
+        let spent: Vec<&[Asked]> = answers.iter().map(|answers| &answers[number][..]).collect();
+        for ((_, samples), of_layer) in results.iter_mut().zip(layer.ask_oracle(&spent)?) {
+            samples.extend(of_layer);
         }
+        bar.inc(1);
+    }
+    Ok(results)
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let trace = Trace::open(&arguments.trace)?;
+    let numbers = trace.chosen_layers(&arguments.layers)?;
+    let asked = asked(trace.queries, arguments.queries)?;
+    arguments.check()?;
+    let kinds: Vec<(IndexKind, Option<u32>)> =
+        arguments.kinds().into_iter().map(|kind| (kind, arguments.cluster)).collect();
+    let bar = progress::bar("building", numbers.len());
+    let mut layers = Vec::new();
+    for &number in &numbers {
+        layers.push(Layer::new(&trace, number, &asked, arguments.dtype, &kinds)?);
+        bar.inc(1);
     }
     bar.finish_and_clear();
-    let mut table = Vec::new();
-    for (candidate, samples) in candidates.iter().zip(&samples) {
-        if arguments.by_layer {
-            for &layer in &layers {
-                table.push(Row::new(
-                    &candidate.budget,
-                    Some(layer),
-                    samples.iter().filter(|s| s.layer == layer),
-                ));
-            }
-        }
-        table.push(Row::new(&candidate.budget, None, samples.iter()));
-    }
-    summary::print(&table, arguments.json)
+    let results = arguments.compare(&layers)?;
+    let by_layer = if arguments.by_layer { &numbers[..] } else { &[] };
+    let table: Vec<_> =
+        results.iter().flat_map(|(label, samples)| rows(label, by_layer, samples)).collect();
+    print(&table, arguments.json)
 }
 
 /// Indices of the queries asked: the second half, thinned evenly to `limit`.
@@ -127,55 +207,6 @@ fn asked(queries: usize, limit: Option<usize>) -> Result<Vec<usize>> {
     ensure!(count > 0, "--queries must be at least 1");
     let step = |i: usize| if count == 1 { 0 } else { i * (queries - 1 - half) / (count - 1) };
     Ok((0..count).map(|i| half + step(i)).collect())
-}
-
-/// A context in memory that holds one layer of the trace, up to the first query.
-fn build(
-    trace: &Trace,
-    layer: usize,
-    rows: &TraceLayer,
-    candidate: &Candidate,
-    dtype: Dtype,
-) -> Result<Snapshot> {
-    let store = Store::in_memory(StoreOptions::default())?;
-    let options = ContextOptions::default().with_clusters(candidate.clusters).with_ladder(candidate.ladder);
-    let mut context = store.create_with("eval", &trace.model(dtype, &[layer]), options)?;
-    let observed = trace.queries / 4;
-    let queries = &rows.queries[..observed * trace.query_heads * trace.key_dim];
-    if observed > 0 {
-        let queries = TensorView::token_major(queries, observed, trace.query_heads, trace.key_dim);
-        context.observe_at(layer, trace.first_query_position as u64, &queries)?;
-    }
-    append(trace, &mut context, layer, trace.first_query_position)?;
-    context.seal()?;
-    Ok(context.snapshot()?)
-}
-
-fn ask(
-    trace: &Trace,
-    layer: usize,
-    rows: &TraceLayer,
-    snapshot: &Snapshot,
-    candidate: &Candidate,
-    query: usize,
-    truth: &[f64],
-) -> Result<Vec<Sample>> {
-    let row = trace.query_heads * trace.key_dim;
-    let data = &rows.queries[query * row..(query + 1) * row];
-    let queries = TensorView::token_major(data, 1, trace.query_heads, trace.key_dim);
-    let answer = snapshot.attend(layer, &queries, &candidate.budget)?;
-    let heads = answer.output.chunks_exact(trace.value_dim).zip(truth.chunks_exact(trace.value_dim));
-    let (bytes_share, page_share) = (answer.report.bytes_share(), answer.report.page_share());
-    Ok(heads
-        .map(|(output, truth)| Sample { layer, query, error: error(output, truth), bytes_share, page_share })
-        .collect())
-}
-
-/// `|o' - o| / |o|`.
-fn error(output: &[f32], truth: &[f64]) -> f64 {
-    let norm = |squares: f64| squares.sqrt();
-    let off: f64 = output.iter().zip(truth).map(|(&o, &t)| (f64::from(o) - t).powi(2)).sum();
-    norm(off) / norm(truth.iter().map(|t| t * t).sum())
 }
 
 #[cfg(test)]
@@ -190,10 +221,5 @@ mod tests {
         assert_eq!(asked(256, Some(12)).unwrap(), expected);
         assert_eq!(asked(9, Some(1)).unwrap(), [4]);
         assert!(asked(1, None).is_err() && asked(8, Some(0)).is_err());
-    }
-
-    #[test]
-    fn the_error_is_relative_to_the_truth() {
-        assert_eq!(error(&[3.0, 0.0], &[0.0, 4.0]), 1.25);
     }
 }

@@ -2,34 +2,101 @@
 
 use crate::output;
 use anyhow::Result;
-use longwave::Budget;
+use longwave::{Answer, Budget};
 use std::collections::BTreeSet;
 
 /// One query head of one answer.
+#[derive(Clone)]
 pub(crate) struct Sample {
     pub(crate) layer: usize,
     pub(crate) query: usize,
+    /// `|o' - o| / |o|`.
     pub(crate) error: f64,
     pub(crate) bytes_share: f64,
     pub(crate) page_share: f64,
+    /// The error that the method predicts for itself.
+    pub(crate) predicted: Option<f64>,
+    /// The bound on it, where the method is calibrated.
+    pub(crate) bound: Option<f64>,
+}
+
+/// An answer with a bound of 0 is exact up to rounding, which this is more than.
+const ROUNDING: f64 = 1e-4;
+
+impl Sample {
+    /// The query heads of an answer to one position, whose outputs should be `truth`, `[query_heads, value_dim]`.
+    pub(crate) fn of(layer: usize, query: usize, answer: &Answer, truth: &[f64]) -> Vec<Sample> {
+        let report = &answer.report;
+        let dim = answer.output.len() / answer.lse.len();
+        let heads = answer.output.chunks_exact(dim).zip(truth.chunks_exact(dim)).enumerate();
+        heads
+            .map(|(head, (output, truth))| Sample {
+                layer,
+                query,
+                error: error(output.iter().map(|&x| f64::from(x)), truth),
+                bytes_share: report.bytes_share(),
+                page_share: report.page_share(),
+                predicted: report.predicted_error.get(head).map(|&x| f64::from(x)),
+                bound: report.bound.get(head).copied().flatten().map(f64::from),
+            })
+            .collect()
+    }
+
+    fn is_covered(&self) -> Option<bool> {
+        self.bound.map(|bound| self.error <= if bound == 0.0 { ROUNDING } else { bound })
+    }
+
+    /// Actual over predicted; an answer that is exact predicts 0 and has no ratio.
+    fn ratio(&self) -> Option<f64> {
+        self.predicted.filter(|&predicted| predicted > 0.0).map(|predicted| self.error / predicted)
+    }
+}
+
+/// `|o' - o| / |o|`.
+pub(crate) fn error(output: impl Iterator<Item = f64>, truth: &[f64]) -> f64 {
+    let off: f64 = output.zip(truth).map(|(o, t)| (o - t).powi(2)).sum();
+    off.sqrt() / truth.iter().map(|t| t * t).sum::<f64>().sqrt()
+}
+
+/// The share of answers with a bound that keep to it; `None` where none has one.
+pub(crate) fn covered<'a>(samples: impl Iterator<Item = &'a Sample>) -> Option<f64> {
+    let covered: Vec<bool> = samples.filter_map(Sample::is_covered).collect();
+    let kept = covered.iter().filter(|&&covered| covered).count();
+    (!covered.is_empty()).then(|| kept as f64 / covered.len() as f64)
+}
+
+/// What a row of the table is about.
+#[derive(Clone, Debug)]
+pub(crate) struct Label {
+    pub(crate) method: &'static str,
+    pub(crate) budget: String,
+    pub(crate) tau: Option<f64>,
+}
+
+impl Label {
+    /// A method with its budget, and the tau of one that names it.
+    pub(crate) fn of(budget: &Budget) -> Label {
+        let tau = if let Budget::Tau(tau) = *budget { Some(tau) } else { None };
+        Label { method: budget.method().name(), budget: budget.to_string(), tau }
+    }
 }
 
 /// The figures of one method and budget. Keys are a contract: see docs/cli.md.
 #[derive(serde::Serialize)]
 pub(crate) struct Row {
-    method: &'static str,
-    budget: String,
-    tau: Option<f64>,
+    pub(crate) method: &'static str,
+    pub(crate) budget: String,
+    pub(crate) tau: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    layer: Option<usize>,
+    pub(crate) layer: Option<usize>,
     layers: usize,
     queries: usize,
-    error_mean: f64,
+    pub(crate) error_mean: f64,
     error_p50: f64,
     error_p95: f64,
     error_p999: f64,
     error_max: f64,
-    bytes_share: f64,
+    pub(crate) bytes_share: f64,
     page_share: f64,
     bound_covered: Option<f64>,
     bound_p50: Option<f64>,
@@ -39,19 +106,25 @@ pub(crate) struct Row {
 
 impl Row {
     pub(crate) fn new<'a>(
-        budget: &Budget,
+        label: &Label,
         layer: Option<usize>,
         samples: impl Iterator<Item = &'a Sample>,
     ) -> Row {
         let samples: Vec<&Sample> = samples.collect();
-        let mut errors: Vec<f64> = samples.iter().map(|sample| sample.error).collect();
-        errors.sort_by(f64::total_cmp);
+        let sorted = |value: fn(&Sample) -> Option<f64>| {
+            let mut values: Vec<f64> = samples.iter().filter_map(|sample| value(sample)).collect();
+            values.sort_by(f64::total_cmp);
+            values
+        };
+        let errors = sorted(|sample| Some(sample.error));
+        let (bounds, ratios) = (sorted(|sample| sample.bound), sorted(Sample::ratio));
+        let some = |sorted: &[f64], share| (!sorted.is_empty()).then(|| percentile(sorted, share));
         let mean =
             |value: fn(&Sample) -> f64| samples.iter().map(|s| value(s)).sum::<f64>() / samples.len() as f64;
         Row {
-            method: budget.method().name(),
-            budget: budget.to_string(),
-            tau: None,
+            method: label.method,
+            budget: label.budget.clone(),
+            tau: label.tau,
             layer,
             layers: samples.iter().map(|sample| sample.layer).collect::<BTreeSet<_>>().len(),
             queries: samples.iter().map(|sample| sample.query).collect::<BTreeSet<_>>().len(),
@@ -62,12 +135,19 @@ impl Row {
             error_max: percentile(&errors, 1.0),
             bytes_share: mean(|sample| sample.bytes_share),
             page_share: mean(|sample| sample.page_share),
-            bound_covered: None,
-            bound_p50: None,
-            ratio_p50: None,
-            ratio_p99: None,
+            bound_covered: covered(samples.iter().copied()),
+            bound_p50: some(&bounds, 0.5),
+            ratio_p50: some(&ratios, 0.5),
+            ratio_p99: some(&ratios, 0.99),
         }
     }
+}
+
+/// The rows of one method and budget: of each of `layers` by itself, then of all.
+pub(crate) fn rows(label: &Label, layers: &[usize], samples: &[Sample]) -> Vec<Row> {
+    let of_layer =
+        |&layer: &usize| Row::new(label, Some(layer), samples.iter().filter(|s| s.layer == layer));
+    layers.iter().map(of_layer).chain([Row::new(label, None, samples.iter())]).collect()
 }
 
 /// The value below which a share of the sorted values lies, interpolated between neighbours.
@@ -80,31 +160,54 @@ pub(crate) fn percentile(sorted: &[f64], share: f64) -> f64 {
 
 /// Prints a table, or one JSON object a line.
 pub(crate) fn print(rows: &[Row], json: bool) -> Result<()> {
-    if json {
-        return output::print_lines(rows);
-    }
+    if json { output::print_lines(rows) } else { output::print(&table(rows)) }
+}
+
+fn table(rows: &[Row]) -> String {
+    let width = rows.iter().map(|row| row.budget.len()).fold(6, usize::max);
     let mut text = format!(
-        "{:<12} {:<29} {:>5} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>9} {:>9}\n",
-        "method", "budget", "layer", "queries", "error mean", "p50", "p95", "p99.9", "max", "bytes", "pages"
+        "{:<10} {:<width$} {:>5} {:>7} {:>10} {:>8} {:>8} {:>8} {:>8} {:>7} {:>7} {:>7} {:>8} {:>9} {:>9}\n",
+        "method",
+        "budget",
+        "layer",
+        "queries",
+        "error mean",
+        "p50",
+        "p95",
+        "p99.9",
+        "max",
+        "bytes",
+        "pages",
+        "covered",
+        "bound",
+        "ratio p50",
+        "ratio p99"
     );
+    let figure = |x: Option<f64>| x.map_or("-".to_string(), |x| format!("{x:.1e}"));
+    let ratio = |x: Option<f64>| x.map_or("-".to_string(), |x| format!("{x:.2}"));
+    let percent = |x: f64| format!("{:.2}%", 100.0 * x);
     for row in rows {
-        let layer = row.layer.map_or("all".to_string(), |layer| layer.to_string());
         text += &format!(
-            "{:<12} {:<29} {:>5} {:>8} {:>10.2e} {:>10.2e} {:>10.2e} {:>10.2e} {:>10.2e} {:>8.2}% {:>8.2}%\n",
+            "{:<10} {:<width$} {:>5} {:>7} {:>10.2e} {:>8.1e} {:>8.1e} {:>8.1e} {:>8.1e} {:>7} {:>7} {:>7} {:>8} \
+             {:>9} {:>9}\n",
             row.method,
             row.budget,
-            layer,
+            row.layer.map_or("all".to_string(), |layer| layer.to_string()),
             row.queries,
             row.error_mean,
             row.error_p50,
             row.error_p95,
             row.error_p999,
             row.error_max,
-            100.0 * row.bytes_share,
-            100.0 * row.page_share
+            percent(row.bytes_share),
+            percent(row.page_share),
+            row.bound_covered.map_or("-".to_string(), percent),
+            figure(row.bound_p50),
+            ratio(row.ratio_p50),
+            ratio(row.ratio_p99)
         );
     }
-    output::print(&text)
+    text
 }
 
 #[cfg(test)]
@@ -120,16 +223,42 @@ mod tests {
         assert!(percentile(&[], 0.5).is_nan());
     }
 
+    fn sample(layer: usize, query: usize, error: f64, bytes_share: f64) -> Sample {
+        Sample { layer, query, error, bytes_share, page_share: 0.5, predicted: None, bound: None }
+    }
+
     #[test]
     fn a_row_counts_layers_and_queries_and_averages() {
-        let sample =
-            |layer, query, error, bytes_share| Sample { layer, query, error, bytes_share, page_share: 0.5 };
         let samples = [sample(2, 7, 0.1, 0.02), sample(2, 8, 0.3, 0.04), sample(9, 7, 0.5, 0.06)];
-        let row = Row::new(&Budget::RETROINFER, None, samples.iter());
+        let row = Row::new(&Label::of(&Budget::RETROINFER), None, samples.iter());
         assert_eq!((row.method, row.layers, row.queries), ("retroinfer", 2, 2));
         assert!((row.error_mean - 0.3).abs() < 1e-12 && (row.bytes_share - 0.04).abs() < 1e-12);
         assert_eq!((row.error_p50, row.error_max), (0.3, 0.5));
-        let json = serde_json::to_value(&row).unwrap();
-        assert!(json.get("layer").is_none() && json["tau"].is_null() && json["bound_covered"].is_null());
+        assert_eq!((row.bound_covered, row.bound_p50, row.ratio_p50, row.tau), (None, None, None, None));
+    }
+
+    #[test]
+    fn bounds_and_ratios_are_over_the_answers_that_have_them() {
+        let mut samples = [0.1, 0.2, 0.3, 0.4, 1e-6, 0.01].map(|error| sample(1, 1, error, 0.1));
+        for (sample, (predicted, bound)) in samples.iter_mut().zip([
+            (Some(0.05), Some(0.15)),
+            (Some(0.1), Some(0.1)),
+            (Some(0.1), None),
+            (None, None),
+            (Some(0.0), Some(0.0)),
+            (Some(0.0), Some(0.0)),
+        ]) {
+            (sample.predicted, sample.bound) = (predicted, bound);
+        }
+        let row = Row::new(&Label::of(&Budget::Tau(0.5)), None, samples.iter());
+        // Of the bounds 0.15, 0.1 and two of exact answers, the second and the last do not hold.
+        assert_eq!((row.tau, row.bound_covered, row.bound_p50), (Some(0.5), Some(0.5), Some(0.05)));
+        assert_eq!(row.ratio_p50.unwrap(), 2.0);
+        assert!(row.ratio_p99.unwrap() > 2.97, "{:?}", row.ratio_p99);
+    }
+
+    #[test]
+    fn the_error_is_relative_to_the_truth() {
+        assert_eq!(error([3.0, 0.0].into_iter(), &[0.0, 4.0]), 1.25);
     }
 }

@@ -1,0 +1,196 @@
+//! How far the predicted errors of a layer are off: conformal quantiles over audited calls.
+
+use half::f16;
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// Bands of tau.
+pub const BANDS: usize = 17;
+/// Ratios kept per query head and band.
+pub const WINDOW: usize = 128;
+/// The tau of the first band; each band's is the one before divided by the square root of 2.
+const FIRST_TAU: f64 = 0.0256;
+/// A predicted error below this is taken for this: rounding alone makes as much.
+pub(crate) const ROUNDING: f32 = 1e-5;
+
+/// A band of tau: the taus nearest to one point of a geometric grid. [`crate::Budget::Error`] uses the points alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Band(u8);
+
+impl Band {
+    /// All bands, from the largest tau to the smallest.
+    pub fn all() -> impl DoubleEndedIterator<Item = Band> + ExactSizeIterator {
+        (0..BANDS as u8).map(Band)
+    }
+
+    /// The band of a tau; `None` more than half a step outside the grid.
+    pub fn of(tau: f64) -> Option<Band> {
+        let steps = (2.0 * (FIRST_TAU / tau).log2()).round();
+        (steps >= 0.0 && steps < BANDS as f64).then_some(Band(steps as u8))
+    }
+
+    /// The grid point of the band.
+    pub fn tau(self) -> f64 {
+        FIRST_TAU * 0.5f64.powf(f64::from(self.0) / 2.0)
+    }
+
+    /// Number of the band, 0 for the largest tau.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// What audits have shown of one query head in one band.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Audited {
+    /// Actual over predicted error of the latest [`WINDOW`] audits, oldest first.
+    pub(crate) ratios: Vec<f16>,
+    /// Geometric running mean of the predictions, natural logarithm. It only chooses where `Error` budgets start.
+    pub(crate) log_predicted: f32,
+}
+
+impl Audited {
+    fn record(&mut self, predicted: f32, actual: f32) {
+        let predicted = predicted.max(ROUNDING);
+        if self.ratios.len() >= WINDOW {
+            self.ratios.remove(0);
+        }
+        let ratio = (f64::from(actual) / f64::from(predicted)).min(f64::from(f16::MAX));
+        // An actual error that is no number says that nothing can be promised.
+        self.ratios.push(if ratio.is_nan() { f16::MAX } else { f16::from_f64(ratio) });
+        let share = 1.0 / self.ratios.len().min(16) as f32;
+        self.log_predicted += share * (predicted.ln() - self.log_predicted);
+    }
+}
+
+/// Multipliers of the predicted error at one confidence, `[bands, query_heads]`; `None` where uncalibrated.
+pub(crate) type Multipliers = Arc<Vec<Option<f32>>>;
+
+/// The calibration of one layer: per query head and band of tau, how the actual error of audited calls compared with
+/// the predicted one. It changes only when its writer records an audit.
+#[derive(Debug)]
+pub struct Calibration {
+    query_heads: usize,
+    /// `[bands, query_heads]`.
+    pub(crate) audited: Vec<Audited>,
+    /// Multipliers by the bits of their confidence: computed when they are first asked for.
+    multipliers: Mutex<Vec<(u64, Multipliers)>>,
+}
+
+/// Confidences whose multipliers are kept.
+const CONFIDENCES_KEPT: usize = 4;
+
+impl Calibration {
+    pub(crate) fn new(query_heads: usize) -> Self {
+        Calibration {
+            query_heads,
+            audited: vec![Audited::default(); BANDS * query_heads],
+            multipliers: Mutex::default(),
+        }
+    }
+
+    /// Query heads of the layer.
+    pub fn query_heads(&self) -> usize {
+        self.query_heads
+    }
+
+    /// Whether nothing was audited.
+    pub fn is_empty(&self) -> bool {
+        self.audited.iter().all(|audited| audited.ratios.is_empty())
+    }
+
+    /// Audits that count for a query head in a band, at most [`WINDOW`].
+    pub fn audits(&self, band: Band, query_head: usize) -> usize {
+        self.audited[band.index() * self.query_heads + query_head].ratios.len()
+    }
+
+    /// What a predicted error is multiplied with to bound the actual one at `confidence`: of `n` audited ratios of
+    /// the head in the band, the one of rank `ceil((n + 1) * confidence)`. Where `n` is too small for that rank, the
+    /// ratios of all heads of the layer in the same band count instead; `None` (uncalibrated) where those are too few
+    /// as well. It is what was measured and may be below 1.
+    pub fn multiplier(&self, band: Band, query_head: usize, confidence: f64) -> Option<f32> {
+        self.multipliers(confidence)[band.index() * self.query_heads + query_head]
+    }
+
+    /// The multipliers of all bands and heads.
+    pub(crate) fn multipliers(&self, confidence: f64) -> Multipliers {
+        let key = confidence.to_bits();
+        let known = |kept: &Vec<(u64, Multipliers)>| {
+            kept.iter().find(|(bits, _)| *bits == key).map(|(_, multipliers)| Arc::clone(multipliers))
+        };
+        if let Some(multipliers) = known(&self.multipliers.lock()) {
+            return multipliers;
+        }
+        // Computed without the lock: two threads may do it, to the same bits.
+        let computed = Arc::new(self.compute(confidence));
+        let mut kept = self.multipliers.lock();
+        if known(&kept).is_none() {
+            kept.truncate(CONFIDENCES_KEPT - 1);
+            kept.insert(0, (key, Arc::clone(&computed)));
+        }
+        computed
+    }
+
+    fn compute(&self, confidence: f64) -> Vec<Option<f32>> {
+        let of_band = |heads: &[Audited]| -> Vec<Option<f32>> {
+            let mut pooled = None;
+            heads
+                .iter()
+                .map(|audited| {
+                    quantile(audited.ratios.clone(), confidence).or_else(|| {
+                        *pooled.get_or_insert_with(|| {
+                            quantile(heads.iter().flat_map(|head| &head.ratios).copied().collect(), confidence)
+                        })
+                    })
+                })
+                .collect()
+        };
+        self.audited.chunks_exact(self.query_heads).flat_map(of_band).collect()
+    }
+
+    /// The error that audits predicted for a head in a band, typically.
+    pub(crate) fn typical(&self, band: Band, query_head: usize) -> f32 {
+        self.audited[band.index() * self.query_heads + query_head].log_predicted.exp()
+    }
+
+    /// Takes an audit in: predicted and actual errors of some query heads, in one band.
+    pub(crate) fn record(&mut self, errors: &BandErrors) {
+        self.multipliers.get_mut().clear();
+        let first = errors.band.index() * self.query_heads;
+        for &(head, predicted, actual) in &errors.heads {
+            self.audited[first + head].record(predicted, actual);
+        }
+    }
+}
+
+/// One audit in one band: `(query head, predicted, actual)`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct BandErrors {
+    pub(crate) band: Band,
+    pub(crate) heads: Vec<(usize, f32, f32)>,
+}
+
+/// The conformal quantile: the ratio of rank `ceil((n + 1) * confidence)`.
+fn quantile(mut ratios: Vec<f16>, confidence: f64) -> Option<f32> {
+    let rank = ((ratios.len() + 1) as f64 * confidence).ceil() as usize;
+    let at = rank.max(1) - 1;
+    if at >= ratios.len() {
+        return None;
+    }
+    let (_, ratio, _) = ratios.select_nth_unstable_by(at, f16::total_cmp);
+    // The next number of 16 bits: the ratio was rounded when it was kept.
+    Some(ratio.to_f32() * (1.0 + 1.0 / 1024.0))
+}
+
+impl Clone for Calibration {
+    fn clone(&self) -> Self {
+        let multipliers = Mutex::new(self.multipliers.lock().clone());
+        Calibration { query_heads: self.query_heads, audited: self.audited.clone(), multipliers }
+    }
+}
+
+impl PartialEq for Calibration {
+    fn eq(&self, other: &Self) -> bool {
+        (self.query_heads, &self.audited) == (other.query_heads, &other.audited)
+    }
+}

@@ -1,0 +1,92 @@
+//! Which tau spends how much: the control loop of `Budget::Bytes`.
+
+/// Shares that a layer is steered for at a time; the one asked for least lately goes.
+pub(crate) const SHARES_MAX: usize = 8;
+/// A call may read this many times the share it is asked to keep on average.
+pub(crate) const CALL_MAX: f64 = 4.0;
+pub(crate) const TAU_MIN: f64 = 1e-6;
+pub(crate) const TAU_MAX: f64 = 1.0;
+/// How strongly one call's share moves tau. Bytes go about with the square root of 1 / tau, and calls differ.
+const GAIN: f64 = 0.5;
+/// Calls over which an excess is paid back.
+const PAY_BACK: f64 = 16.0;
+
+/// The steering of one layer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Steering {
+    /// The latest asked for comes first.
+    pub(crate) courses: Vec<Course>,
+}
+
+/// How one share is kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Course {
+    pub(crate) share: f64,
+    pub(crate) tau: f64,
+    /// What was read above the share since it was first asked for, in units of the share.
+    pub(crate) excess: f64,
+}
+
+impl Steering {
+    /// The tau to spend `share` with: as steered so far, or as a neighbouring share suggests.
+    pub(crate) fn tau(&self, share: f64) -> f64 {
+        let far = |course: &&Course| (course.share / share).ln().abs();
+        let nearest = self.courses.iter().min_by(|a, b| far(a).total_cmp(&far(b)));
+        // A layer that was never steered starts where typical layers of models are.
+        let (known, tau) = nearest.map_or((0.035, 0.0016), |course| (course.share, course.tau));
+        if known == share { tau } else { (tau * (known / share).powi(2)).clamp(TAU_MIN, TAU_MAX) }
+    }
+
+    /// Learns that a call asked to spend `share` with [`Self::tau`] has read `spent`.
+    pub(crate) fn learn(&mut self, share: f64, spent: f64) {
+        let tau = self.tau(share);
+        let known = self.courses.iter().position(|course| course.share == share);
+        let mut course = known.map_or(Course { share, tau, excess: 0.0 }, |at| self.courses.remove(at));
+        let ratio = (spent / share).clamp(0.01, 100.0);
+        course.excess = (course.excess + ratio - 1.0).clamp(-1e6, 1e6);
+        let wanted = (1.0 - course.excess / PAY_BACK).clamp(0.5, 1.5);
+        course.tau = (course.tau * (ratio / wanted).powf(GAIN)).clamp(TAU_MIN, TAU_MAX);
+        self.courses.insert(0, course);
+        self.courses.truncate(SHARES_MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes go with tau^-0.45, around a level that differs from the first guess and from call to call.
+    fn spend(tau: f64, level: f64, call: u64) -> f64 {
+        let noise = ((call * 2654435761 % 1000) as f64 / 1000.0 - 0.5) * 0.8;
+        (level * (tau / 0.0016).powf(-0.45) * noise.exp()).min(1.0)
+    }
+
+    #[test]
+    fn the_running_mean_holds_on_layers_that_differ() {
+        for level in [0.005, 0.035, 0.25] {
+            let mut steering = Steering::default();
+            let spent = (0..400).map(|call| {
+                let spent = spend(steering.tau(0.05), level, call).min(CALL_MAX * 0.05);
+                steering.learn(0.05, spent);
+                spent
+            });
+            let mean = spent.sum::<f64>() / 400.0;
+            assert!((mean / 0.05 - 1.0).abs() < 0.05, "{mean} at {level}");
+        }
+    }
+
+    #[test]
+    fn shares_are_steered_apart_and_few_are_kept() {
+        let mut steering = Steering::default();
+        for call in 0..100 {
+            for share in [0.02, 0.08] {
+                steering.learn(share, spend(steering.tau(share), 0.035, call));
+            }
+        }
+        assert!(steering.tau(0.02) > 4.0 * steering.tau(0.08));
+        assert_eq!(steering.courses.len(), 2);
+        (1..20).for_each(|i| steering.learn(f64::from(i) / 1000.0, 0.01));
+        assert_eq!(steering.courses.len(), SHARES_MAX);
+        assert_eq!(steering.courses[0].share, 0.019);
+    }
+}

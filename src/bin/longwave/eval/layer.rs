@@ -1,0 +1,117 @@
+//! One layer of a trace: built once for each kind of index, and asked.
+
+use super::oracle::Oracle;
+use super::reference::Reference;
+use super::summary::Sample;
+use crate::import::append;
+use crate::method::IndexKind;
+use crate::trace::{Trace, TraceLayer};
+use anyhow::Result;
+use longwave::{Budget, Dtype, Snapshot, Store, StoreOptions, TensorView};
+use rayon::prelude::*;
+
+/// A layer with the answers that its asked queries should have.
+pub(super) struct Layer<'a> {
+    trace: &'a Trace,
+    pub(super) number: usize,
+    dtype: Dtype,
+    /// All recorded queries, `[queries, query_heads, key_dim]`.
+    queries: Vec<f32>,
+    asked: &'a [usize],
+    /// Per asked query: `[query_heads, value_dim]`.
+    truth: Vec<Vec<f64>>,
+    built: Vec<(IndexKind, Snapshot)>,
+}
+
+/// What one method did with one query.
+pub(super) struct Asked {
+    pub(super) samples: Vec<Sample>,
+    /// Bytes of sealed columns.
+    pub(super) bytes: u64,
+}
+
+impl<'a> Layer<'a> {
+    /// Reads a layer, finds the true answers, and builds the indexes in `kinds`.
+    pub(super) fn new(
+        trace: &'a Trace,
+        number: usize,
+        asked: &'a [usize],
+        dtype: Dtype,
+        kinds: &[(IndexKind, Option<u32>)],
+    ) -> Result<Layer<'a>> {
+        let rows = trace.layer(number)?;
+        let reference = Reference::new(trace, &rows, dtype);
+        let truth = asked.par_iter().map(|&query| reference.attend(trace, &rows, query)).collect();
+        drop(reference);
+        let mut layer =
+            Layer { trace, number, dtype, queries: Vec::new(), asked, truth, built: Vec::new() };
+        for &(kind, tokens) in kinds {
+            layer.built.push((kind, layer.build(&rows, kind, tokens)?));
+        }
+        layer.queries = rows.queries;
+        Ok(layer)
+    }
+
+    /// A context in memory that holds the layer up to the first query.
+    fn build(&self, rows: &TraceLayer, kind: IndexKind, tokens: Option<u32>) -> Result<Snapshot> {
+        let store = Store::in_memory(StoreOptions::default())?;
+        let model = self.trace.model(self.dtype, &[self.number]);
+        let mut context = store.create_with("eval", &model, kind.options(tokens))?;
+        let Trace { query_heads, key_dim, first_query_position, .. } = *self.trace;
+        let observed = self.trace.queries / 4;
+        if observed > 0 {
+            let queries = &rows.queries[..observed * query_heads * key_dim];
+            let queries = TensorView::token_major(queries, observed, query_heads, key_dim);
+            context.observe_at(self.number, first_query_position as u64, &queries)?;
+        }
+        append(self.trace, &mut context, self.number, first_query_position)?;
+        context.seal()?;
+        Ok(context.snapshot()?)
+    }
+
+    /// Asks every query.
+    pub(super) fn ask(&self, budget: &Budget) -> Result<Vec<Asked>> {
+        let (query_heads, key_dim) = (self.trace.query_heads, self.trace.key_dim);
+        let snapshot = self.snapshot(IndexKind::of(budget));
+        let ask = |(&query, truth): (&usize, &Vec<f64>)| {
+            let queries = TensorView::token_major(self.query(query), 1, query_heads, key_dim);
+            let answer = snapshot.attend(self.number, &queries, budget)?;
+            let samples = Sample::of(self.number, query, &answer, truth);
+            Ok(Asked { samples, bytes: answer.report.traffic.bytes() })
+        };
+        self.asked.par_iter().zip(&self.truth).map(ask).collect()
+    }
+
+    /// Asks the oracle, which may spend on each query what each of `spent` did.
+    pub(super) fn ask_oracle(&self, spent: &[&[Asked]]) -> Result<Vec<Vec<Sample>>> {
+        let rows = self.trace.layer(self.number)?;
+        let oracle = Oracle::new(self.trace, &rows, self.dtype, self.number, self.snapshot(IndexKind::Ladder))?;
+        let ask = |at: usize| -> Vec<Vec<Sample>> {
+            let known = oracle.look(self.query(self.asked[at]));
+            let budgets = spent.iter().map(|answers| answers[at].bytes);
+            budgets
+                .map(|bytes| {
+                    let read = known.read(&oracle, bytes);
+                    read.samples(self.number, self.asked[at], &self.truth[at])
+                })
+                .collect()
+        };
+        let done: Vec<Vec<Vec<Sample>>> = (0..self.asked.len()).into_par_iter().map(ask).collect();
+        let mut samples: Vec<Vec<Sample>> = spent.iter().map(|_| Vec::new()).collect();
+        for (all, of_query) in done.into_iter().flat_map(|query| query.into_iter().enumerate()) {
+            samples[all].extend(of_query);
+        }
+        Ok(samples)
+    }
+
+    /// Recorded query `query`, `[query_heads, key_dim]`.
+    fn query(&self, query: usize) -> &[f32] {
+        let row = self.trace.query_heads * self.trace.key_dim;
+        &self.queries[query * row..(query + 1) * row]
+    }
+
+    fn snapshot(&self, kind: IndexKind) -> &Snapshot {
+        let found = self.built.iter().find(|(built, _)| *built == kind);
+        &found.expect("the indexes of all budgets are built first").1
+    }
+}
