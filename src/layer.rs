@@ -1,5 +1,6 @@
 //! The rows of one layer at one moment: sealed segments and the tail.
 
+use crate::accuracy::{self, Calibration, Steering};
 use crate::error::Error;
 use crate::rows::Tail;
 use crate::sealing::Sealed;
@@ -15,11 +16,21 @@ pub(crate) struct LayerRows {
     pub(crate) scoring: Arc<Scoring>,
     pub(crate) segments: Vec<Arc<Sealed>>,
     pub(crate) tail: Tail,
+    /// Changed by the writer alone, as the steering is.
+    pub(crate) calibration: Arc<Calibration>,
+    pub(crate) steering: Steering,
 }
 
 impl LayerRows {
     pub(crate) fn new(shape: Shape, scoring: Scoring, sinks: u64) -> Self {
-        LayerRows { shape, scoring: Arc::new(scoring), segments: Vec::new(), tail: Tail::new(shape, sinks) }
+        LayerRows {
+            shape,
+            scoring: Arc::new(scoring),
+            segments: Vec::new(),
+            tail: Tail::new(shape, sinks),
+            calibration: Arc::new(Calibration::new(shape.query_heads)),
+            steering: Steering::default(),
+        }
     }
 
     pub(crate) fn length(&self) -> u64 {
@@ -38,7 +49,7 @@ impl LayerRows {
         budget: &Budget,
     ) -> Result<Answer, Error> {
         let (batch, view) = self.prepare(layer, queries, budget)?;
-        Ok(longwave_query::attend(&view, &batch.view(), budget)?)
+        accuracy::attend(&view, &batch.view(), budget, (&self.calibration, &self.steering))
     }
 
     pub(crate) fn explain(
@@ -48,7 +59,9 @@ impl LayerRows {
         budget: &Budget,
     ) -> Result<Plan, Error> {
         let (batch, view) = self.prepare(layer, queries, budget)?;
-        Ok(longwave_query::explain(&view, &batch.view(), budget)?)
+        let state = (&*self.calibration, &self.steering);
+        let budget = accuracy::explain_budget(budget, self.shape.group(), state);
+        Ok(longwave_query::explain(&view, &batch.view(), &budget)?)
     }
 
     /// The position of the first of queries that stand at the layer's last positions.
@@ -67,10 +80,12 @@ impl LayerRows {
             return Err(Error::Invalid { what: "budget", expected: "numbers in their range".into(), found });
         }
         let batch = OwnedBatch::take(self, self.first_of(layer, queries)?, queries)?;
+        Ok((batch, self.view()))
+    }
+
+    pub(crate) fn view(&self) -> LayerView<'_> {
         let segments = self.segments.iter().map(|sealed| sealed.segment.as_ref()).collect();
-        let view =
-            LayerView { shape: self.shape, scoring: &self.scoring, segments, blocks: self.tail.view() };
-        Ok((batch, view))
+        LayerView { shape: self.shape, scoring: &self.scoring, segments, blocks: self.tail.view() }
     }
 }
 

@@ -30,6 +30,7 @@
 //! # Ok(()) }
 //! ```
 
+mod accuracy;
 mod check;
 mod context;
 mod error;
@@ -46,10 +47,11 @@ mod snapshot;
 mod store;
 mod tensor;
 
+pub use accuracy::{BANDS, Band, CONFIDENCE, Calibration, WINDOW};
 pub use context::Context;
 pub use error::Error;
 pub use model::{HEADS_MAX, LAYERS_MAX, LayerKind, Mismatch, ModelIdentity, ModelSpec};
-pub use options::{ContextOptions, SEGMENT_ROWS_MAX, StoreOptions};
+pub use options::{AuditOptions, ContextOptions, SEGMENT_ROWS_MAX, StoreOptions};
 pub use snapshot::{Reader, Snapshot};
 pub use store::Store;
 pub use tensor::TensorView;

@@ -14,6 +14,39 @@ pub struct StoreOptions {
     pub sealing_threads: usize,
     /// Most files mapped at a time; 0 takes the default of the backend.
     pub mappings_max: usize,
+    /// How many calls are audited by themselves.
+    pub audits: AuditOptions,
+}
+
+/// How many of a writer's calls are audited, to calibrate the error bounds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct AuditOptions {
+    /// Share of the calls of [`crate::Context::attend`] that are also answered exactly; 0 audits none.
+    pub share: f64,
+    /// Most time that audits may take, as a share of the time that calls take.
+    pub time_share: f64,
+    /// Audits within the call, whatever time it takes, and not behind its back: what a call learns is then the same in
+    /// every run.
+    pub inline: bool,
+}
+
+impl Default for AuditOptions {
+    fn default() -> Self {
+        AuditOptions { share: 1.0 / 64.0, time_share: 0.1, inline: false }
+    }
+}
+
+impl AuditOptions {
+    /// Audits this share of the calls, inside them.
+    pub fn inline(share: f64) -> Self {
+        AuditOptions { share, inline: true, ..AuditOptions::default() }
+    }
+
+    /// Audits nothing by itself.
+    pub fn none() -> Self {
+        AuditOptions { share: 0.0, ..AuditOptions::default() }
+    }
 }
 
 /// Options of a context, fixed when it is created and recorded with it.

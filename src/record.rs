@@ -1,13 +1,17 @@
 //! Between the public types and the records of the manifest.
 
+use crate::accuracy;
+use crate::context::Layer;
 use crate::error::Error;
 use crate::model::{LayerKind, ModelIdentity, ModelSpec};
 use crate::options::ContextOptions;
 use longwave_index::ClusterOptions;
 use longwave_kernels::Dtype;
 use longwave_storage::{
-    ElementKind, Geometry, LayerKind as LayerKindRecord, Manifest, ModelRecord, SettingsRecord,
+    ElementKind, Error as StorageError, Geometry, LayerKind as LayerKindRecord, Manifest, ModelRecord,
+    SettingsRecord, StateRecord,
 };
+use std::sync::Arc;
 
 pub(crate) fn element(dtype: Dtype) -> ElementKind {
     match dtype {
@@ -130,4 +134,44 @@ pub(crate) fn context_options(settings: &SettingsRecord) -> Result<ContextOption
     };
     options.check()?;
     Ok(options)
+}
+
+/// Records of state that this build does not know.
+pub(crate) fn other_state(manifest: &Manifest) -> Vec<StateRecord> {
+    manifest.state.iter().filter(|record| record.kind != accuracy::KIND).cloned().collect()
+}
+
+/// Brings calibration and steering back.
+pub(crate) fn restore_state(
+    manifest: &Manifest,
+    file: &str,
+    layers: &mut [Option<Layer>],
+) -> Result<(), Error> {
+    for record in manifest.state.iter().filter(|record| record.kind == accuracy::KIND) {
+        if record.version != accuracy::VERSION {
+            let found = u16::try_from(record.version).unwrap_or(u16::MAX);
+            let known = accuracy::VERSION as u16;
+            let file = format!("{file}, calibration");
+            return Err(StorageError::Version { file, found, oldest: known, newest: known }.into());
+        }
+        let decoded = accuracy::decode(&record.bytes, layers.len(), manifest.model.query_heads as usize);
+        let corrupt = |offset: usize, expected: String, found: String| StorageError::Corrupt {
+            file: file.into(),
+            column: Some("calibration".into()),
+            offset: offset as u64,
+            expected,
+            found,
+        };
+        for (number, calibration, steering) in
+            decoded.map_err(|fault| corrupt(fault.offset, fault.expected, fault.found))?
+        {
+            let Some(layer) = &mut layers[number] else {
+                let expected = "a layer that keeps KV".into();
+                return Err(corrupt(0, expected, format!("layer {number}")).into());
+            };
+            layer.rows.calibration = Arc::new(calibration);
+            layer.rows.steering = steering;
+        }
+    }
+    Ok(())
 }

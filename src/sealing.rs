@@ -59,10 +59,10 @@ impl SealJob {
             None => self.write_plain(&path)?,
         };
         let segment = Segment::open(Arc::clone(&self.backend), &path, &self.expected)?;
-        if let Some(ladder) = self.ladder.as_ref().filter(|ladder| ladder.bases.get().is_none()) {
-            if let Some(bases) = bases_of(&segment)? {
-                let _ = ladder.bases.set(bases);
-            }
+        if let Some(ladder) = self.ladder.as_ref().filter(|ladder| ladder.bases.get().is_none())
+            && let Some(bases) = bases_of(&segment)?
+        {
+            let _ = ladder.bases.set(bases);
         }
         let SegmentHeader { id, first_position, rows, layer, .. } = self.header;
         tracing::debug!(layer, first_position, rows, file_len, elapsed = ?started.elapsed(), "sealed a segment");

@@ -2,6 +2,7 @@
 //!
 //! The only unsafe code of the crate is here: reading the published pointer under an epoch guard.
 
+use crate::accuracy::Calibration;
 use crate::error::Error;
 use crate::layer::LayerRows;
 use crate::model::ModelSpec;
@@ -77,6 +78,14 @@ impl Snapshot {
     pub fn sampled_queries(&self, layer: usize) -> Result<&[(u64, Vec<f16>)], Error> {
         let layers = self.inner.layers.len();
         self.inner.samples.get(layer).map(Vec::as_slice).ok_or(Error::LayerOutOfRange { layer, layers })
+    }
+
+    /// What audits had shown of a layer when the snapshot was taken.
+    ///
+    /// # Errors
+    /// [`Error::LayerOutOfRange`], [`Error::LayerAbsent`].
+    pub fn calibration(&self, layer: usize) -> Result<&Calibration, Error> {
+        Ok(&self.layer(layer)?.calibration)
     }
 
     /// Attention of `[n, query_heads, key_dim]` queries, which stand at the last `n` positions of the layer, causal.

@@ -1,9 +1,10 @@
 //! A directory of contexts.
 
+use crate::accuracy::Auditor;
 use crate::context::Context;
 use crate::error::Error;
 use crate::model::ModelSpec;
-use crate::options::{ContextOptions, StoreOptions};
+use crate::options::{AuditOptions, ContextOptions, StoreOptions};
 use crate::sealing::Sealer;
 use crate::snapshot::Snapshot;
 use longwave_storage::{
@@ -19,6 +20,8 @@ use std::sync::Arc;
 pub(crate) struct Shared {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) sealer: Sealer,
+    pub(crate) auditor: Auditor,
+    pub(crate) audits: AuditOptions,
     pub(crate) pool: Option<Arc<rayon::ThreadPool>>,
 }
 
@@ -67,7 +70,14 @@ impl Store {
             backend.create_dir_all(dir)?;
         }
         let sealer = Sealer::new(options.sealing_threads);
-        Ok(Store { shared: Arc::new(Shared { backend, sealer, pool: options.pool }) })
+        let shared = Shared {
+            backend,
+            sealer,
+            auditor: Auditor::default(),
+            audits: options.audits,
+            pool: options.pool,
+        };
+        Ok(Store { shared: Arc::new(shared) })
     }
 
     /// The backend, for tools that look at files.

@@ -73,18 +73,30 @@ impl fmt::Display for Plan {
         writeln!(f, "operators: {}", operators(self.method))?;
         writeln!(
             f,
-            "{:>9} {:>4} {:>9} {:>8} {:>9} {:>10} {:>10} {:>10} {:>8}",
-            "position", "head", "clusters", "read", "estimated", "rows full", "rows est.", "bytes", "pages"
+            "{:>9} {:>4} {:>9} {:>8} {:>9} {:>10} {:>10} {:>10} {:>10} {:>10} {:>8}",
+            "position",
+            "head",
+            "clusters",
+            "opened",
+            "estimated",
+            "scanned",
+            "rows coded",
+            "rows full",
+            "rows est.",
+            "bytes",
+            "pages"
         )?;
         for head in &self.heads {
             writeln!(
                 f,
-                "{:>9} {:>4} {:>9} {:>8} {:>9} {:>10} {:>10} {:>10} {:>8}",
+                "{:>9} {:>4} {:>9} {:>8} {:>9} {:>10} {:>10} {:>10} {:>10} {:>10} {:>8}",
                 head.position,
                 head.kv_head,
                 head.clusters,
                 head.read.len(),
                 head.estimated.len(),
+                head.rows_scanned,
+                head.rows_coded,
                 head.rows_read + head.rows_plain,
                 head.rows_estimated,
                 head.traffic.bytes(),

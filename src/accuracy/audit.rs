@@ -4,18 +4,22 @@ use super::calibration::{Band, BandErrors};
 use crate::error::Error;
 use crate::layer::LayerRows;
 use longwave_query::{Budget, LayerView, QueryBatch};
+use rayon::prelude::*;
 
-/// Audits queries `[query_heads, key_dim]` that stand at the last position of `rows`, one after another, in the
-/// bands given. Errors are measured against exact attention over the same rows.
-pub(crate) fn audit(rows: &LayerRows, queries: &[Vec<f32>], bands: &[Band]) -> Result<Vec<BandErrors>, Error> {
-    let mut found = Vec::new();
+/// Audits queries `[query_heads, key_dim]` that stand at the last position of `rows`, each as a call of its own, in
+/// the bands given. Errors are measured against exact attention over the same rows.
+pub(crate) fn audit(
+    rows: &LayerRows,
+    queries: &[Vec<f32>],
+    bands: &[Band],
+) -> Result<Vec<BandErrors>, Error> {
     let view = rows.view();
-    let Some(first_position) = rows.length().checked_sub(1) else { return Ok(found) };
-    for data in queries {
-        let batch = QueryBatch { data, first_position, positions: 1 };
-        found.extend(audit_one(&view, &batch, bands)?);
-    }
-    Ok(found)
+    let Some(first_position) = rows.length().checked_sub(1) else { return Ok(Vec::new()) };
+    let audited: Vec<_> = queries
+        .par_iter()
+        .map(|data| audit_one(&view, &QueryBatch { data, first_position, positions: 1 }, bands))
+        .collect::<Result<_, Error>>()?;
+    Ok(audited.concat())
 }
 
 /// Whether an audit of these rows could find anything.
@@ -23,11 +27,7 @@ pub(crate) fn prepared(rows: &LayerRows) -> bool {
     !rows.segments.is_empty() && rows.scoring.sliding_window.is_none()
 }
 
-fn audit_one(
-    view: &LayerView<'_>,
-    batch: &QueryBatch<'_>,
-    bands: &[Band],
-) -> Result<Vec<BandErrors>, Error> {
+fn audit_one(view: &LayerView<'_>, batch: &QueryBatch<'_>, bands: &[Band]) -> Result<Vec<BandErrors>, Error> {
     let (group, dim) = (view.shape.group(), view.shape.value_dim);
     let truth = longwave_query::attend(view, batch, &Budget::Exact)?;
     let mut found = Vec::new();

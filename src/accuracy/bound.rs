@@ -1,6 +1,6 @@
 //! Budgets as rules of tau, and bounds from predicted errors.
 
-use super::calibration::{BANDS, Band, Calibration, Multipliers, ROUNDING};
+use super::calibration::{BANDS, Band, Calibration, Multipliers, floored};
 use super::steering::CALL_MAX;
 use super::{CONFIDENCE, Steering};
 use crate::error::Error;
@@ -63,7 +63,7 @@ fn bound(report: &mut Report, calibration: &Calibration, group: usize, confidenc
                 None => None,
                 Some(band) => {
                     let multiplier = multipliers[band.index() * heads + first + at]?;
-                    Some(multiplier * predicted.max(ROUNDING))
+                    Some(multiplier * floored(*predicted)).filter(|bound| bound.is_finite())
                 }
             };
             predicted.iter().enumerate().map(bound).collect::<Vec<_>>()
@@ -124,7 +124,7 @@ impl TauRule for TargetRule<'_> {
         };
         let worst = multipliers
             .zip(attempt.predicted)
-            .map(|(multiplier, predicted)| multiplier * predicted.max(ROUNDING))
+            .map(|(multiplier, &predicted)| multiplier * floored(predicted))
             .fold(0.0, |worst: f32, bound| if bound.is_nan() { f32::INFINITY } else { worst.max(bound) });
         if worst <= self.target {
             return Next::Accept;

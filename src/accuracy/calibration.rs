@@ -11,7 +11,16 @@ pub const WINDOW: usize = 128;
 /// The tau of the first band; each band's is the one before divided by the square root of 2.
 const FIRST_TAU: f64 = 0.0256;
 /// A predicted error below this is taken for this: rounding alone makes as much.
-pub(crate) const ROUNDING: f32 = 1e-5;
+const ROUNDING: f32 = 1e-5;
+
+/// A prediction as ratios and bounds use it.
+pub(crate) fn floored(predicted: f32) -> f32 {
+    // A prediction that is no number says nothing: it bounds nothing either.
+    if predicted.is_nan() { f32::INFINITY } else { predicted.max(ROUNDING) }
+}
+
+/// Predictions above this are recorded as this.
+const PREDICTED_MAX: f32 = 1e6;
 
 /// A band of tau: the taus nearest to one point of a geometric grid. [`crate::Budget::Error`] uses the points alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,7 +60,7 @@ pub(crate) struct Audited {
 
 impl Audited {
     fn record(&mut self, predicted: f32, actual: f32) {
-        let predicted = predicted.max(ROUNDING);
+        let predicted = floored(predicted).min(PREDICTED_MAX);
         if self.ratios.len() >= WINDOW {
             self.ratios.remove(0);
         }
@@ -139,7 +148,10 @@ impl Calibration {
                 .map(|audited| {
                     quantile(audited.ratios.clone(), confidence).or_else(|| {
                         *pooled.get_or_insert_with(|| {
-                            quantile(heads.iter().flat_map(|head| &head.ratios).copied().collect(), confidence)
+                            quantile(
+                                heads.iter().flat_map(|head| &head.ratios).copied().collect(),
+                                confidence,
+                            )
                         })
                     })
                 })

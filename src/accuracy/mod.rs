@@ -8,10 +8,10 @@ mod state;
 mod steering;
 
 pub(crate) use audit::{audit, prepared};
-pub(crate) use auditor::{AuditJob, Auditor};
+pub(crate) use auditor::{AuditJob, Auditor, Audits};
 pub(crate) use bound::{attend, explain_budget};
 pub use calibration::{BANDS, Band, Calibration, WINDOW};
-pub(crate) use state::{decode, encode};
+pub(crate) use state::{KIND, VERSION, decode, encode};
 pub(crate) use steering::Steering;
 
 /// Confidence of the bounds that are reported for budgets that name none.

@@ -15,9 +15,8 @@ type Layer<'a> = Option<(&'a Calibration, &'a Steering)>;
 
 /// Encodes the layers that have learnt something; `None` if none has.
 pub(crate) fn encode(layers: &[Layer<'_>], query_heads: usize) -> Option<StateRecord> {
-    let told = |layer: &Layer<'_>| layer.filter(|(c, s)| !c.is_empty() || !s.courses.is_empty());
-    let layers: Vec<_> =
-        layers.iter().enumerate().filter_map(|(number, layer)| Some((number, told(layer)?))).collect();
+    let layers = layers.iter().enumerate().filter_map(|(number, layer)| Some((number, (*layer)?)));
+    let layers: Vec<_> = layers.filter(|(_, (c, s))| !c.is_empty() || !s.courses.is_empty()).collect();
     if layers.is_empty() {
         return None;
     }
@@ -112,7 +111,11 @@ impl Reader<'_> {
 
     fn expect(&mut self, what: &str, expected: usize) -> Result<(), Fault> {
         let found = self.u32()?;
-        if found as usize == expected { Ok(()) } else { Err(self.fault(4, format!("{expected} {what}"), found)) }
+        if found as usize == expected {
+            Ok(())
+        } else {
+            Err(self.fault(4, format!("{expected} {what}"), found))
+        }
     }
 
     fn at_most(&mut self, what: &str, most: usize) -> Result<usize, Fault> {

@@ -1,15 +1,16 @@
 //! Making what was appended durable.
 
-use super::{Context, Logs, OpenLog};
+use super::{Context, Layer, Logs, OpenLog};
 use crate::error::Error;
 use crate::record;
 use crate::rows::Block;
 use half::f16;
 use longwave_storage::{
     Durability, LayerRecord, LogHeader, LogRecord, LogWriter, Manifest, RecordHeader, RecordKind,
-    context_dir, context_file, write_manifest,
+    StateRecord, context_dir, context_file, write_manifest,
 };
 use std::ops::Range;
+use std::sync::Arc;
 
 impl Context {
     /// Commits everything appended so far. When it returns, a reopened context holds exactly this, whatever happens
@@ -28,6 +29,7 @@ impl Context {
             self.install_finished(layer)?;
             self.install_all(layer, true)?;
         }
+        self.install_audits();
         if let Some(failure) = self.seal_failure.take() {
             return Err(failure);
         }
@@ -169,8 +171,19 @@ impl Context {
             row_log: log(&self.logs.rows),
             meta_log: log(&self.logs.meta),
             token_count: self.tokens.len() as u64,
-            state: Vec::new(),
+            state: self.state(),
         }
+    }
+
+    fn state(&self) -> Vec<StateRecord> {
+        let of_layer = |layer: &Option<Layer>| {
+            layer.as_ref().map(|layer| (Arc::clone(&layer.rows.calibration), layer.rows.steering.clone()))
+        };
+        let layers: Vec<_> = self.layers.iter().map(of_layer).collect();
+        let layers: Vec<_> =
+            layers.iter().map(|layer| layer.as_ref().map(|(c, s)| (c.as_ref(), s))).collect();
+        let known = crate::accuracy::encode(&layers, self.model.query_heads);
+        known.into_iter().chain(self.other_state.iter().cloned()).collect()
     }
 
     /// After a failed write the samples are written again as a whole.

@@ -1,6 +1,7 @@
 //! A context under construction: its single writer.
 
 mod append;
+mod audit;
 mod commit;
 mod open;
 
@@ -16,12 +17,13 @@ use crate::tensor::TensorView;
 use half::f16;
 use longwave_index::ladder::{Basis, Moment, MomentSource};
 use longwave_query::{Answer, Budget, Plan, Shape};
-use longwave_storage::{LockGuard, LogWriter};
+use longwave_storage::{LockGuard, LogWriter, StateRecord};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 /// The writer of a context: appends rows, answers queries and commits. One exists at a time for each context; any
 /// number of [`Snapshot`]s may read beside it.
@@ -42,6 +44,9 @@ pub struct Context {
     seal_failure: Option<Error>,
     published: Option<Arc<Published>>,
     cancelled: Arc<AtomicBool>,
+    audits: audit::Audits,
+    /// State in the manifest that this build does not know, carried along.
+    other_state: Vec<StateRecord>,
     /// Held until the context is dropped.
     _lock: Box<dyn LockGuard>,
 }
@@ -128,7 +133,8 @@ impl Context {
     }
 
     /// Attention of `[n, query_heads, key_dim]` queries, which stand at the last `n` positions of the layer, causal:
-    /// a query sees its own row and those before it. The queries are observed as by [`Self::observe`].
+    /// a query sees its own row and those before it. The queries are observed as by [`Self::observe`]; of some calls
+    /// the error is audited (see [`crate::AuditOptions`]), and [`Budget::Bytes`] steers tau by what this call read.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::NotFinite`], [`Error::LayerOutOfRange`], [`Error::LayerAbsent`],
@@ -140,8 +146,12 @@ impl Context {
         budget: &Budget,
     ) -> Result<Answer, Error> {
         self.install_finished(layer)?;
+        self.install_audits();
+        let started = Instant::now();
         let rows = &self.layer(layer)?.rows;
         let answer = on_pool(self.store.pool.as_deref(), || rows.attend(layer, queries, budget))?;
+        let spent = started.elapsed();
+        self.learn(layer, (queries, budget), &answer, spent)?;
         self.observe(layer, queries)?;
         Ok(answer)
     }
@@ -196,11 +206,10 @@ impl Context {
     /// # Errors
     /// None at present; a failed sealing is told by [`Self::commit`] and [`Self::seal`].
     pub fn snapshot(&mut self) -> Result<Snapshot, Error> {
-        for layer in 0..self.layers.len() {
-            if self.layers[layer].is_some() {
-                self.install_finished(layer)?;
-            }
+        for layer in self.present_layers() {
+            self.install_finished(layer)?;
         }
+        self.install_audits();
         let layers = self.layers.iter();
         let inner = SnapshotInner {
             name: self.name.clone(),
@@ -310,11 +319,11 @@ impl Layer {
     /// What the next segment's ladder is built with: the second moment of the sampled queries of each KV head's
     /// group, or the identity while nothing was observed.
     fn ladder_input(&self, scale: f32) -> Result<SealLadder, Error> {
-        if let Some(first) = self.rows.segments.first().filter(|_| self.bases.get().is_none()) {
-            if let Some(bases) = bases_of(first.segment.segment())? {
-                // Only this writer and its sealing thread set it, and to the same.
-                let _ = self.bases.set(bases);
-            }
+        if let Some(first) = self.rows.segments.first().filter(|_| self.bases.get().is_none())
+            && let Some(bases) = bases_of(first.segment.segment())?
+        {
+            // Only this writer and its sealing thread set it, and to the same.
+            let _ = self.bases.set(bases);
         }
         let Shape { kv_heads, key_dim, .. } = self.rows.shape;
         let group = self.rows.shape.group() * key_dim;

@@ -1,5 +1,6 @@
 //! Creating a context, and bringing a committed one back.
 
+use super::audit::Audits;
 use super::{Context, Layer, Logs, OpenLog};
 use crate::error::Error;
 use crate::layer::LayerRows;
@@ -66,6 +67,8 @@ impl Context {
             seal_failure: None,
             published: None,
             cancelled: Arc::default(),
+            audits: Audits::default(),
+            other_state: Vec::new(),
             _lock: lock,
         };
         context.remove_orphans(None)?;
@@ -110,6 +113,8 @@ impl Context {
             seal_failure: None,
             published: None,
             cancelled: Arc::default(),
+            audits: Audits::opened(manifest.layers.len()),
+            other_state: record::other_state(&manifest),
             store,
             _lock: lock,
         };
@@ -262,6 +267,7 @@ fn load(
         }
         layers.push(layer);
     }
+    record::restore_state(manifest, &file, &mut layers)?;
     let mut replay = Replay::new(store.backend.as_ref(), name, manifest, &model);
     replay.rows(&mut layers)?;
     let tokens = replay.meta(&mut layers)?;

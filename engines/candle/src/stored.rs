@@ -39,15 +39,15 @@ pub fn model_spec(model: &Model, tokenizer: &Tokenizer, dtype: Dtype) -> ModelSp
 /// The cache of a prefill: attention is exact over f32 rows in memory, and Longwave takes the same rows.
 #[derive(Debug)]
 pub struct PrefillCache<'a> {
-    context: &'a mut Context,
+    contexts: &'a mut [Context],
     memory: MemoryCache,
 }
 
 impl<'a> PrefillCache<'a> {
-    /// A cache that fills `context`, which must be empty, with room for `capacity` tokens in memory.
+    /// A cache that fills every one of `contexts`, which must be empty, with room for `capacity` tokens in memory.
     #[must_use]
-    pub fn new(context: &'a mut Context, shape: AttentionShape, layers: usize, capacity: usize) -> Self {
-        Self { context, memory: MemoryCache::new(shape, layers, capacity) }
+    pub fn new(contexts: &'a mut [Context], shape: AttentionShape, layers: usize, capacity: usize) -> Self {
+        Self { contexts, memory: MemoryCache::new(shape, layers, capacity) }
     }
 }
 
@@ -57,7 +57,9 @@ impl KvCache for PrefillCache<'_> {
     }
 
     fn append(&mut self, layer: usize, keys: &[f32], values: &[f32]) -> Result<()> {
-        append_rows(self.context, self.memory.shape(), layer, keys, values)?;
+        for context in &mut *self.contexts {
+            append_rows(context, self.memory.shape(), layer, keys, values)?;
+        }
         self.memory.append(layer, keys, values)
     }
 
@@ -65,7 +67,9 @@ impl KvCache for PrefillCache<'_> {
         let shape = self.memory.shape();
         let positions = queries.len() / shape.query_width();
         let view = TensorView::token_major(queries, positions, shape.query_heads, shape.head_dim);
-        self.context.observe(layer, &view).map_err(cache)?;
+        for context in &mut *self.contexts {
+            context.observe(layer, &view).map_err(cache)?;
+        }
         self.memory.attend(layer, queries, output)
     }
 }

@@ -48,7 +48,9 @@ pub(crate) fn attend(
     let ladders = Ladders::open(view, queries.first_position)?;
     let done: Vec<Unit> = units
         .par_iter()
-        .map_init(Vec::new, |scratch, &unit| Call::answer(kernels, view, queries, &ladders, unit, rule, scratch))
+        .map_init(Vec::new, |scratch, &unit| {
+            Call::answer(kernels, view, queries, &ladders, unit, rule, scratch)
+        })
         .collect::<Result<_, Error>>()?;
 
     let started = Instant::now();

@@ -1,7 +1,7 @@
 //! The 4 KiB pages that one position and KV head touch, counted within each column.
 
-use super::unit::Call;
 use super::touched::Touched;
+use super::unit::Call;
 use crate::work::Pages;
 use longwave_index::ladder::columns::CLUSTER_SIZE;
 use longwave_kernels::codec::record_len;
@@ -14,7 +14,9 @@ impl Call<'_, '_> {
             .map(|number| {
                 // A query is turned once for each basis, with the first segment that has it.
                 let first = !std::mem::replace(&mut seen[self.head.segments[number].basis], true);
-                self.basis_pages(first) + self.summary_pages(number, touched) + self.row_pages(number, touched)
+                self.basis_pages(first)
+                    + self.summary_pages(number, touched)
+                    + self.row_pages(number, touched)
             })
             .sum()
     }

@@ -76,9 +76,8 @@ impl Clusters {
 
     /// Weights `[clusters, group]` that the centroids' scores alone give.
     pub(super) fn centre_mass(&self, group: usize) -> Vec<f32> {
-        let weight = |i: usize| {
-            self.count[i / group] * (self.centre[i] - self.top[i % group]).min(ABOVE_MAX).exp()
-        };
+        let weight =
+            |i: usize| self.count[i / group] * (self.centre[i] - self.top[i % group]).min(ABOVE_MAX).exp();
         (0..self.centre.len()).map(weight).collect()
     }
 
@@ -116,12 +115,12 @@ impl Clusters {
                 continue;
             }
             let mut gain = 0.0f32;
-            for g in 0..group {
+            for (g, total) in total.iter().enumerate() {
                 let i = cluster * group + g;
                 let off = rough.distance2(self.mean(head, cluster), g)
                     + self.value_spread[cluster]
                     + self.count[cluster] * self.mean_error[cluster];
-                let per_row = mass[i] / total[g] / self.count[cluster];
+                let per_row = mass[i] / total / self.count[cluster];
                 gain += (per_row * above(self.within[i]).exp_m1() * off.sqrt() / rough.norm[g]).powi(2);
             }
             self.probed[cluster] = gain.sqrt() > PROBE * tau;

@@ -4,6 +4,7 @@ pub mod decode;
 pub mod prefill;
 
 use clap::Args;
+use longwave::{ClusterOptions, ContextOptions};
 use longwave_candle::tokenizer::read_text;
 use longwave_candle::{Error, Model, ModelFile, ModelOptions, Result, Tokenizer};
 use std::path::PathBuf;
@@ -28,7 +29,37 @@ pub struct Stored {
     pub tokens: usize,
 }
 
+/// How a context of the demonstration is stored: each method reads the index that it was published with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Index {
+    /// Longwave's own.
+    Ladder,
+    /// RetroInfer's: smaller clusters, no ladder.
+    RetroInfer,
+}
+
+impl Index {
+    pub const ALL: [Index; 2] = [Index::Ladder, Index::RetroInfer];
+
+    fn options(self) -> ContextOptions {
+        match self {
+            Index::Ladder => ContextOptions::default(),
+            Index::RetroInfer => {
+                ContextOptions::default().with_clusters(ClusterOptions::retroinfer()).with_ladder(false)
+            }
+        }
+    }
+}
+
 impl Stored {
+    /// Name of the context with this index.
+    fn context_name(&self, index: Index) -> String {
+        match index {
+            Index::Ladder => self.name.clone(),
+            Index::RetroInfer => format!("{}-retroinfer", self.name),
+        }
+    }
+
     /// The loaded model, its tokenizer, and at least `tokens + further` ids of the text.
     fn load(&self, further: usize) -> Result<(Model, Tokenizer, Vec<u32>)> {
         if self.tokens == 0 {

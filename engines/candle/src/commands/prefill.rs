@@ -1,6 +1,6 @@
 //! `prefill`: computes a context once and commits it.
 
-use super::Stored;
+use super::{Index, Stored};
 use clap::Args;
 use longwave::{Dtype, Durability, Store, StoreOptions};
 use longwave_candle::stored::{PrefillCache, cache, model_spec};
@@ -34,42 +34,55 @@ impl PrefillCommand {
         let store = Store::open(&stored.store, StoreOptions::default()).map_err(cache)?;
         let (model, tokenizer, ids) = stored.load(0)?;
         let spec = model_spec(&model, &tokenizer, Dtype::F16);
-        if store.contains(&stored.name).map_err(cache)? {
-            let context = store.context(&stored.name, &spec).map_err(cache)?;
-            if context.length(0).map_err(cache)? > 0 {
+        let mut contexts = Vec::new();
+        for index in Index::ALL {
+            let name = stored.context_name(index);
+            let context = if store.contains(&name).map_err(cache)? {
+                store.context(&name, &spec)
+            } else {
+                store.create_with(&name, &spec, index.options())
+            };
+            contexts.push(context.map_err(cache)?);
+        }
+        if contexts.iter().all(|context| !context.tokens().is_empty()) {
+            for context in &contexts {
                 stored.check_text(context.tokens(), &ids)?;
-                println!("context {} is committed already: prefill skipped", stored.name);
-                return Ok(());
             }
+            println!("context {} is committed already: prefill skipped", stored.name);
+            return Ok(());
         }
-        let mut context = if store.contains(&stored.name).map_err(cache)? {
-            store.context(&stored.name, &spec)
-        } else {
-            store.create(&stored.name, &spec)
+        if let Some(context) = contexts.iter().find(|context| !context.tokens().is_empty()) {
+            let (name, expected) =
+                (context.name().to_owned(), "all contexts of the demonstration, or none".into());
+            return Err(Error::Value { name, expected, found: "this one alone: remove the store".into() });
         }
-        .map_err(cache)?;
 
         let (start, bar) = (Instant::now(), crate::progress_bar("prefill", stored.tokens));
         let layers = model.hyperparameters().layers;
-        let mut rows = PrefillCache::new(&mut context, model.attention_shape(), layers, stored.tokens);
+        let mut rows = PrefillCache::new(&mut contexts, model.attention_shape(), layers, stored.tokens);
         model.prefill(&ids[..stored.tokens], &mut rows, &mut |done| bar.set_position(done as u64))?;
+        drop(rows);
         bar.finish_and_clear();
-        context.extend_tokens(&ids[..stored.tokens]).map_err(cache)?;
         let prefill_seconds = start.elapsed().as_secs_f64();
-
-        let start = Instant::now();
-        context.seal().map_err(cache)?;
-        let seal_seconds = start.elapsed().as_secs_f64();
-        let start = Instant::now();
-        context.commit(Durability::Strict).map_err(cache)?;
-        let commit_seconds = start.elapsed().as_secs_f64();
-        let disk_bytes = store.bytes_on_disk().map_err(cache)?;
-        let figures = Figures { prefill_seconds, seal_seconds, commit_seconds, disk_bytes };
+        let mut figures = Figures { prefill_seconds, seal_seconds: 0.0, commit_seconds: 0.0, disk_bytes: 0 };
+        for (context, index) in contexts.iter_mut().zip(Index::ALL) {
+            context.extend_tokens(&ids[..stored.tokens]).map_err(cache)?;
+            let start = Instant::now();
+            context.seal().map_err(cache)?;
+            let seal_seconds = start.elapsed().as_secs_f64();
+            let start = Instant::now();
+            context.commit(Durability::Strict).map_err(cache)?;
+            let commit_seconds = start.elapsed().as_secs_f64();
+            if index == Index::Ladder {
+                let disk_bytes = store.bytes_on_disk().map_err(cache)?;
+                figures = Figures { seal_seconds, commit_seconds, disk_bytes, ..figures };
+            }
+        }
         stored.write_figures(&figures)?;
         println!("prefill   {} tokens in {prefill_seconds:.1} s", stored.tokens);
-        println!("seal      {seal_seconds:.1} s (clustering and writing)");
-        println!("commit    {:.1} ms", commit_seconds * 1e3);
-        println!("on disk   {:.1} MiB", disk_bytes as f64 / f64::from(1 << 20));
+        println!("seal      {:.1} s (clustering and writing)", figures.seal_seconds);
+        println!("commit    {:.1} ms", figures.commit_seconds * 1e3);
+        println!("on disk   {:.1} MiB", figures.disk_bytes as f64 / f64::from(1 << 20));
         Ok(())
     }
 }

@@ -2,13 +2,13 @@
 
 use super::synthetic::Synthetic;
 use crate::eval::percentile;
-use crate::method::MethodName;
+use crate::method::{IndexKind, MethodName, Shares, TAUS};
 use crate::output;
 use crate::progress;
 use anyhow::Result;
 use longwave::{
-    Budget, ClusterOptions, Context, ContextOptions, Dtype, Kernels, ModelIdentity, ModelSpec, Report,
-    Snapshot, Store, StoreOptions, TensorView,
+    Budget, Context, Dtype, Kernels, ModelIdentity, ModelSpec, Report, Snapshot, Store, StoreOptions,
+    TensorView,
 };
 use rayon::prelude::*;
 use std::hint::black_box;
@@ -18,6 +18,7 @@ use std::time::Instant;
 /// Rows generated and appended at a time.
 const CHUNK: usize = 8192;
 const SEED: u64 = 20;
+const QUERIES_MAX: i64 = 1 << 20;
 /// The plain read goes over a buffer of the KV's size, up to this many bytes.
 const READ_BYTES_MAX: usize = 256 << 20;
 
@@ -39,10 +40,15 @@ pub(crate) struct Arguments {
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// Methods to time.
-    #[arg(long = "method", value_enum, default_values = ["exact", "retroinfer"])]
+    #[arg(long = "method", value_enum, default_values = ["exact", "longwave", "retroinfer"])]
     methods: Vec<MethodName>,
+    /// Thresholds of `longwave`, separated by commas.
+    #[arg(long, value_delimiter = ',', default_values_t = [TAUS[1]])]
+    tau: Vec<f64>,
+    #[command(flatten)]
+    shares: Shares,
     /// Calls of each method, each with a query of its own.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=QUERIES_MAX))]
     queries: u32,
     /// One JSON object a line instead of a table.
     #[arg(long)]
@@ -52,10 +58,29 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let threads = arguments.threads.map_or(0, usize::from);
     let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(threads).build()?);
-    let snapshot = build(arguments, Arc::clone(&pool))?;
+    let budgets = arguments.budgets()?;
+    let built = build(arguments, &budgets, &pool)?;
     eprintln!("timing {} calls of each method on {} threads", arguments.queries, pool.current_num_threads());
-    let rows = measure(arguments, &snapshot, &pool)?;
+    let timed: Vec<(Budget, &Snapshot)> = budgets
+        .iter()
+        .filter_map(|budget| {
+            let kind = IndexKind::of(budget);
+            built.iter().find(|(built, _)| *built == kind).map(|(_, snapshot)| (*budget, snapshot))
+        })
+        .collect();
+    let rows = measure(arguments, &timed, &pool)?;
     if arguments.json { output::print_lines(&rows) } else { output::print(&table(&rows)) }
+}
+
+impl Arguments {
+    /// What is timed: `exact` in any case and first, since the others are compared with it.
+    fn budgets(&self) -> Result<Vec<Budget>> {
+        let mut budgets = vec![Budget::Exact];
+        for method in self.methods.iter().filter(|&&method| method != MethodName::Exact) {
+            budgets.extend(method.budgets(&self.tau, &self.shares)?);
+        }
+        Ok(budgets)
+    }
 }
 
 fn model(arguments: &Arguments) -> ModelSpec {
@@ -75,14 +100,29 @@ fn model(arguments: &Arguments) -> ModelSpec {
     }
 }
 
-/// A context in memory with one layer of synthetic rows, sealed.
-fn build(arguments: &Arguments, pool: Arc<rayon::ThreadPool>) -> Result<Snapshot> {
-    let mut options = StoreOptions::default();
-    options.pool = Some(pool);
-    let store = Store::in_memory(options)?;
-    // Refuses a geometry that cannot be worked with, before anything is generated.
-    let index = ContextOptions::default().with_clusters(ClusterOptions::retroinfer()).with_ladder(false);
-    let mut context = store.create_with("bench", &model(arguments), index)?;
+/// Queries that a context observes before its rows come: they give the ladder its metric.
+const OBSERVED: usize = 128;
+
+/// A context for each kind of index that the budgets read, in memory, with one layer of the same synthetic rows, sealed.
+fn build(
+    arguments: &Arguments,
+    budgets: &[Budget],
+    pool: &Arc<rayon::ThreadPool>,
+) -> Result<Vec<(IndexKind, Snapshot)>> {
+    let asked = |method| arguments.methods.contains(&method);
+    // `exact` reads the rows of any context.
+    let only_ladder = asked(MethodName::Longwave) && !asked(MethodName::Retroinfer);
+    let mut contexts: Vec<(IndexKind, Context)> = Vec::new();
+    for budget in budgets.iter().filter(|budget| !only_ladder || **budget != Budget::Exact) {
+        let kind = IndexKind::of(budget);
+        if contexts.iter().all(|(built, _)| *built != kind) {
+            let mut options = StoreOptions::default();
+            options.pool = Some(Arc::clone(pool));
+            let store = Store::in_memory(options)?;
+            // Refuses a geometry that cannot be worked with, before anything is generated.
+            contexts.push((kind, store.create_with("bench", &model(arguments), kind.options(None))?));
+        }
+    }
     let (tokens, kv_heads, dim) = (arguments.tokens as usize, arguments.kv_heads, arguments.head_dim);
     eprintln!(
         "building: {tokens} synthetic tokens, {} query heads on {kv_heads} KV heads of dim {dim}, f16, {}",
@@ -91,14 +131,33 @@ fn build(arguments: &Arguments, pool: Arc<rayon::ThreadPool>) -> Result<Snapshot
     );
     let synthetic = Synthetic::new(SEED, kv_heads, dim);
     let bar = progress::bar("building", tokens);
+    for (_, context) in &mut contexts {
+        for number in 0..OBSERVED {
+            // Those that are timed have lower numbers.
+            let query = synthetic.query(QUERIES_MAX as usize + 1 + number, arguments.query_heads);
+            let query = TensorView::token_major(&query[..], 1, arguments.query_heads, dim);
+            context.observe_at(0, number as u64, &query)?;
+        }
+    }
     for first in (0..tokens).step_by(CHUNK) {
         let count = CHUNK.min(tokens - first);
-        append(&mut context, &synthetic.rows(first, count), [count, kv_heads, dim])?;
+        let rows = synthetic.rows(first, count);
+        for (_, context) in &mut contexts {
+            append(context, &rows, [count, kv_heads, dim])?;
+        }
         bar.inc(count as u64);
     }
-    context.seal()?;
+    let mut built = Vec::new();
+    for (kind, mut context) in contexts {
+        context.seal()?;
+        built.push((kind, context.snapshot()?));
+    }
     bar.finish_and_clear();
-    Ok(context.snapshot()?)
+    if only_ladder {
+        let (_, ladder) = &built[0];
+        built.push((IndexKind::Clusters, ladder.clone()));
+    }
+    Ok(built)
 }
 
 fn append(context: &mut Context, rows: &(Vec<half::f16>, Vec<half::f16>), shape: [usize; 3]) -> Result<()> {
@@ -119,6 +178,7 @@ struct Times {
 #[derive(serde::Serialize)]
 struct Row {
     method: &'static str,
+    tau: Option<f64>,
     tokens: u32,
     ms_p50: f64,
     ms_p95: f64,
@@ -129,24 +189,24 @@ struct Row {
 }
 
 /// Times the methods and the plain read in turn, so that a change of the machine's speed meets them all.
-fn measure(arguments: &Arguments, snapshot: &Snapshot, pool: &rayon::ThreadPool) -> Result<Vec<Row>> {
-    // Exact runs in any case: the others are compared with it, and its first call touches and verifies every row.
-    let mut budgets = vec![Budget::Exact];
-    if arguments.methods.contains(&MethodName::Retroinfer) {
-        budgets.push(Budget::RETROINFER);
-    }
+fn measure(
+    arguments: &Arguments,
+    timed: &[(Budget, &Snapshot)],
+    pool: &rayon::ThreadPool,
+) -> Result<Vec<Row>> {
     let synthetic = Synthetic::new(SEED, arguments.kv_heads, arguments.head_dim);
     let buffer = vec![1_u64; plain_read_bytes(arguments) / size_of::<u64>()];
-    for budget in &budgets {
+    // The first call of each touches and verifies what it reads.
+    for (budget, snapshot) in timed {
         attend(arguments, snapshot, &synthetic.query(0, arguments.query_heads), budget)?;
     }
     black_box(read(&buffer, pool));
-    let mut times: Vec<Times> = budgets.iter().map(|_| Times::default()).collect();
+    let mut times: Vec<Times> = timed.iter().map(|_| Times::default()).collect();
     let mut reads = Vec::new();
     let bar = progress::bar("timing", arguments.queries as usize);
     for number in 1..=arguments.queries as usize {
         let query = synthetic.query(number, arguments.query_heads);
-        for (budget, times) in budgets.iter().zip(&mut times) {
+        for ((budget, snapshot), times) in timed.iter().zip(&mut times) {
             let started = Instant::now();
             let report = attend(arguments, snapshot, &query, budget)?;
             times.ms.push(started.elapsed().as_secs_f64() * 1e3);
@@ -162,10 +222,12 @@ fn measure(arguments: &Arguments, snapshot: &Snapshot, pool: &rayon::ThreadPool)
     let read_gb_per_s = size_of_val(&buffer[..]) as f64 / read_ms / 1e6;
     let exact_ms = share(&mut times[0].ms, 0.5);
     let asked = |budget: &Budget| *budget != Budget::Exact || arguments.methods.contains(&MethodName::Exact);
-    let rows = budgets.iter().zip(&mut times).filter(|(budget, _)| asked(budget)).map(|(budget, times)| {
+    let rows = timed.iter().map(|(budget, _)| budget).zip(&mut times).filter(|(budget, _)| asked(budget));
+    let rows = rows.map(|(budget, times)| {
         let (ms_p50, bytes) = (share(&mut times.ms, 0.5), share(&mut times.bytes, 0.5));
         Row {
             method: budget.method().name(),
+            tau: if let Budget::Tau(tau) = *budget { Some(tau) } else { None },
             tokens: arguments.tokens,
             ms_p50,
             ms_p95: share(&mut times.ms, 0.95),
@@ -213,13 +275,14 @@ fn share(values: &mut [f64], share: f64) -> f64 {
 
 fn table(rows: &[Row]) -> String {
     let mut text = format!(
-        "{:<12} {:>9} {:>10} {:>10} {:>13} {:>8} {:>10} {:>9}\n",
-        "method", "tokens", "ms p50", "ms p95", "bytes", "GB/s", "read GB/s", "speed-up"
+        "{:<12} {:>8} {:>9} {:>10} {:>10} {:>13} {:>8} {:>10} {:>9}\n",
+        "method", "tau", "tokens", "ms p50", "ms p95", "bytes", "GB/s", "read GB/s", "speed-up"
     );
     for row in rows {
         text += &format!(
-            "{:<12} {:>9} {:>10.3} {:>10.3} {:>13} {:>8.2} {:>10.2} {:>8.1}x\n",
+            "{:<12} {:>8} {:>9} {:>10.3} {:>10.3} {:>13} {:>8.2} {:>10.2} {:>8.1}x\n",
             row.method,
+            row.tau.map_or("-".to_string(), |tau| tau.to_string()),
             row.tokens,
             row.ms_p50,
             row.ms_p95,

@@ -1,5 +1,6 @@
 //! One layer of a trace: built once for each kind of index, and asked.
 
+use super::bounds::Bounds;
 use super::oracle::Oracle;
 use super::reference::Reference;
 use super::summary::Sample;
@@ -43,8 +44,7 @@ impl<'a> Layer<'a> {
         let reference = Reference::new(trace, &rows, dtype);
         let truth = asked.par_iter().map(|&query| reference.attend(trace, &rows, query)).collect();
         drop(reference);
-        let mut layer =
-            Layer { trace, number, dtype, queries: Vec::new(), asked, truth, built: Vec::new() };
+        let mut layer = Layer { trace, number, dtype, queries: Vec::new(), asked, truth, built: Vec::new() };
         for &(kind, tokens) in kinds {
             layer.built.push((kind, layer.build(&rows, kind, tokens)?));
         }
@@ -58,25 +58,31 @@ impl<'a> Layer<'a> {
         let model = self.trace.model(self.dtype, &[self.number]);
         let mut context = store.create_with("eval", &model, kind.options(tokens))?;
         let Trace { query_heads, key_dim, first_query_position, .. } = *self.trace;
-        let observed = self.trace.queries / 4;
-        if observed > 0 {
-            let queries = &rows.queries[..observed * query_heads * key_dim];
-            let queries = TensorView::token_major(queries, observed, query_heads, key_dim);
-            context.observe_at(self.number, first_query_position as u64, &queries)?;
+        let (quarter, row) = (self.trace.queries / 4, query_heads * key_dim);
+        let part = |number: usize| {
+            let queries = &rows.queries[number * quarter * row..(number + 1) * quarter * row];
+            TensorView::token_major(queries, quarter, query_heads, key_dim)
+        };
+        if quarter > 0 {
+            context.observe_at(self.number, first_query_position as u64, &part(0))?;
         }
         append(self.trace, &mut context, self.number, first_query_position)?;
         context.seal()?;
+        if quarter > 0 && kind == IndexKind::Ladder {
+            context.audit(self.number, &part(1))?;
+        }
         Ok(context.snapshot()?)
     }
 
     /// Asks every query.
-    pub(super) fn ask(&self, budget: &Budget) -> Result<Vec<Asked>> {
+    pub(super) fn ask(&self, budget: &Budget, confidence: f64) -> Result<Vec<Asked>> {
         let (query_heads, key_dim) = (self.trace.query_heads, self.trace.key_dim);
         let snapshot = self.snapshot(IndexKind::of(budget));
+        let bounds = Bounds::new(snapshot.calibration(self.number)?, budget, confidence);
         let ask = |(&query, truth): (&usize, &Vec<f64>)| {
             let queries = TensorView::token_major(self.query(query), 1, query_heads, key_dim);
             let answer = snapshot.attend(self.number, &queries, budget)?;
-            let samples = Sample::of(self.number, query, &answer, truth);
+            let samples = Sample::of((self.number, query), &answer, &bounds, truth);
             Ok(Asked { samples, bytes: answer.report.traffic.bytes() })
         };
         self.asked.par_iter().zip(&self.truth).map(ask).collect()
@@ -85,7 +91,8 @@ impl<'a> Layer<'a> {
     /// Asks the oracle, which may spend on each query what each of `spent` did.
     pub(super) fn ask_oracle(&self, spent: &[&[Asked]]) -> Result<Vec<Vec<Sample>>> {
         let rows = self.trace.layer(self.number)?;
-        let oracle = Oracle::new(self.trace, &rows, self.dtype, self.number, self.snapshot(IndexKind::Ladder))?;
+        let oracle =
+            Oracle::new(self.trace, &rows, self.dtype, self.number, self.snapshot(IndexKind::Ladder))?;
         let ask = |at: usize| -> Vec<Vec<Sample>> {
             let known = oracle.look(self.query(self.asked[at]));
             let budgets = spent.iter().map(|answers| answers[at].bytes);

@@ -4,8 +4,10 @@
 //! not see their own recent tokens. The first quarter of the queries is observed, the second audited, the rest
 //! asked. Errors are `|o' - o| / |o|` per query head against float64 attention over the stored rows.
 
+mod bounds;
 mod layer;
 mod oracle;
+mod plot;
 mod reference;
 mod steering;
 mod summary;
@@ -13,7 +15,7 @@ mod summary;
 use crate::method::{IndexKind, MethodName, Shares, TAUS, checked};
 use crate::progress;
 use crate::trace::Trace;
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use indicatif::ProgressBar;
 use layer::{Asked, Layer};
 use longwave::{Budget, Dtype};
@@ -57,6 +59,9 @@ pub(crate) struct Arguments {
     /// Element type of the stored rows.
     #[arg(long, default_value = "f16")]
     dtype: Dtype,
+    /// Also draws the comparison: error against bytes, and the calibration of the bound.
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
     /// One JSON object a line instead of a table.
     #[arg(long)]
     json: bool,
@@ -114,9 +119,10 @@ impl Arguments {
 
     /// Asks every layer by every method and budget: the methods in the order asked for.
     fn compare(&self, layers: &[Layer<'_>]) -> Result<Vec<Figures>> {
-        let ladder = if self.kinds().contains(&IndexKind::Ladder) { self.ladder_budgets(layers)? } else { Vec::new() };
+        let ladder =
+            if self.kinds().contains(&IndexKind::Ladder) { self.ladder_budgets(layers)? } else { Vec::new() };
         let bar = progress::bar("asking", layers.len() * (ladder.len() + self.methods.len()));
-        let answers = ladder.iter().map(|(_, budget)| ask(layers, budget, &bar));
+        let answers = ladder.iter().map(|(_, budget)| ask(layers, (budget, self.confidence), &bar));
         let answers: Vec<Vec<Vec<Asked>>> = answers.collect::<Result<_>>()?;
         let mut results = Vec::new();
         for &method in &self.methods {
@@ -143,10 +149,14 @@ impl Arguments {
 type Figures = (Label, Vec<Sample>);
 
 /// Per layer and asked query.
-fn ask(layers: &[Layer<'_>], budget: &Budget, bar: &ProgressBar) -> Result<Vec<Vec<Asked>>> {
+fn ask(
+    layers: &[Layer<'_>],
+    (budget, confidence): (&Budget, f64),
+    bar: &ProgressBar,
+) -> Result<Vec<Vec<Asked>>> {
     let ask = |layer: &Layer<'_>| {
         bar.inc(1);
-        layer.ask(budget)
+        layer.ask(budget, confidence)
     };
     layers.iter().map(ask).collect()
 }
@@ -155,8 +165,9 @@ fn flat(answers: &[Vec<Asked>]) -> Vec<Sample> {
     answers.iter().flatten().flat_map(|asked| asked.samples.iter().cloned()).collect()
 }
 
+/// A method that bounds nothing.
 fn whole(layers: &[Layer<'_>], budget: Budget, bar: &ProgressBar) -> Result<Figures> {
-    Ok((Label::of(&budget), flat(&ask(layers, &budget, bar)?)))
+    Ok((Label::of(&budget), flat(&ask(layers, (&budget, longwave::CONFIDENCE), bar)?)))
 }
 
 /// The oracle at the bytes of each budget of `longwave`.
@@ -166,7 +177,8 @@ fn oracle(
     answers: &[Vec<Vec<Asked>>],
     bar: &ProgressBar,
 ) -> Result<Vec<Figures>> {
-    let label = |of: &Label| Label { method: "oracle", budget: format!("bytes of {}", of.budget), tau: of.tau };
+    let label =
+        |of: &Label| Label { method: "oracle", budget: format!("bytes of {}", of.budget), tau: of.tau };
     let mut results: Vec<Figures> = ladder.iter().map(|(of, _)| (label(of), Vec::new())).collect();
     for (number, layer) in layers.iter().enumerate() {
         let spent: Vec<&[Asked]> = answers.iter().map(|answers| &answers[number][..]).collect();
@@ -193,9 +205,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     bar.finish_and_clear();
     let results = arguments.compare(&layers)?;
+    if let Some(path) = &arguments.plot {
+        let name = arguments.trace.file_name().unwrap_or_default().to_string_lossy();
+        let context = trace.first_query_position;
+        let title = format!("{name}: {context} tokens, {} layers, {} queries", numbers.len(), asked.len());
+        std::fs::write(path, plot::plot(&title, &results))
+            .with_context(|| format!("writing {}", path.display()))?;
+    }
     let by_layer = if arguments.by_layer { &numbers[..] } else { &[] };
-    let table: Vec<_> =
-        results.iter().flat_map(|(label, samples)| rows(label, by_layer, samples)).collect();
+    let table: Vec<_> = results.iter().flat_map(|(label, samples)| rows(label, by_layer, samples)).collect();
     print(&table, arguments.json)
 }
 

@@ -242,15 +242,14 @@ impl KnownHead {
             }
             if !rest.is_empty() {
                 let mean_key = mean(&head.keys, oracle.key_dim, &rest);
-                let mut weights = self.estimate(&mean_key, rest.len());
-                if std::env::var("ORB").is_ok() {
-                    weights.fill(0.0);
-                    for &row in &rest { weights.iter_mut().zip(&self.weights[row*group..]).for_each(|(s,w)| *s += w); }
-                }
+                let weights = self.estimate(&mean_key, rest.len());
                 add(&weights, &mut mean(&head.values, dim, &rest).into_iter());
             }
         }
-        sum.chunks_exact(dim).zip(&total).flat_map(|(sum, total)| sum.iter().map(move |x| x / total)).collect()
+        sum.chunks_exact(dim)
+            .zip(&total)
+            .flat_map(|(sum, total)| sum.iter().map(move |x| x / total))
+            .collect()
     }
 
     /// Weights of `count` rows whose keys are all `key`.
@@ -286,6 +285,7 @@ impl Read {
                 page_share: self.page_share,
                 predicted: None,
                 bound: None,
+                stated: Vec::new(),
             })
             .collect()
     }

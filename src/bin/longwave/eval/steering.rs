@@ -17,7 +17,7 @@ pub(super) fn tau_of_share(layers: &[Layer<'_>], share: f64) -> Result<f64> {
     find_tau(share, |tau| {
         let (mut sum, mut count) = (0.0, 0);
         for layer in layers {
-            for asked in layer.ask(&Budget::Tau(tau))? {
+            for asked in layer.ask(&Budget::Tau(tau), longwave::CONFIDENCE)? {
                 sum += asked.samples.first().map_or(0.0, |sample| sample.bytes_share);
                 count += 1;
             }

@@ -1,5 +1,6 @@
 //! Errors and bytes of many answers as one row of a table, or one JSON object.
 
+use super::bounds::{Bounds, STATED};
 use crate::output;
 use anyhow::Result;
 use longwave::{Answer, Budget};
@@ -16,8 +17,10 @@ pub(crate) struct Sample {
     pub(crate) page_share: f64,
     /// The error that the method predicts for itself.
     pub(crate) predicted: Option<f64>,
-    /// The bound on it, where the method is calibrated.
+    /// The bound at the confidence asked for, where the method is calibrated.
     pub(crate) bound: Option<f64>,
+    /// Bounds at [`STATED`], where they can be had.
+    pub(crate) stated: Vec<Option<f64>>,
 }
 
 /// An answer with a bound of 0 is exact up to rounding, which this is more than.
@@ -25,25 +28,35 @@ const ROUNDING: f64 = 1e-4;
 
 impl Sample {
     /// The query heads of an answer to one position, whose outputs should be `truth`, `[query_heads, value_dim]`.
-    pub(crate) fn of(layer: usize, query: usize, answer: &Answer, truth: &[f64]) -> Vec<Sample> {
+    pub(crate) fn of(
+        (layer, query): (usize, usize),
+        answer: &Answer,
+        bounds: &Bounds,
+        truth: &[f64],
+    ) -> Vec<Sample> {
         let report = &answer.report;
         let dim = answer.output.len() / answer.lse.len();
         let heads = answer.output.chunks_exact(dim).zip(truth.chunks_exact(dim)).enumerate();
         heads
-            .map(|(head, (output, truth))| Sample {
-                layer,
-                query,
-                error: error(output.iter().map(|&x| f64::from(x)), truth),
-                bytes_share: report.bytes_share(),
-                page_share: report.page_share(),
-                predicted: report.predicted_error.get(head).map(|&x| f64::from(x)),
-                bound: report.bound.get(head).copied().flatten().map(f64::from),
+            .map(|(head, (output, truth))| {
+                let bounds = bounds.of(answer, head);
+                Sample {
+                    layer,
+                    query,
+                    error: error(output.iter().map(|&x| f64::from(x)), truth),
+                    bytes_share: report.bytes_share(),
+                    page_share: report.page_share(),
+                    predicted: report.predicted_error.get(head).map(|&x| f64::from(x)),
+                    bound: bounds.asked,
+                    stated: bounds.stated,
+                }
             })
             .collect()
     }
 
-    fn is_covered(&self) -> Option<bool> {
-        self.bound.map(|bound| self.error <= if bound == 0.0 { ROUNDING } else { bound })
+    /// Whether the error is within a bound.
+    fn keeps(&self, bound: f64) -> bool {
+        self.error <= if bound == 0.0 { ROUNDING } else { bound }
     }
 
     /// Actual over predicted; an answer that is exact predicts 0 and has no ratio.
@@ -59,10 +72,20 @@ pub(crate) fn error(output: impl Iterator<Item = f64>, truth: &[f64]) -> f64 {
 }
 
 /// The share of answers with a bound that keep to it; `None` where none has one.
-pub(crate) fn covered<'a>(samples: impl Iterator<Item = &'a Sample>) -> Option<f64> {
-    let covered: Vec<bool> = samples.filter_map(Sample::is_covered).collect();
-    let kept = covered.iter().filter(|&&covered| covered).count();
-    (!covered.is_empty()).then(|| kept as f64 / covered.len() as f64)
+fn covered(samples: &[&Sample], bound: impl Fn(&Sample) -> Option<f64>) -> Option<f64> {
+    let bounded: Vec<bool> =
+        samples.iter().filter_map(|sample| bound(sample).map(|bound| sample.keeps(bound))).collect();
+    let kept = bounded.iter().filter(|&&kept| kept).count();
+    (!bounded.is_empty()).then(|| kept as f64 / bounded.len() as f64)
+}
+
+/// The confidences of [`STATED`] with the share of answers that keep to the bounds at each, where there are any.
+pub(crate) fn coverage(samples: &[Sample]) -> Vec<(f64, f64)> {
+    let samples: Vec<&Sample> = samples.iter().collect();
+    let at = |(number, &confidence): (usize, &f64)| {
+        covered(&samples, |sample| sample.stated.get(number).copied().flatten()).map(|c| (confidence, c))
+    };
+    STATED.iter().enumerate().filter_map(at).collect()
 }
 
 /// What a row of the table is about.
@@ -135,7 +158,7 @@ impl Row {
             error_max: percentile(&errors, 1.0),
             bytes_share: mean(|sample| sample.bytes_share),
             page_share: mean(|sample| sample.page_share),
-            bound_covered: covered(samples.iter().copied()),
+            bound_covered: covered(&samples, |sample| sample.bound),
             bound_p50: some(&bounds, 0.5),
             ratio_p50: some(&ratios, 0.5),
             ratio_p99: some(&ratios, 0.99),
@@ -145,8 +168,7 @@ impl Row {
 
 /// The rows of one method and budget: of each of `layers` by itself, then of all.
 pub(crate) fn rows(label: &Label, layers: &[usize], samples: &[Sample]) -> Vec<Row> {
-    let of_layer =
-        |&layer: &usize| Row::new(label, Some(layer), samples.iter().filter(|s| s.layer == layer));
+    let of_layer = |&layer: &usize| Row::new(label, Some(layer), samples.iter().filter(|s| s.layer == layer));
     layers.iter().map(of_layer).chain([Row::new(label, None, samples.iter())]).collect()
 }
 
@@ -224,7 +246,16 @@ mod tests {
     }
 
     fn sample(layer: usize, query: usize, error: f64, bytes_share: f64) -> Sample {
-        Sample { layer, query, error, bytes_share, page_share: 0.5, predicted: None, bound: None }
+        Sample {
+            layer,
+            query,
+            error,
+            bytes_share,
+            page_share: 0.5,
+            predicted: None,
+            bound: None,
+            stated: Vec::new(),
+        }
     }
 
     #[test]
@@ -255,6 +286,14 @@ mod tests {
         assert_eq!((row.tau, row.bound_covered, row.bound_p50), (Some(0.5), Some(0.5), Some(0.05)));
         assert_eq!(row.ratio_p50.unwrap(), 2.0);
         assert!(row.ratio_p99.unwrap() > 2.97, "{:?}", row.ratio_p99);
+    }
+
+    #[test]
+    fn coverage_is_by_stated_confidence() {
+        let mut samples = [0.1, 0.2].map(|error| sample(1, 1, error, 0.1));
+        samples[0].stated = vec![None, Some(0.05), Some(0.3)];
+        samples[1].stated = vec![None, Some(0.25), Some(0.3)];
+        assert_eq!(coverage(&samples), [(STATED[1], 0.5), (STATED[2], 1.0)]);
     }
 
     #[test]

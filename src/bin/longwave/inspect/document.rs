@@ -1,5 +1,6 @@
 //! What a store holds, as `inspect --json` prints it. Keys are a contract: see docs/cli.md.
 
+use super::ladder::Ladder;
 use anyhow::{Context as _, Result};
 use longwave::index::statistics;
 use longwave::storage::{ElementKind, Manifest, SegmentRecord, check::store_bytes};
@@ -88,6 +89,8 @@ pub(super) struct Segment {
     pub(super) columns: Vec<Column>,
     /// One entry a KV head; `None` where the rows are stored without an index.
     pub(super) clusters: Option<Vec<Clusters>>,
+    /// `None` where the segment has no resolution ladder.
+    pub(super) ladder: Option<Ladder>,
 }
 
 #[derive(Serialize)]
@@ -252,6 +255,7 @@ impl Segment {
             file_bytes: stored.file_len(),
             columns: columns.collect(),
             clusters,
+            ladder: Ladder::gather(segment)?,
         })
     }
 }

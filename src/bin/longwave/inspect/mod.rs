@@ -1,6 +1,7 @@
 //! `longwave inspect`: contexts, segments, columns and clusters of a store.
 
 mod document;
+mod ladder;
 mod table;
 
 use crate::opening::open_store;

@@ -1,6 +1,7 @@
 //! What a store holds, as text.
 
 use super::document::{Clusters, Context, Document, Layer, Segment};
+use super::ladder::Ladder;
 use indicatif::HumanBytes;
 use std::fmt::Write;
 
@@ -224,6 +225,38 @@ fn detail(text: &mut String, layer: &Layer, segment: &Segment) {
             head.size_p50,
             head.size_p95,
             head.size_max,
+            head.key_spread_mean,
+            head.value_spread_mean
+        );
+    }
+    if let Some(ladder) = &segment.ladder {
+        ladder_detail(text, ladder);
+    }
+}
+
+fn ladder_detail(text: &mut String, ladder: &Ladder) {
+    let moment = match ladder.moment_source {
+        "identity" => "identity, since no queries were known".to_string(),
+        source => format!("{source}, {} positions", ladder.moment_positions),
+    };
+    line!(text, "ladder: basis {}, query moment {moment}", ladder.basis_digest);
+    line!(
+        text,
+        "{:>4} {:>6} {:>6} {:>6} {:>6} {:>12} {:>12}",
+        "head",
+        "4 bits",
+        "2 bits",
+        "1 bit",
+        "0 bits",
+        "key spread",
+        "value spread"
+    );
+    for head in &ladder.heads {
+        let [four, two, one, none] = head.sketch_dims;
+        line!(
+            text,
+            "{:>4} {four:>6} {two:>6} {one:>6} {none:>6} {:>12.4} {:>12.4}",
+            head.kv_head,
             head.key_spread_mean,
             head.value_spread_mean
         );
