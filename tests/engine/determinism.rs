@@ -55,7 +55,7 @@ fn answers(snapshot: &Snapshot) -> Vec<Vec<u32>> {
     for layer in 0..3 {
         for positions in [1, 7, 40] {
             let queries = queries(layer as u64, positions, snapshot.model());
-            for budget in [Budget::Exact, Budget::RETROINFER] {
+            for budget in [Budget::Exact, Budget::RETROINFER, Budget::Tau(0.003)] {
                 let answer =
                     snapshot.attend(layer, &query_view(&queries, snapshot.model()), &budget).unwrap();
                 all.push(bits(&answer));

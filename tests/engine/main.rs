@@ -7,6 +7,7 @@ mod determinism;
 mod exact;
 mod faults;
 mod kill;
+mod ladder;
 mod lifecycle;
 mod readers;
 mod retroinfer;

@@ -1,0 +1,148 @@
+//! The method `longwave`: accuracy against exact attention, what it says of its error, and the budgets built on that.
+
+use crate::sample::{Kv, bits, logits, memory_store, model, queries, query_view, small_options};
+use longwave::{Answer, Budget, ClusterOptions, Context, Dtype, Durability, ModelSpec, Store};
+
+const TOKENS: usize = 1800;
+
+fn spec() -> ModelSpec {
+    let mut model = model([3, 6, 24, 16], Dtype::F16, 1);
+    model.softcap = Some(25.0);
+    model.sink_logits = vec![logits(4, &model)];
+    model
+}
+
+/// A sealed context whose metric comes from queries of the kind that are asked.
+fn sealed(store: &Store, model: &ModelSpec) -> Context {
+    let settings = small_options()
+        .with_segment_rows(700, 100)
+        .with_clusters(ClusterOptions { tokens_per_cluster: 16, ..ClusterOptions::ladder() });
+    let mut context = store.create_with("ladder", model, settings).unwrap();
+    let early = queries(90, 8, model);
+    context.observe_at(0, 0, &query_view(&early, model)).unwrap();
+    Kv::new(31, TOKENS, model).append(&mut context, 0, 0..TOKENS);
+    context.seal().unwrap();
+    context
+}
+
+/// Relative error of each query head.
+fn errors(answer: &Answer, exact: &Answer, dim: usize) -> Vec<f64> {
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let pairs = answer.output.chunks_exact(dim).zip(exact.output.chunks_exact(dim));
+    pairs
+        .map(|(answer, exact)| {
+            let off: f64 = answer.iter().zip(exact).map(|(a, e)| square(a - e)).sum();
+            (off / exact.iter().map(|&e| square(e)).sum::<f64>()).sqrt()
+        })
+        .collect()
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+#[test]
+fn errors_fall_and_bytes_grow_as_tau_falls() {
+    let model = spec();
+    let store = memory_store();
+    let mut context = sealed(&store, &model);
+    let mut last = (f64::INFINITY, 0);
+    for tau in [0.05, 0.01, 0.002, 0.0004, 0.00002] {
+        let (mut all, mut bytes) = (Vec::new(), 0);
+        for seed in 0..12 {
+            let queries = queries(seed, 1, &model);
+            let view = query_view(&queries, &model);
+            let exact = context.attend(0, &view, &Budget::Exact).unwrap();
+            let answer = context.attend(0, &view, &Budget::Tau(tau)).unwrap();
+            assert_eq!(answer.report.predicted_error.len(), model.query_heads);
+            assert!(answer.report.predicted_error.iter().all(|predicted| predicted.is_finite()));
+            all.extend(errors(&answer, &exact, model.value_dim));
+            bytes += answer.report.traffic.bytes();
+            for (mine, exact) in answer.lse.iter().zip(&exact.lse) {
+                assert!((mine - exact).abs() < 0.5, "log-sum-exp {mine} against {exact}");
+            }
+        }
+        assert!(mean(&all) < last.0 && bytes > last.1, "tau {tau}: error {} at {bytes} bytes", mean(&all));
+        last = (mean(&all), bytes);
+    }
+    assert!(last.0 < 2e-3, "error {} at the smallest tau", last.0);
+}
+
+#[test]
+fn a_tau_of_zero_is_exact_attention() {
+    let model = spec();
+    let store = memory_store();
+    let mut context = sealed(&store, &model);
+    let queries = queries(5, 3, &model);
+    let view = query_view(&queries, &model);
+    let exact = context.attend(0, &view, &Budget::Exact).unwrap();
+    assert_eq!(bits(&context.attend(0, &view, &Budget::Tau(0.0)).unwrap()), bits(&exact));
+}
+
+#[test]
+fn several_positions_are_answered_as_one_by_one_where_no_segment_is_cut() {
+    let model = spec();
+    let store = memory_store();
+    let context = &mut sealed(&store, &model);
+    let both = queries(8, 2, &model);
+    let view = query_view(&both, &model);
+    let exact = context.attend(0, &view, &Budget::Exact).unwrap();
+    let answer = context.attend(0, &view, &Budget::Tau(0.00002)).unwrap();
+    let off = errors(&answer, &exact, model.value_dim);
+    assert!(off.iter().all(|error| *error < 0.02), "{off:?}");
+    assert_eq!(answer.report.positions.len(), 2);
+}
+
+#[test]
+fn nothing_is_bounded_before_audits_and_error_budgets_read_everything() {
+    let model = spec();
+    let store = memory_store();
+    let mut context = sealed(&store, &model);
+    let queries = queries(6, 1, &model);
+    let view = query_view(&queries, &model);
+    let snapshot = context.snapshot().unwrap();
+    let answer = snapshot.attend(0, &view, &Budget::Tau(0.002)).unwrap();
+    assert!(answer.report.bound.iter().all(Option::is_none), "{:?}", answer.report.bound);
+    let budget = Budget::Error { target: 0.05, confidence: 0.95 };
+    let answer = snapshot.attend(0, &view, &budget).unwrap();
+    let exact = snapshot.attend(0, &view, &Budget::Exact).unwrap();
+    assert!(errors(&answer, &exact, model.value_dim).iter().all(|error| *error < 1e-5));
+    assert!(answer.report.taus.iter().all(|&tau| tau == 0.0), "{:?}", answer.report.taus);
+}
+
+#[test]
+fn bounds_hold_after_audits_meet_targets_and_come_back_with_the_context() {
+    let model = spec();
+    let store = memory_store();
+    let mut context = sealed(&store, &model);
+    for seed in 100..160 {
+        let queries = queries(seed, 1, &model);
+        context.audit(0, &query_view(&queries, &model)).unwrap();
+    }
+    context.commit(Durability::Strict).unwrap();
+    drop(context);
+    let snapshot = store.snapshot("ladder").unwrap();
+    let (target, mut within, mut covered, mut count, mut spent, mut full) = (0.05, 0, 0, 0, 0, 0);
+    for seed in 0..60 {
+        let queries = queries(seed, 1, &model);
+        let view = query_view(&queries, &model);
+        let exact = snapshot.attend(0, &view, &Budget::Exact).unwrap();
+        let answer = snapshot.attend(0, &view, &Budget::Tau(0.0032)).unwrap();
+        for (error, bound) in errors(&answer, &exact, model.value_dim).iter().zip(&answer.report.bound) {
+            covered += usize::from(*error <= f64::from(bound.expect("calibrated")));
+        }
+        let budget = Budget::Error { target, confidence: 0.95 };
+        let answer = snapshot.attend(0, &view, &budget).unwrap();
+        for (error, bound) in errors(&answer, &exact, model.value_dim).iter().zip(&answer.report.bound) {
+            assert!(f64::from(bound.expect("calibrated")) <= target + 1e-6, "{bound:?}");
+            within += usize::from(*error <= target);
+            count += 1;
+        }
+        spent += answer.report.traffic.bytes();
+        full += exact.report.traffic.bytes();
+    }
+    // 360 answers at 0.95: four standard deviations below.
+    assert!(covered * 100 >= count * 90, "{covered} of {count} covered");
+    assert!(within * 100 >= count * 90, "{within} of {count} within the target");
+    assert!(spent < full, "{spent} of {full} bytes");
+}
