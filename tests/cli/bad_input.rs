@@ -63,7 +63,10 @@ fn options_out_of_range() {
         (&["eval", "trace.safetensors", "--queries", "0"], "--queries must be at least 1"),
         (&["eval", "trace.safetensors", "--cluster", "0"], "tokens_per_cluster"),
         (&["eval", "trace.safetensors", "--method", "guess"], "guess"),
-        (&["explain", "store", "manual", "--layer", "4", "--retrieve=-0.1"], "between 0 and 1"),
+        (
+            &["explain", "store", "manual", "--layer", "4", "--method", "retroinfer", "--retrieve=-0.1"],
+            "between 0 and 1",
+        ),
         (&["explain", "store", "manual", "--layer", "9"], "layer 9 is out of range: the model has 5 layers"),
         (&["explain", "store", "manual", "--layer", "2"], "layer 2 "),
         (

@@ -15,17 +15,32 @@ fn number(row: &Value, key: &str) -> f64 {
 fn eval_compares_methods_with_exact_attention() {
     let setting = Setting::new(&Trace::default());
     let rows = setting.lines(&["eval", "trace.safetensors", "--json"]);
-    assert_eq!(rows.len(), 2);
+    let methods: Vec<&str> = rows.iter().map(|row| row["method"].as_str().unwrap()).collect();
+    let ladder = ["longwave"; 3].into_iter().chain(["oracle"; 3]);
+    assert_eq!(methods, ["exact"].into_iter().chain(ladder).chain(["retroinfer"]).collect::<Vec<_>>());
     for row in &rows {
         assert_keys(row, EVAL_KEYS);
-        assert_eq!((&row["layers"], &row["queries"], &row["tau"]), (&json!(2), &json!(30), &Value::Null));
+        assert_eq!((&row["layers"], &row["queries"]), (&json!(2), &json!(30)));
         assert!(number(row, "error_p50") <= number(row, "error_p95"), "{row}");
         assert!(number(row, "error_p95") <= number(row, "error_p999"), "{row}");
         assert!(number(row, "error_p999") <= number(row, "error_max"), "{row}");
         assert!(number(row, "page_share") >= number(row, "bytes_share"), "{row}");
     }
-    let (exact, retroinfer) = (&rows[0], &rows[1]);
-    assert_eq!((&exact["method"], &retroinfer["method"]), (&json!("exact"), &json!("retroinfer")));
+    let (exact, retroinfer) = (&rows[0], &rows[7]);
+    for (at, tau) in [0.0032, 0.0016, 0.0008].into_iter().enumerate() {
+        let (longwave, oracle) = (&rows[1 + at], &rows[4 + at]);
+        assert_eq!(number(longwave, "tau"), tau);
+        // The oracle reads whole rows, so it stops within one of the bytes of `longwave`.
+        let bytes = number(longwave, "bytes_share") - number(oracle, "bytes_share");
+        assert!((0.0..0.01).contains(&bytes), "{longwave} {oracle}");
+        // A quarter of 60 queries is audited: enough for all heads of a layer together.
+        assert!(number(longwave, "bound_covered") > 0.8 && number(longwave, "bound_p50") > 0.0, "{longwave}");
+        assert!(number(longwave, "ratio_p50") <= number(longwave, "ratio_p99"), "{longwave}");
+    }
+    for pair in rows[1..4].windows(2) {
+        assert!(number(&pair[1], "error_mean") < number(&pair[0], "error_mean"), "{pair:?}");
+        assert!(number(&pair[1], "bytes_share") > number(&pair[0], "bytes_share"), "{pair:?}");
+    }
     assert!(number(exact, "error_max") < 1e-4, "{exact}");
     assert_eq!(number(exact, "bytes_share"), 1.0);
     // 35 clusters a head: centroids of all, value means of a quarter, one cluster in full; it leaves out most rows.
@@ -104,16 +119,17 @@ fn bench_attend_times_methods_beside_a_plain_read() {
         ["bench", "attend", "--tokens", "3000", "--kv-heads", "2", "--query-heads", "6", "--head-dim", "24"];
     let run = |more: &[&str]| setting.lines(&[&small[..], more, &["--queries", "3", "--json"]].concat());
     let rows = run(&["--threads", "2"]);
-    assert_eq!(rows.len(), 2);
+    assert_eq!(rows.len(), 3);
     for row in &rows {
-        assert_keys(row, "method tokens ms_p50 ms_p95 bytes gb_per_s read_gb_per_s speedup_vs_exact");
+        assert_keys(row, "method tau tokens ms_p50 ms_p95 bytes gb_per_s read_gb_per_s speedup_vs_exact");
         assert_eq!(row["tokens"], 3000);
         assert!(number(row, "ms_p50") > 0.0 && number(row, "ms_p95") >= number(row, "ms_p50"), "{row}");
         let rate = number(row, "bytes") / number(row, "ms_p50") / 1e6;
         assert!((number(row, "gb_per_s") / rate - 1.0).abs() < 1e-9, "{row}");
         assert_eq!(row["read_gb_per_s"], rows[0]["read_gb_per_s"]);
     }
-    let (exact, retroinfer) = (&rows[0], &rows[1]);
+    let (exact, longwave, retroinfer) = (&rows[0], &rows[1], &rows[2]);
+    assert_eq!((&longwave["method"], &longwave["tau"]), (&json!("longwave"), &json!(0.0016)));
     assert_eq!(number(exact, "speedup_vs_exact"), 1.0);
     // Every key and value of every head, tail included.
     assert_eq!(exact["bytes"], 3000 * 2 * (24 + 24) * 2);

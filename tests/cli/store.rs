@@ -58,7 +58,7 @@ fn assert_layer(layer: &Value, tokens_per_cluster: u64) {
     let sampled = layer["sampled_positions"].as_array().unwrap();
     assert_eq!((sampled.len(), &sampled[0], &sampled[59]), (60, &json!(640), &json!(699)));
     let segment = &layer["segments"][0];
-    assert_keys(segment, "file first_position rows file_bytes columns clusters");
+    assert_keys(segment, "file first_position rows file_bytes columns clusters ladder");
     assert_eq!((&segment["first_position"], &segment["rows"]), (&json!(4), &json!(SEALED)));
     let keys = column(segment, "keys");
     assert_keys(keys, "name offset bytes element_size blocks");
@@ -140,8 +140,18 @@ fn inspect_takes_one_layer_of_one_context() {
 #[test]
 fn explain_plans_a_sampled_query() {
     let setting = Setting::imported();
-    let plan =
-        setting.document(&["explain", "store", "manual", "--layer", "4", "--retrieve", "0.1", "--json"]);
+    let plan = setting.document(&[
+        "explain",
+        "store",
+        "manual",
+        "--layer",
+        "4",
+        "--method",
+        "retroinfer",
+        "--retrieve",
+        "0.1",
+        "--json",
+    ]);
     assert_keys(
         &plan,
         "context layer sampled_position position method budget sealed_rows tail_rows bytes pages bytes_share heads",
@@ -155,8 +165,14 @@ fn explain_plans_a_sampled_query() {
     assert_eq!(heads.len(), KV_HEADS);
     let mut bytes = 0;
     for head in heads {
-        assert_keys(head, "kv_head clusters rows_read rows_estimated rows_plain bytes pages read estimated");
-        assert_keys(&head["bytes"], "keys values centroids counts value_means");
+        assert_keys(
+            head,
+            "kv_head clusters rows_scanned rows_coded rows_read rows_estimated rows_plain bytes pages read estimated",
+        );
+        assert_keys(
+            &head["bytes"],
+            "keys values positions centroids counts value_means bases sketches key_codes value_codes",
+        );
         let clusters = head["clusters"].as_u64().unwrap();
         assert!((10..100).contains(&clusters), "{head}");
         let count = |part: &str| head[part].as_array().unwrap().len() as f64;
