@@ -1,5 +1,6 @@
 //! The `longwave` command: import traces, look into stores, verify them, compare methods.
 
+mod audit;
 mod bench;
 mod eval;
 mod explain;
@@ -33,6 +34,8 @@ enum Command {
     Explain(explain::Arguments),
     /// Verify every byte of a store; exit 1 and name each fault.
     Fsck(fsck::Arguments),
+    /// Compare methods on the queries that a stored context keeps as a sample.
+    Audit(audit::Arguments),
     /// Compare methods with exact attention on a trace.
     Eval(eval::Arguments),
     /// Measure speed.
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Explain(arguments) => explain::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Fsck(arguments) => fsck::run(&arguments),
+        Command::Audit(arguments) => audit::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Eval(arguments) => eval::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Bench(command) => bench::run(&command).map(|()| ExitCode::SUCCESS),
     };

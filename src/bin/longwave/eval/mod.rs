@@ -16,9 +16,11 @@ use crate::method::{IndexKind, MethodName, Shares, TAUS, checked};
 use crate::progress;
 use crate::trace::Trace;
 use anyhow::{Context as _, Result, ensure};
+pub(crate) use bounds::Bounds;
 use indicatif::ProgressBar;
 use layer::{Asked, Layer};
 use longwave::{Budget, Dtype};
+pub(crate) use plot::plot;
 use std::path::PathBuf;
 pub(crate) use summary::{Label, Sample, percentile, print, rows};
 
@@ -46,7 +48,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_delimiter = ',')]
     error: Vec<f64>,
     /// Share of the answers that bounds hold for.
-    #[arg(long, default_value_t = 0.95)]
+    #[arg(long, default_value_t = longwave::CONFIDENCE)]
     confidence: f64,
     #[command(flatten)]
     shares: Shares,
@@ -209,7 +211,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let name = arguments.trace.file_name().unwrap_or_default().to_string_lossy();
         let context = trace.first_query_position;
         let title = format!("{name}: {context} tokens, {} layers, {} queries", numbers.len(), asked.len());
-        std::fs::write(path, plot::plot(&title, &results))
+        std::fs::write(path, plot(&title, &results))
             .with_context(|| format!("writing {}", path.display()))?;
     }
     let by_layer = if arguments.by_layer { &numbers[..] } else { &[] };
