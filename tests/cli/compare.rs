@@ -4,10 +4,10 @@ use crate::trace::Trace;
 use crate::{Setting, assert_keys};
 use serde_json::{Value, json};
 
-const EVAL_KEYS: &str = "method budget tau layers queries error_mean error_p50 error_p95 error_p999 error_max \
+pub(crate) const EVAL_KEYS: &str = "method budget tau layers queries error_mean error_p50 error_p95 error_p999 error_max \
                          bytes_share page_share bound_covered bound_p50 ratio_p50 ratio_p99";
 
-fn number(row: &Value, key: &str) -> f64 {
+pub(crate) fn number(row: &Value, key: &str) -> f64 {
     row[key].as_f64().unwrap_or_else(|| panic!("{key} is no number in {row}"))
 }
 

@@ -1,5 +1,6 @@
 //! What a store holds, as `inspect --json` prints it. Keys are a contract: see docs/cli.md.
 
+use super::calibration::{self, HeadCalibration};
 use super::ladder::Ladder;
 use anyhow::{Context as _, Result};
 use longwave::index::statistics;
@@ -77,6 +78,8 @@ pub(super) struct Layer {
     pub(super) sealed_rows: u64,
     pub(super) tail_rows: u64,
     pub(super) sampled_positions: Vec<u64>,
+    /// One entry a query head; `None` where nothing was audited.
+    pub(super) calibration: Option<Vec<HeadCalibration>>,
     pub(super) segments: Vec<Segment>,
 }
 
@@ -230,6 +233,7 @@ impl Layer {
                 .iter()
                 .map(|(position, _)| *position)
                 .collect(),
+            calibration: calibration::gather(snapshot, number)?,
             segments: segments.into_iter().map(Segment::gather).collect::<Result<_>>()?,
         })
     }

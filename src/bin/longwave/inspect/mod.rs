@@ -1,5 +1,6 @@
 //! `longwave inspect`: contexts, segments, columns and clusters of a store.
 
+mod calibration;
 mod document;
 mod ladder;
 mod table;

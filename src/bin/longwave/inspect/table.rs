@@ -64,6 +64,7 @@ pub(super) fn context(context: &Context, columns: bool) -> String {
     for layer in kept(context).filter(|layer| !layer.segments.is_empty()) {
         if columns {
             layer.segments.iter().for_each(|segment| detail(&mut text, layer, segment));
+            calibration(&mut text, layer);
         } else {
             segments(&mut text, layer);
         }
@@ -260,5 +261,28 @@ fn ladder_detail(text: &mut String, ladder: &Ladder) {
             head.key_spread_mean,
             head.value_spread_mean
         );
+    }
+}
+
+/// Taus whose bands are shown: those that `eval` compares.
+const SHOWN: [f64; 3] = crate::method::TAUS;
+
+fn calibration(text: &mut String, layer: &Layer) {
+    let Some(heads) = &layer.calibration else {
+        line!(text, "\nlayer {}: not calibrated, nothing was audited", layer.layer);
+        return;
+    };
+    line!(text, "\nlayer {}: bound at confidence 0.95, in units of the predicted error", layer.layer);
+    let taus: String = SHOWN.iter().map(|tau| format!(" {:>12}", format!("tau {tau}"))).collect();
+    line!(text, "{:>10} {:>8}{taus}", "query head", "audits");
+    for head in heads {
+        let audits = head.bands.iter().map(|band| band.audits).max().unwrap_or_default();
+        let at = |tau: &f64| {
+            let band = head.bands.iter().find(|band| (band.tau / tau).log2().abs() < 0.25);
+            let multiplier = band.and_then(|band| band.multiplier);
+            format!(" {:>12}", multiplier.map_or("-".to_string(), |multiplier| format!("{multiplier:.2}")))
+        };
+        let multipliers: String = SHOWN.iter().map(at).collect();
+        line!(text, "{:>10} {audits:>8}{multipliers}", head.query_head);
     }
 }
