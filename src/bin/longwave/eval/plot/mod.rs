@@ -121,7 +121,7 @@ fn calibration(svg: &mut Svg, results: &[(Label, Vec<Sample>)]) {
     drawn.iter().for_each(|series| series.draw(svg, &x, &y));
     // Below the diagonal, where no curve comes.
     let top = UPRIGHT.0 - 20.0 * drawn.len() as f64;
-    legend(svg, drawn.iter().map(|series| (series, 0.0, 20.0)), (RIGHT.1 - 110.0, top));
+    legend(svg, drawn.iter().map(|series| (series, 0.0, 20.0)), (RIGHT.1 - 130.0, top));
 }
 
 impl Series {
