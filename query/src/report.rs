@@ -36,8 +36,8 @@ pub struct Report {
     /// predict it.
     pub predicted_error: Vec<f32>,
     /// Bound on the relative error of each query head at [`Self::confidence`], `[positions, query_heads]`: `None` where
-    /// too few calls were audited to say one (uncalibrated), 0 where the answer is exact up to rounding. Empty where
-    /// nobody calibrates.
+    /// too few calls were audited to say one (uncalibrated), 0 where the answer is exact up to rounding. For
+    /// [`crate::Budget::Error`] it is the target. Empty where nobody calibrates.
     pub bound: Vec<Option<f32>>,
     /// The share of answers that the bounds are to cover; `None` where there are no bounds.
     pub confidence: Option<f64>,

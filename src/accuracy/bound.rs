@@ -13,19 +13,21 @@ pub(crate) fn attend(
     budget: &Budget,
     (calibration, steering): (&Calibration, &Steering),
 ) -> Result<Answer, Error> {
-    let (mut answer, confidence) = match *budget {
-        Budget::Tau(tau) if tau > 0.0 => (longwave_query::attend(view, queries, budget)?, CONFIDENCE),
+    let mut answer = match *budget {
+        Budget::Tau(tau) if tau > 0.0 => longwave_query::attend(view, queries, budget)?,
         Budget::Bytes(share) => {
             let rule = FixedTau::new(steering.tau(share)).capped(CALL_MAX * share);
-            (longwave_query::attend_by(view, queries, &rule)?, CONFIDENCE)
+            longwave_query::attend_by(view, queries, &rule)?
         }
         Budget::Error { target, confidence } => {
             let rule = TargetRule::new(calibration, view.shape.group(), target, confidence);
-            (longwave_query::attend_by(view, queries, &rule)?, confidence)
+            let mut answer = longwave_query::attend_by(view, queries, &rule)?;
+            bound_by_target(&mut answer.report, view.shape.group(), rounded_down(target), confidence);
+            return Ok(answer);
         }
         _ => return Ok(longwave_query::attend(view, queries, budget)?),
     };
-    bound(&mut answer.report, calibration, view.shape.group(), confidence);
+    bound(&mut answer.report, calibration, view.shape.group(), CONFIDENCE);
     Ok(answer)
 }
 
@@ -46,6 +48,19 @@ pub(crate) fn explain_budget(
         }
         other => other,
     }
+}
+
+/// The target as the nearest f32 that is no larger, so that a bound never reads as missing it.
+fn rounded_down(target: f64) -> f32 {
+    let nearest = target as f32;
+    if f64::from(nearest) > target { nearest.next_down() } else { nearest }
+}
+
+/// An answer that a [`TargetRule`] accepted is bounded by its target: that is what it was accepted for.
+fn bound_by_target(report: &mut Report, group: usize, target: f32, confidence: f64) {
+    let bound = |&tau: &f32| Some(if tau == 0.0 { 0.0 } else { target });
+    report.bound = report.taus.iter().flat_map(|tau| vec![bound(tau); group]).collect();
+    report.confidence = Some(confidence);
 }
 
 /// Fills the bounds in.
@@ -72,12 +87,15 @@ fn bound(report: &mut Report, calibration: &Calibration, group: usize, confidenc
     report.confidence = Some(confidence);
 }
 
-/// Lowers tau along the bands until the bound of every query head of the group meets the target.
+/// Lowers tau along the bands until the query heads of the group keep to the target with the confidence asked for. That
+/// is a share of answers, so it is the mean over the heads that counts: their bytes are shared, and a head that is
+/// surely far below the target makes up for one that just misses its own quantile.
 struct TargetRule<'a> {
     calibration: &'a Calibration,
     multipliers: Multipliers,
     group: usize,
     target: f32,
+    confidence: f64,
 }
 
 /// `Error` budgets start where the typical bound is this many times the target: a band that is tried in vain costs less
@@ -87,7 +105,7 @@ const START: f32 = 2.0;
 impl<'a> TargetRule<'a> {
     fn new(calibration: &'a Calibration, group: usize, target: f64, confidence: f64) -> Self {
         let multipliers = calibration.multipliers(confidence);
-        TargetRule { calibration, multipliers, group, target: target as f32 }
+        TargetRule { calibration, multipliers, group, target: rounded_down(target), confidence }
     }
 
     /// The multipliers of a group in a band, if all are known.
@@ -100,6 +118,16 @@ impl<'a> TargetRule<'a> {
     /// Bands that can be bounded, by falling tau.
     fn bands(&self, kv_head: usize) -> impl Iterator<Item = Band> {
         Band::all().filter(move |&band| self.of_group(band, kv_head).is_some())
+    }
+
+    /// Whether the answers of an attempt keep to the target, on average over the group.
+    fn kept(&self, band: Band, attempt: &Attempt<'_>) -> bool {
+        let first = attempt.kv_head * self.group;
+        let missed = attempt.predicted.iter().zip(first..).map(|(&predicted, head)| {
+            let limit = self.target / floored(predicted);
+            self.calibration.exceedance(band, head, limit, self.confidence).unwrap_or(1.0)
+        });
+        missed.sum::<f64>() <= (1.0 - self.confidence) * self.group as f64
     }
 
     /// The largest typical bound of the group.
@@ -126,7 +154,7 @@ impl TauRule for TargetRule<'_> {
             .zip(attempt.predicted)
             .map(|(multiplier, &predicted)| multiplier * floored(predicted))
             .fold(0.0, |worst: f32, bound| if bound.is_nan() { f32::INFINITY } else { worst.max(bound) });
-        if worst <= self.target {
+        if band.is_some_and(|band| self.kept(band, attempt)) {
             return Next::Accept;
         }
         // The error falls more slowly than tau: this many steps are needed at the least.

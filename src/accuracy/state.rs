@@ -166,3 +166,7 @@ impl Reader<'_> {
         Ok(calibration)
     }
 }
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

@@ -5,7 +5,7 @@ use longwave::{Answer, Budget, ClusterOptions, Context, Dtype, Durability, Model
 
 const TOKENS: usize = 1800;
 
-fn spec() -> ModelSpec {
+pub fn spec() -> ModelSpec {
     let mut model = model([3, 6, 24, 16], Dtype::F16, 1);
     model.softcap = Some(25.0);
     model.sink_logits = vec![logits(4, &model)];
@@ -13,7 +13,7 @@ fn spec() -> ModelSpec {
 }
 
 /// A sealed context whose metric comes from queries of the kind that are asked.
-fn sealed(store: &Store, model: &ModelSpec) -> Context {
+pub fn sealed(store: &Store, model: &ModelSpec) -> Context {
     let settings = small_options()
         .with_segment_rows(700, 100)
         .with_clusters(ClusterOptions { tokens_per_cluster: 16, ..ClusterOptions::ladder() });

@@ -1,6 +1,7 @@
 //! Tests of the whole engine through its public API, against float64 arithmetic and a plain model of what a context
 //! holds.
 
+mod accuracy;
 mod bad_input;
 mod damage;
 mod determinism;
