@@ -79,6 +79,11 @@ impl<'v> Head<'v> {
         Ok(head)
     }
 
+    /// Rows of all segments.
+    pub(super) fn rows(&self) -> usize {
+        self.segments.iter().map(|segment| segment.ladder.rows()).sum()
+    }
+
     /// The segment that holds cluster `cluster`.
     pub(super) fn segment_of(&self, cluster: usize) -> usize {
         self.segments.partition_point(|segment| segment.first <= cluster) - 1

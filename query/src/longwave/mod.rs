@@ -17,6 +17,7 @@ mod pages;
 mod predict;
 mod probe;
 mod rows;
+mod softcap;
 mod touched;
 mod unit;
 

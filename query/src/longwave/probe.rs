@@ -2,6 +2,7 @@
 
 use super::constants::{ABOVE_MAX, MEAN, PROBE, Z_CLUSTER};
 use super::head::Head;
+use super::softcap::Softcap;
 use longwave_kernels::codec::{decode4, record_len};
 
 /// The rows that are read exactly anyway, as one weighted value per head of the group.
@@ -15,8 +16,11 @@ pub(super) struct Steady {
 /// What is known of the clusters of one KV head; `[clusters, group]` where a number depends on the query head.
 pub(super) struct Clusters {
     pub(super) count: Vec<f32>,
+    /// Scores of the centroids before the soft-cap: a row's score is this and its residual's, capped together.
+    pub(super) uncapped: Vec<f32>,
+    /// Scores of the centroids.
     pub(super) centre: Vec<f32>,
-    /// Variance of the scores inside the cluster.
+    /// Variance of the scores inside the cluster, after the soft-cap.
     pub(super) within: Vec<f32>,
     pub(super) value_spread: Vec<f32>,
     pub(super) mean_error: Vec<f32>,
@@ -33,8 +37,14 @@ pub(super) struct Clusters {
 }
 
 impl Clusters {
-    /// Scores are given `[clusters, group]`, after the soft-cap.
-    pub(super) fn new(head: &Head<'_>, centre: Vec<f32>, steady: &Steady, value_dim: usize) -> Self {
+    /// Scores are given `[clusters, group]`, before the soft-cap.
+    pub(super) fn new(
+        head: &Head<'_>,
+        uncapped: Vec<f32>,
+        softcap: Softcap,
+        steady: &Steady,
+        value_dim: usize,
+    ) -> Self {
         let group = head.group;
         let mut clusters = Clusters {
             count: Vec::with_capacity(head.clusters),
@@ -46,7 +56,8 @@ impl Clusters {
             probed: vec![false; head.clusters],
             top: steady.lse.clone(),
             steady: Vec::new(),
-            centre,
+            centre: uncapped.iter().map(|&score| softcap.apply(score)).collect(),
+            uncapped,
             value_dim,
         };
         for segment in &head.segments {
@@ -56,7 +67,13 @@ impl Clusters {
                 clusters.count.push(summary.count);
                 clusters.value_spread.push(summary.value_spread);
                 clusters.mean_error.push(summary.mean_error);
-                clusters.within.extend(variance.iter().map(|variance| variance * summary.key_spread));
+                let scores = &clusters.uncapped[clusters.within.len()..];
+                let within = variance.iter().zip(scores).map(|(variance, &score)| {
+                    let variance = variance * summary.key_spread;
+                    variance * softcap.slope(score, Z_CLUSTER * variance.sqrt()).powi(2)
+                });
+                let within: Vec<f32> = within.collect();
+                clusters.within.extend(within);
             }
         }
         for centre in clusters.centre.chunks_exact(group) {

@@ -3,6 +3,7 @@
 use super::constants::{ABOVE_MAX, FULL, SKETCH_MAX, Z_ROW};
 use super::head::Head;
 use super::probe::{Clusters, Rough, Steady, add_weighted};
+use super::softcap::Softcap;
 use crate::error::Error;
 use crate::view::LayerView;
 use crate::work::HeadQueries;
@@ -60,14 +61,8 @@ impl Zone {
         head: &Head<'_>,
         clusters: &Clusters,
     ) -> Result<Self, Error> {
-        let group = head.group;
-        let mut zone = Zone {
-            opened: Vec::new(),
-            weight: Vec::new(),
-            key_variance: Vec::new(),
-            key: Vec::new(),
-            value: Vec::new(),
-        };
+        let (group, softcap) = (head.group, Softcap(view.scoring.softcap));
+        let mut zone = Zone::default();
         let mut factors = Vec::new();
         for cluster in (0..head.clusters).filter(|&cluster| clusters.probed[cluster]) {
             let number = head.segment_of(cluster);
@@ -90,11 +85,12 @@ impl Zone {
             );
             for (row, factor) in factors.iter().enumerate() {
                 for g in 0..group {
-                    let variance = basis.norm2[g] * (factor * segment.ladder.sketch_noise).powi(2);
+                    let deviation = basis.norm2[g].sqrt() * factor * segment.ladder.sketch_noise;
                     let weight = &mut zone.weight[(start + row) * group + g];
                     // The exponential of an uncertain score is larger than that of its mean (Jensen).
-                    let score = clusters.centre[cluster * group + g] + *weight;
-                    let score = capped(view, score) + (variance / 2.0).min(1.0);
+                    let score = clusters.uncapped[cluster * group + g] + *weight;
+                    let variance = (deviation * softcap.slope(score, Z_ROW * deviation)).powi(2);
+                    let score = softcap.apply(score) + (variance / 2.0).min(1.0);
                     *weight = (score - clusters.top[g]).min(SKETCH_MAX).exp();
                     zone.key_variance.push(variance);
                 }
@@ -159,7 +155,7 @@ impl Zone {
         queries: &HeadQueries,
         kv_head: usize,
     ) -> Result<(), Error> {
-        let (group, dim) = (head.group, view.shape.key_dim);
+        let (group, dim, softcap) = (head.group, view.shape.key_dim, Softcap(view.scoring.softcap));
         let mut scores = Vec::new();
         for opened in &self.opened {
             let segment = &head.segments[opened.segment];
@@ -172,7 +168,7 @@ impl Zone {
                     Resolution::Code => {
                         let record = segment.ladder.key_code_bytes(stored..stored + 1)?;
                         kernels.scores4(&head.bases[segment.basis].key, group, dim, record, &mut scores);
-                        let centre = &clusters.centre[opened.cluster * group..][..group];
+                        let centre = &clusters.uncapped[opened.cluster * group..][..group];
                         scores.iter_mut().zip(centre).for_each(|(score, centre)| *score += centre);
                     }
                     Resolution::Full => {
@@ -181,7 +177,7 @@ impl Zone {
                     }
                 }
                 for (g, &score) in scores.iter().enumerate() {
-                    let score = capped(view, score) - clusters.top[g];
+                    let score = softcap.apply(score) - clusters.top[g];
                     self.weight[at * group + g] = score.min(ABOVE_MAX).exp();
                 }
             }
@@ -286,9 +282,4 @@ impl Zone {
         }
         Ok(Rough::new(output, dim))
     }
-}
-
-/// The soft-cap of the model, if it has one.
-pub(super) fn capped(view: &LayerView<'_>, score: f32) -> f32 {
-    view.scoring.softcap.map_or(score, |cap| cap * (score / cap).tanh())
 }

@@ -3,7 +3,8 @@
 use super::head::{Head, Ladders};
 use super::predict;
 use super::probe::{Clusters, Rough, Steady};
-use super::rows::{Zone, capped};
+use super::rows::Zone;
+use super::softcap::Softcap;
 use super::touched::Touched;
 use crate::error::Error;
 use crate::plan::{ClusterId, HeadPlan};
@@ -97,12 +98,12 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
 
         started = Instant::now();
         let head = Head::open(view, ladders, &queries, kv_head)?;
-        let mut centre = Vec::with_capacity(head.clusters * queries.heads);
+        let mut scores = Vec::with_capacity(head.clusters * queries.heads);
         for segment in &head.segments {
-            centre.extend(segment.score_centroids(kernels, &head.bases, &queries, view.shape.key_dim));
+            scores.extend(segment.score_centroids(kernels, &head.bases, &queries, view.shape.key_dim));
         }
-        centre.iter_mut().for_each(|score| *score = capped(view, *score));
-        let clusters = Clusters::new(&head, centre, &steady, view.shape.value_dim);
+        let softcap = Softcap(view.scoring.softcap);
+        let clusters = Clusters::new(&head, scores, softcap, &steady, view.shape.value_dim);
         let touched = Touched::new(&head);
         timings.add(Operator::Score, started.elapsed());
         Ok(Call { kernels, view, queries, kv_head, head, clusters, steady, touched, plain, timings })
@@ -318,7 +319,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             rows_scanned: zone.key.len() as u64,
             rows_coded: rows.coded,
             rows_read: rows.full,
-            rows_estimated: self.clusters.count.iter().sum::<f32>() as u64 - zone.key.len() as u64,
+            rows_estimated: (self.head.rows() - zone.key.len()) as u64,
             rows_plain: self.plain.sealed_rows,
             traffic,
         }
