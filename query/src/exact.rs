@@ -172,6 +172,7 @@ impl Output {
             method: plan.method,
             positions: plan.heads.chunks(view.shape.kv_heads).map(position_report).collect(),
             traffic: plan.traffic(),
+            head_bytes: plan.heads.iter().map(|head| head.traffic.bytes()).collect(),
             tail_rows,
             sealed_rows: plan.sealed_rows * view.shape.kv_heads as u64,
             sealed_bytes_16bit: plan.sealed_bytes_16bit,

@@ -26,6 +26,8 @@ pub struct Report {
     /// Bytes of sealed columns that were touched, summed over positions and KV heads. Query heads that share a KV head
     /// decide together, so a byte counts once for the group; positions that were answered by one reading count each.
     pub traffic: Traffic,
+    /// The bytes of [`Self::traffic`] by position and KV head, `[positions, kv_heads]`.
+    pub head_bytes: Vec<u64>,
     /// Rows of the tail, sinks and window included, that were read from memory, summed over positions and KV heads.
     pub tail_rows: u64,
     /// Sealed rows that the layer holds: rows times KV heads.

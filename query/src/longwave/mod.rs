@@ -12,6 +12,7 @@
 //! known is judged by an upper estimate.
 
 mod constants;
+mod exponential;
 mod head;
 mod pages;
 mod predict;

@@ -1,13 +1,16 @@
 //! The answer's own estimate of its error. Nothing more is read for it.
 
-use super::constants::{KEY_CODE_NOISE, SKETCH_MAX, VALUE_CODE_NOISE};
+use super::constants::{KEY_CODE_NOISE, VALUE_CODE_NOISE};
+use super::exponential::exp_m1;
 use super::head::Head;
 use super::probe::{Clusters, Rough, add_weighted};
 use super::rows::{Resolution, Zone};
+use longwave_kernels::Kernels;
 
 /// Predicted relative error of each head of the group, from four terms: value noise, key noise, the spread of scores
 /// outside the zone, and its bias; and the coding error of the value means, which a whole cluster shares.
 pub(super) fn predicted_error(
+    kernels: &Kernels,
     head: &Head<'_>,
     clusters: &Clusters,
     zone: &Zone,
@@ -15,13 +18,13 @@ pub(super) fn predicted_error(
     answer: &Rough,
 ) -> Vec<f32> {
     let (group, dim) = (head.group, clusters.value_dim);
-    let weights = zone.cluster_weights(head, clusters);
-    let total = clusters.totals(&weights, group);
+    let total = clusters.totals(&zone.cluster_weight, group);
+    let key_noise = key_noise(kernels, zone, group);
     let mut squared = vec![0.0f32; group];
     // Weight per cluster that rests on its mean value.
-    let mut unread = weights.clone();
+    let mut unread = zone.cluster_weight.clone();
     for opened in &zone.opened {
-        zone_noise(head, clusters, zone, opened, &total, answer, &mut squared);
+        zone_noise(head, clusters, (zone, &key_noise), opened, &total, answer, &mut squared);
         for row in opened.start..opened.start + opened.rows {
             if zone.value[row] != Resolution::Coarse {
                 let unread = &mut unread[opened.cluster * group..][..group];
@@ -45,7 +48,7 @@ pub(super) fn predicted_error(
             if clusters.probed[cluster] {
                 continue;
             }
-            let share = outside_weight(clusters, i, group) / total[g];
+            let share = clusters.estimate[i] / total[g];
             let within = clusters.within[i].min(2.0);
             let spread = clusters.value_spread[cluster];
             let off = answer.distance2(mean, g);
@@ -63,16 +66,25 @@ pub(super) fn predicted_error(
     squared.iter().zip(&answer.norm).map(|(squared, norm)| squared.sqrt() / norm).collect()
 }
 
-fn outside_weight(clusters: &Clusters, i: usize, group: usize) -> f32 {
-    let score = clusters.centre[i] + (clusters.within[i] / 4.0).min(1.0) - clusters.top[i % group];
-    clusters.count[i / group] * score.min(SKETCH_MAX).exp()
+/// Relative variance of each row's weight that its key leaves, `[rows, group]`.
+fn key_noise(kernels: &Kernels, zone: &Zone, group: usize) -> Vec<f32> {
+    let mut variance = zone.key_variance.clone();
+    for (variance, key) in variance.chunks_exact_mut(group).zip(&zone.key) {
+        let share = match key {
+            Resolution::Coarse => 1.0,
+            Resolution::Code => KEY_CODE_NOISE,
+            Resolution::Full => 0.0,
+        };
+        variance.iter_mut().for_each(|variance| *variance = (*variance * share).min(4.0));
+    }
+    exp_m1(kernels, &variance)
 }
 
 /// Noise of values and keys of one opened cluster.
 fn zone_noise(
     head: &Head<'_>,
     clusters: &Clusters,
-    zone: &Zone,
+    (zone, key_noise): (&Zone, &[f32]),
     opened: &super::rows::Opened,
     total: &[f32],
     answer: &Rough,
@@ -88,14 +100,9 @@ fn zone_noise(
                 Resolution::Code => VALUE_CODE_NOISE,
                 Resolution::Full => 0.0,
             };
-        let key_share = match zone.key[row] {
-            Resolution::Coarse => 1.0,
-            Resolution::Code => KEY_CODE_NOISE,
-            Resolution::Full => 0.0,
-        };
         for g in 0..group {
             let i = row * group + g;
-            let key_noise = (zone.key_variance[i] * key_share).min(4.0).exp_m1() * (off[g] + spread);
+            let key_noise = key_noise[i] * (off[g] + spread);
             squared[g] += (zone.weight[i] / total[g]).powi(2) * (value_noise + key_noise);
         }
     }

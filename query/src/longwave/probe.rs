@@ -1,8 +1,10 @@
 //! From centroids to a zone: which clusters' value means are read, and which clusters are opened.
 
-use super::constants::{ABOVE_MAX, MEAN, PROBE, Z_CLUSTER};
+use super::constants::{ABOVE_MAX, MEAN, PROBE, SKETCH_MAX, Z_CLUSTER};
+use super::exponential::{exp, exp_m1};
 use super::head::Head;
 use super::softcap::Softcap;
+use longwave_kernels::Kernels;
 use longwave_kernels::codec::{decode4, record_len};
 
 /// The rows that are read exactly anyway, as one weighted value per head of the group.
@@ -22,6 +24,12 @@ pub(super) struct Clusters {
     pub(super) centre: Vec<f32>,
     /// Variance of the scores inside the cluster, after the soft-cap.
     pub(super) within: Vec<f32>,
+    /// How much more than the centre's weight a row's may be: the upper estimate's exponential, less 1.
+    pub(super) above: Vec<f32>,
+    /// Weights that the scores of the centroids alone give.
+    pub(super) mass: Vec<f32>,
+    /// Weights with the allowance for the spread of the scores inside (Jensen), for clusters that are not opened.
+    pub(super) estimate: Vec<f32>,
     pub(super) value_spread: Vec<f32>,
     pub(super) mean_error: Vec<f32>,
     /// Index into `means`, or none where the mean of all values stands for the cluster's.
@@ -39,6 +47,7 @@ pub(super) struct Clusters {
 impl Clusters {
     /// Scores are given `[clusters, group]`, before the soft-cap.
     pub(super) fn new(
+        kernels: &Kernels,
         head: &Head<'_>,
         uncapped: Vec<f32>,
         softcap: Softcap,
@@ -49,6 +58,9 @@ impl Clusters {
         let mut clusters = Clusters {
             count: Vec::with_capacity(head.clusters),
             within: Vec::with_capacity(head.clusters * group),
+            above: Vec::new(),
+            mass: Vec::new(),
+            estimate: Vec::new(),
             value_spread: Vec::with_capacity(head.clusters),
             mean_error: Vec::with_capacity(head.clusters),
             mean_at: vec![None; head.clusters],
@@ -80,7 +92,25 @@ impl Clusters {
             clusters.top.iter_mut().zip(centre).for_each(|(top, &centre)| *top = top.max(centre));
         }
         clusters.steady = steady.lse.iter().zip(&clusters.top).map(|(lse, top)| (lse - top).exp()).collect();
+        clusters.weigh(kernels, group);
         clusters
+    }
+
+    fn weigh(&mut self, kernels: &Kernels, group: usize) {
+        let above: Vec<f32> = self.within.iter().map(|&within| above(within)).collect();
+        self.above = exp_m1(kernels, &above);
+        let weights = |allowance: &dyn Fn(usize) -> f32, most: f32| {
+            let over_top = |i: usize| (self.centre[i] + allowance(i) - self.top[i % group]).min(most);
+            let mut weights: Vec<f32> = (0..self.centre.len()).map(over_top).collect();
+            exp(kernels, &mut weights);
+            for (weights, count) in weights.chunks_exact_mut(group).zip(&self.count) {
+                weights.iter_mut().for_each(|weight| *weight *= count);
+            }
+            weights
+        };
+        let estimate = weights(&|i| (self.within[i] / 4.0).min(1.0), SKETCH_MAX);
+        self.mass = weights(&|_| 0.0, ABOVE_MAX);
+        self.estimate = estimate;
     }
 
     /// The value that stands for the rows of a cluster until they are read.
@@ -91,17 +121,10 @@ impl Clusters {
         }
     }
 
-    /// Weights `[clusters, group]` that the centroids' scores alone give.
-    pub(super) fn centre_mass(&self, group: usize) -> Vec<f32> {
-        let weight =
-            |i: usize| self.count[i / group] * (self.centre[i] - self.top[i % group]).min(ABOVE_MAX).exp();
-        (0..self.centre.len()).map(weight).collect()
-    }
-
     /// Per cluster: the largest share of the mass that it could hold, over the heads of the group.
-    pub(super) fn mass_above(&self, mass: &[f32], group: usize) -> Vec<f32> {
-        let total = self.totals(mass, group);
-        let share = |i: usize| mass[i] / total[i % group] * above(self.within[i]).exp();
+    pub(super) fn mass_above(&self, group: usize) -> Vec<f32> {
+        let total = self.totals(&self.mass, group);
+        let share = |i: usize| self.mass[i] / total[i % group] * (1.0 + self.above[i]);
         let clusters = (0..self.count.len()).map(|cluster| cluster * group..(cluster + 1) * group);
         clusters.map(|heads| heads.map(share).fold(0.0, f32::max)).collect()
     }
@@ -122,10 +145,10 @@ impl Clusters {
     }
 
     /// Chooses the clusters to open, among those whose mean was read: where not knowing a row's score could matter.
-    pub(super) fn probe(&mut self, head: &Head<'_>, mass: &[f32], steady: &Steady, tau: f32) {
+    pub(super) fn probe(&mut self, head: &Head<'_>, steady: &Steady, tau: f32) {
         let group = head.group;
-        let total = self.totals(mass, group);
-        let rough = self.rough(head, mass, steady);
+        let total = self.totals(&self.mass, group);
+        let rough = self.rough(head, &self.mass, steady);
         for cluster in 0..head.clusters {
             if self.mean_at[cluster].is_none() {
                 self.probed[cluster] = false;
@@ -137,8 +160,8 @@ impl Clusters {
                 let off = rough.distance2(self.mean(head, cluster), g)
                     + self.value_spread[cluster]
                     + self.count[cluster] * self.mean_error[cluster];
-                let per_row = mass[i] / total / self.count[cluster];
-                gain += (per_row * above(self.within[i]).exp_m1() * off.sqrt() / rough.norm[g]).powi(2);
+                let per_row = self.mass[i] / total / self.count[cluster];
+                gain += (per_row * self.above[i] * off.sqrt() / rough.norm[g]).powi(2);
             }
             self.probed[cluster] = gain.sqrt() > PROBE * tau;
         }

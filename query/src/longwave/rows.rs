@@ -1,6 +1,7 @@
 //! From the zone's sketches to rows: which keys and values are read, at 4 bits or in full, and the answer.
 
 use super::constants::{ABOVE_MAX, FULL, SKETCH_MAX, Z_ROW};
+use super::exponential::{exp, exp_m1};
 use super::head::Head;
 use super::probe::{Clusters, Rough, Steady, add_weighted};
 use super::softcap::Softcap;
@@ -49,6 +50,12 @@ pub(super) struct Zone {
     pub(super) weight: Vec<f32>,
     /// Variance of the sketched scores.
     pub(super) key_variance: Vec<f32>,
+    /// How much more than its weight a row's may be, by its upper estimate.
+    above: Vec<f32>,
+    /// The factor on a row's weight that not knowing its key allows for, where only the sketch was read.
+    upper: Vec<f32>,
+    /// Weights of all clusters, `[clusters, group]`: sums over the rows of those opened, estimates of the others.
+    pub(super) cluster_weight: Vec<f32>,
     pub(super) key: Vec<Resolution>,
     pub(super) value: Vec<Resolution>,
 }
@@ -91,41 +98,39 @@ impl Zone {
                     let score = clusters.uncapped[cluster * group + g] + *weight;
                     let variance = (deviation * softcap.slope(score, Z_ROW * deviation)).powi(2);
                     let score = softcap.apply(score) + (variance / 2.0).min(1.0);
-                    *weight = (score - clusters.top[g]).min(SKETCH_MAX).exp();
+                    *weight = (score - clusters.top[g]).min(SKETCH_MAX);
                     zone.key_variance.push(variance);
                 }
             }
         }
+        exp(kernels, &mut zone.weight);
+        let deviation = |variance: &f32| Z_ROW * variance.sqrt();
+        let above: Vec<f32> = zone.key_variance.iter().map(|v| deviation(v).min(8.0)).collect();
+        zone.above = exp_m1(kernels, &above);
+        zone.upper = zone.key_variance.iter().map(|v| v.min(deviation(v)).min(8.0)).collect();
+        exp(kernels, &mut zone.upper);
         zone.value = vec![Resolution::Coarse; zone.key.len()];
+        zone.cluster_weight = clusters.estimate.clone();
+        zone.sum_rows(group);
         Ok(zone)
     }
 
-    /// Weights of all clusters: sums over the rows of those opened, estimates of the others.
-    pub(super) fn cluster_weights(&self, head: &Head<'_>, clusters: &Clusters) -> Vec<f32> {
-        let group = head.group;
-        let mut weights: Vec<f32> = (0..clusters.centre.len())
-            .map(|i| {
-                let score =
-                    clusters.centre[i] + (clusters.within[i] / 4.0).min(1.0) - clusters.top[i % group];
-                clusters.count[i / group] * score.min(SKETCH_MAX).exp()
-            })
-            .collect();
+    /// Brings the weights of the opened clusters up to date with their rows.
+    fn sum_rows(&mut self, group: usize) {
         for opened in &self.opened {
-            let sum = &mut weights[opened.cluster * group..][..group];
+            let sum = &mut self.cluster_weight[opened.cluster * group..][..group];
             sum.fill(0.0);
             for row in self.weight[opened.start * group..][..opened.rows * group].chunks_exact(group) {
                 sum.iter_mut().zip(row).for_each(|(sum, weight)| *sum += weight);
             }
         }
-        weights
     }
 
     /// Chooses the keys to read, where a key's own error could matter to the group.
     pub(super) fn select_keys(&mut self, head: &Head<'_>, clusters: &Clusters, steady: &Steady, tau: f32) {
         let group = head.group;
-        let weights = self.cluster_weights(head, clusters);
-        let total = clusters.totals(&weights, group);
-        let rough = clusters.rough(head, &weights, steady);
+        let total = clusters.totals(&self.cluster_weight, group);
+        let rough = clusters.rough(head, &self.cluster_weight, steady);
         for opened in &self.opened {
             let mean = clusters.mean(head, opened.cluster);
             let spread = clusters.value_spread[opened.cluster];
@@ -136,8 +141,7 @@ impl Zone {
                 let gain: f32 = (0..group)
                     .map(|g| {
                         let i = row * group + g;
-                        let above = (Z_ROW * self.key_variance[i].sqrt()).min(8.0).exp_m1();
-                        (self.weight[i] * reach[g] * above).powi(2)
+                        (self.weight[i] * reach[g] * self.above[i]).powi(2)
                     })
                     .sum();
                 self.key[row] = Resolution::of(gain.sqrt(), tau);
@@ -182,23 +186,23 @@ impl Zone {
                 }
             }
         }
+        self.sum_rows(group);
         Ok(())
     }
 
     /// Chooses the values to read, with the keys read so far.
     pub(super) fn select_values(&mut self, head: &Head<'_>, clusters: &Clusters, steady: &Steady, tau: f32) {
         let group = head.group;
-        let weights = self.cluster_weights(head, clusters);
-        let total = clusters.totals(&weights, group);
-        let rough = clusters.rough(head, &weights, steady);
+        let total = clusters.totals(&self.cluster_weight, group);
+        let rough = clusters.rough(head, &self.cluster_weight, steady);
         for opened in &self.opened {
             let deviation = clusters.value_spread[opened.cluster].sqrt();
             for row in opened.start..opened.start + opened.rows {
                 let gain: f32 = (0..group)
                     .map(|g| {
-                        let (i, variance) = (row * group + g, self.key_variance[row * group + g]);
+                        let i = row * group + g;
                         let above = match self.key[row] {
-                            Resolution::Coarse => variance.min(Z_ROW * variance.sqrt()).min(8.0).exp(),
+                            Resolution::Coarse => self.upper[i],
                             _ => 1.0,
                         };
                         (self.weight[i] / total[g] * above / rough.norm[g]).powi(2)
@@ -221,7 +225,7 @@ impl Zone {
     ) -> Result<Rough, Error> {
         let (group, dim) = (head.group, view.shape.value_dim);
         // Rows whose value is read in full do not rest on the mean; coded values are differences to it.
-        let mut on_mean = self.cluster_weights(head, clusters);
+        let mut on_mean = self.cluster_weight.clone();
         let mut full = vec![0.0; group * dim];
         let mut coded: Vec<Vec<f32>> = head.segments.iter().map(|_| Vec::new()).collect();
         for opened in &self.opened {
@@ -274,7 +278,7 @@ impl Zone {
             }
             add_weighted(&mut output, &unread, segment.ladder.global_value);
         }
-        let total = clusters.totals(&self.cluster_weights(head, clusters), group);
+        let total = clusters.totals(&self.cluster_weight, group);
         for (g, output) in output.chunks_exact_mut(dim).enumerate() {
             for (output, steady) in output.iter_mut().zip(&steady.output[g * dim..]) {
                 *output = (*output + clusters.steady[g] * steady) / total[g];

@@ -74,6 +74,11 @@ impl Touched {
         }
     }
 
+    /// Leaves what was read in full to whoever counts those rows by other means.
+    pub(super) fn forget_full_rows(&mut self) {
+        self.rows.iter_mut().for_each(|row| *row &= KEY_CODE | VALUE_CODE);
+    }
+
     /// Rows `rows` of a segment of the head: whether the key's code, the key, the value's code and the value were read.
     pub(super) fn rows(&self, segment: usize, rows: Range<usize>) -> impl Iterator<Item = [bool; 4]> {
         let first = self.first_row[segment];

@@ -103,7 +103,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             scores.extend(segment.score_centroids(kernels, &head.bases, &queries, view.shape.key_dim));
         }
         let softcap = Softcap(view.scoring.softcap);
-        let clusters = Clusters::new(&head, scores, softcap, &steady, view.shape.value_dim);
+        let clusters = Clusters::new(kernels, &head, scores, softcap, &steady, view.shape.value_dim);
         let touched = Touched::new(&head);
         timings.add(Operator::Score, started.elapsed());
         Ok(Call { kernels, view, queries, kv_head, head, clusters, steady, touched, plain, timings })
@@ -173,18 +173,17 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
     /// Opens clusters and scans their sketches.
     pub(super) fn zone(&mut self, threshold: &mut Threshold) -> Result<Zone, Error> {
         let mut started = Instant::now();
-        let (head, steady, group) = (&self.head, &self.steady, self.queries.heads);
-        let mass = self.clusters.centre_mass(group);
-        let above = self.clusters.mass_above(&mass, group);
+        let (head, steady) = (&self.head, &self.steady);
+        let above = self.clusters.mass_above(self.queries.heads);
         let fixed = self.fixed_traffic().bytes();
         let record = record_len(self.view.shape.value_dim) as u64;
         let means = |tau| Clusters::means_wanted(&above, tau) * record;
         threshold.raise(fixed, 1, means);
         self.clusters.read_means(head, &above, threshold.tau);
-        self.clusters.probe(head, &mass, steady, threshold.tau);
+        self.clusters.probe(head, steady, threshold.tau);
         let clusters = &mut self.clusters;
         threshold.raise(fixed, 2, |tau| {
-            clusters.probe(head, &mass, steady, tau);
+            clusters.probe(head, steady, tau);
             let probed = (0..head.clusters).filter(|&cluster| clusters.probed[cluster]);
             means(tau) + probed.map(|cluster| head.sketch_bytes(cluster)).sum::<u64>()
         });
@@ -243,10 +242,10 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         let steady = Steady::new(view, state, kv_head);
         let mut output = steady.output;
         rotate(&mut output, view.shape.value_dim, true);
-        let mut plan = self.plan(&Zone::default());
         // Rows that attempts had read in full are among those read now.
-        (plan.traffic.keys, plan.traffic.values) = (self.plain.traffic.keys, self.plain.traffic.values);
-        (plan.rows_read, plan.rows_estimated) = (0, 0);
+        self.touched.forget_full_rows();
+        let mut plan = self.plan(&Zone::default());
+        plan.rows_estimated = 0;
         self.timings.add(Operator::Read, started.elapsed());
         Ok(Unit {
             output,
@@ -264,12 +263,11 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
     fn predicted(&self, zone: &Zone, answer: &Rough) -> Vec<f32> {
         let head = &self.head;
         let deviation = |cluster| head.segments[head.segment_of(cluster)].ladder.mean_deviation;
-        predict::predicted_error(head, &self.clusters, zone, &deviation, answer)
+        predict::predicted_error(self.kernels, head, &self.clusters, zone, &deviation, answer)
     }
 
     fn lse(&self, zone: &Zone) -> Vec<f32> {
-        let weights = zone.cluster_weights(&self.head, &self.clusters);
-        let total = self.clusters.totals(&weights, self.queries.heads);
+        let total = self.clusters.totals(&zone.cluster_weight, self.queries.heads);
         total.iter().zip(&self.clusters.top).map(|(total, top)| top + total.ln()).collect()
     }
 
