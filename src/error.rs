@@ -119,7 +119,7 @@ pub enum Error {
         /// The name.
         name: String,
     },
-    /// A thread that seals rows ended early. The rows are still in the tail.
+    /// A thread that seals rows ended early. The rows are still where they were.
     #[error("the sealing thread ended before it had sealed rows {first} to {end} of layer {layer}")]
     SealingEnded {
         /// The layer.

@@ -1,6 +1,6 @@
 //! The rows of one layer at one moment: sealed segments and the tail.
 
-use crate::accuracy::{self, Calibration, Steering};
+use crate::accuracy::{self, Calibration, Spending, Steering};
 use crate::error::Error;
 use crate::rows::Tail;
 use crate::sealing::Sealed;
@@ -19,6 +19,7 @@ pub(crate) struct LayerRows {
     /// Changed by the writer alone, as the steering is.
     pub(crate) calibration: Arc<Calibration>,
     pub(crate) steering: Steering,
+    pub(crate) spending: Arc<Spending>,
 }
 
 impl LayerRows {
@@ -30,6 +31,7 @@ impl LayerRows {
             tail: Tail::new(shape, sinks),
             calibration: Arc::new(Calibration::new(shape.query_heads)),
             steering: Steering::default(),
+            spending: Arc::new(Spending::new(&shape)),
         }
     }
 

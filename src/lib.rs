@@ -35,8 +35,10 @@ mod check;
 mod context;
 mod error;
 mod layer;
+mod metric;
 mod model;
 mod options;
+mod profile;
 mod record;
 mod replay;
 mod rows;
@@ -47,11 +49,13 @@ mod snapshot;
 mod store;
 mod tensor;
 
-pub use accuracy::{BANDS, Band, CONFIDENCE, Calibration, WINDOW};
+pub use accuracy::{
+    BANDS, Band, CONFIDENCE, Calibration, KvHeadSpending, QueryHeadSpending, Spending, WINDOW,
+};
 pub use context::Context;
 pub use error::Error;
 pub use model::{HEADS_MAX, LAYERS_MAX, LayerKind, Mismatch, ModelIdentity, ModelSpec};
-pub use options::{AuditOptions, ContextOptions, SEGMENT_ROWS_MAX, StoreOptions};
+pub use options::{AuditOptions, ContextOptions, Rebuild, SEGMENT_ROWS_MAX, StoreOptions};
 pub use snapshot::{Reader, Snapshot};
 pub use store::Store;
 pub use tensor::TensorView;

@@ -69,6 +69,29 @@ pub struct ContextOptions {
     pub ladder: bool,
     /// Query positions kept per layer as a sample; 0 keeps none.
     pub sample_positions: u32,
+    /// When segments are built again by themselves.
+    pub rebuild: Rebuild,
+}
+
+/// When the segments of a layer that were built before any of the context's queries was known are built again, in the
+/// metric of these queries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Rebuild {
+    /// Only when [`crate::Context::rebuild`] asks for it.
+    Never,
+    /// In the background, behind whatever is to be sealed, once the layer's sample holds queries of so many positions.
+    /// It happens once: a layer whose first segment knew queries of the context is left as it is. Never, where the
+    /// sample keeps fewer positions.
+    WhenObserved {
+        /// Positions, at least 1.
+        positions: u32,
+    },
+}
+
+impl Rebuild {
+    /// Once queries of 64 positions are known: from there on more of them hardly change the metric.
+    pub const DEFAULT: Rebuild = Rebuild::WhenObserved { positions: 64 };
 }
 
 impl Default for ContextOptions {
@@ -82,6 +105,7 @@ impl Default for ContextOptions {
             clusters: ClusterOptions::ladder(),
             ladder: true,
             sample_positions: 128,
+            rebuild: Rebuild::DEFAULT,
         }
     }
 }
@@ -120,8 +144,19 @@ impl ContextOptions {
         self
     }
 
+    /// Sets when segments are built again by themselves.
+    pub fn with_rebuild(mut self, rebuild: Rebuild) -> Self {
+        self.rebuild = rebuild;
+        self
+    }
+
     pub(crate) fn check(&self) -> Result<(), Error> {
+        let rebuild = match self.rebuild {
+            Rebuild::Never => 1,
+            Rebuild::WhenObserved { positions } => positions,
+        };
         let bounds = [
+            ("rebuild", rebuild, 1, 1 << 16),
             ("sinks", self.sinks, 0, 1 << 16),
             ("window", self.window, 1, 1 << 20),
             ("bulk_segment_rows", self.bulk_segment_rows, 1, SEGMENT_ROWS_MAX),

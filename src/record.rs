@@ -4,7 +4,7 @@ use crate::accuracy;
 use crate::context::Layer;
 use crate::error::Error;
 use crate::model::{LayerKind, ModelIdentity, ModelSpec};
-use crate::options::ContextOptions;
+use crate::options::{ContextOptions, Rebuild};
 use longwave_index::ClusterOptions;
 use longwave_kernels::Dtype;
 use longwave_storage::{
@@ -112,6 +112,10 @@ pub(crate) fn settings_record(options: &ContextOptions) -> SettingsRecord {
         split_factor: options.clusters.split_factor,
         seed: options.clusters.seed,
         ladder: options.ladder,
+        rebuild_positions: match options.rebuild {
+            Rebuild::Never => None,
+            Rebuild::WhenObserved { positions } => Some(positions),
+        },
     }
 }
 
@@ -125,6 +129,9 @@ pub(crate) fn context_options(settings: &SettingsRecord) -> Result<ContextOption
         bulk_append_rows: settings.bulk_append_rows,
         sample_positions: settings.sample_positions,
         ladder: settings.ladder,
+        rebuild: settings
+            .rebuild_positions
+            .map_or(Rebuild::Never, |positions| Rebuild::WhenObserved { positions }),
         clusters: ClusterOptions {
             tokens_per_cluster: settings.tokens_per_cluster,
             iterations: settings.iterations,
@@ -138,40 +145,65 @@ pub(crate) fn context_options(settings: &SettingsRecord) -> Result<ContextOption
 
 /// Records of state that this build does not know.
 pub(crate) fn other_state(manifest: &Manifest) -> Vec<StateRecord> {
-    manifest.state.iter().filter(|record| record.kind != accuracy::KIND).cloned().collect()
+    let known = [accuracy::KIND, accuracy::SPENDING_KIND];
+    manifest.state.iter().filter(|record| !known.contains(&record.kind)).cloned().collect()
 }
 
-/// Brings calibration and steering back.
+/// Brings calibration, steering and spending back.
 pub(crate) fn restore_state(
     manifest: &Manifest,
     file: &str,
     layers: &mut [Option<Layer>],
 ) -> Result<(), Error> {
-    for record in manifest.state.iter().filter(|record| record.kind == accuracy::KIND) {
-        if record.version != accuracy::VERSION {
-            let found = u16::try_from(record.version).unwrap_or(u16::MAX);
-            let known = accuracy::VERSION as u16;
-            let file = format!("{file}, calibration");
-            return Err(StorageError::Version { file, found, oldest: known, newest: known }.into());
-        }
-        let decoded = accuracy::decode(&record.bytes, layers.len(), manifest.model.query_heads as usize);
-        let corrupt = |offset: usize, expected: String, found: String| StorageError::Corrupt {
-            file: file.into(),
-            column: Some("calibration".into()),
-            offset: offset as u64,
-            expected,
-            found,
-        };
-        for (number, calibration, steering) in
-            decoded.map_err(|fault| corrupt(fault.offset, fault.expected, fault.found))?
-        {
-            let Some(layer) = &mut layers[number] else {
-                let expected = "a layer that keeps KV".into();
-                return Err(corrupt(0, expected, format!("layer {number}")).into());
-            };
+    let heads = (manifest.model.kv_heads as usize, manifest.model.query_heads as usize);
+    let count = layers.len();
+    for bytes in state_of(manifest, file, ("calibration", accuracy::KIND, accuracy::VERSION)) {
+        let decoded = accuracy::decode(bytes?, count, heads.1);
+        for (number, calibration, steering) in decoded.map_err(|fault| damaged(file, "calibration", fault))? {
+            let layer = kept(layers, file, "calibration", number)?;
             layer.rows.calibration = Arc::new(calibration);
             layer.rows.steering = steering;
         }
     }
+    let spending = ("spending", accuracy::SPENDING_KIND, accuracy::SPENDING_VERSION);
+    for bytes in state_of(manifest, file, spending) {
+        let decoded = accuracy::decode_spending(bytes?, count, heads);
+        for (number, spending) in decoded.map_err(|fault| damaged(file, "spending", fault))? {
+            kept(layers, file, "spending", number)?.rows.spending = Arc::new(spending);
+        }
+    }
     Ok(())
+}
+
+/// The state of one kind, each record of the version that this build reads.
+fn state_of<'a>(
+    manifest: &'a Manifest,
+    file: &'a str,
+    (what, kind, version): (&'a str, u32, u32),
+) -> impl Iterator<Item = Result<&'a [u8], Error>> {
+    manifest.state.iter().filter(move |record| record.kind == kind).map(move |record| {
+        if record.version == version {
+            return Ok(&*record.bytes);
+        }
+        let found = u16::try_from(record.version).unwrap_or(u16::MAX);
+        let (file, known) = (format!("{file}, {what}"), version as u16);
+        Err(StorageError::Version { file, found, oldest: known, newest: known }.into())
+    })
+}
+
+fn damaged(file: &str, what: &str, fault: accuracy::Fault) -> Error {
+    let accuracy::Fault { offset, expected, found } = fault;
+    let (file, column) = (file.into(), Some(what.into()));
+    StorageError::Corrupt { file, column, offset: offset as u64, expected, found }.into()
+}
+
+fn kept<'a>(
+    layers: &'a mut [Option<Layer>],
+    file: &str,
+    what: &str,
+    number: usize,
+) -> Result<&'a mut Layer, Error> {
+    let found = format!("layer {number}");
+    let fault = || accuracy::Fault { offset: 0, expected: "a layer that keeps KV".into(), found };
+    layers[number].as_mut().ok_or_else(|| damaged(file, what, fault()))
 }

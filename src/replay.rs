@@ -112,6 +112,7 @@ impl<'a> Replay<'a> {
                 };
                 layer.sample.insert(header.first_position, bytemuck::pod_collect_to_vec::<u8, f16>(payload));
                 layer.sample.settle();
+                layer.sample.settle_profile();
                 Ok(())
             }
             RecordKind::Rows => Err(("token ids or queries".into(), "rows".into())),

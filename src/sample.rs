@@ -14,13 +14,15 @@ pub(crate) struct QuerySample {
     capacity: usize,
     /// By hash: the position and its queries `[query_heads, key_dim]`.
     kept: BTreeMap<(u64, u64), Vec<f16>>,
-    /// Positions that entered since the last call of [`Self::drain_new`].
+    /// Positions that entered since the last [`Self::settle`].
     new: Vec<u64>,
+    /// Positions that entered since the last [`Self::settle_profile`].
+    unprofiled: Vec<u64>,
 }
 
 impl QuerySample {
     pub(crate) fn new(seed: u64, capacity: usize) -> Self {
-        QuerySample { seed, capacity, kept: BTreeMap::new(), new: Vec::new() }
+        QuerySample { seed, capacity, kept: BTreeMap::new(), new: Vec::new(), unprofiled: Vec::new() }
     }
 
     /// Whether the queries of `position` would be kept. Cheap, so that most positions are never converted.
@@ -38,9 +40,15 @@ impl QuerySample {
         }
         self.kept.insert((self.hash(position), position), queries);
         self.new.push(position);
+        self.unprofiled.push(position);
         if self.kept.len() > self.capacity {
             self.kept.pop_last();
         }
+    }
+
+    /// Positions kept.
+    pub(crate) fn len(&self) -> usize {
+        self.kept.len()
     }
 
     /// The sample in order of position.
@@ -53,14 +61,28 @@ impl QuerySample {
 
     /// Positions that entered since the last [`Self::settle`] and are still kept.
     pub(crate) fn unsaved(&self) -> Vec<(u64, &[f16])> {
+        self.entries(&self.new)
+    }
+
+    /// Positions that the model's profile has not learnt of and that are still kept.
+    pub(crate) fn unprofiled(&self) -> Vec<(u64, &[f16])> {
+        self.entries(&self.unprofiled)
+    }
+
+    fn entries(&self, positions: &[u64]) -> Vec<(u64, &[f16])> {
         let entry =
             |&position: &u64| Some((position, self.kept.get(&(self.hash(position), position))?.as_slice()));
-        self.new.iter().filter_map(entry).collect()
+        positions.iter().filter_map(entry).collect()
     }
 
     /// What [`Self::unsaved`] named has been saved.
     pub(crate) fn settle(&mut self) {
         self.new.clear();
+    }
+
+    /// What [`Self::unprofiled`] named is in the profile.
+    pub(crate) fn settle_profile(&mut self) {
+        self.unprofiled.clear();
     }
 
     /// What was saved is to be saved again.

@@ -1,16 +1,18 @@
-//! Turns rows that have left the window into immutable segments, on a thread of its own.
+//! Turns rows that have left the window into immutable segments, and segments into better ones, on a thread of its own.
 
 use crate::error::Error;
-use crate::rows::Block;
-use longwave_index::ladder::{Basis, LadderInput, LadderView, Moment, MomentSource};
+use crate::metric::Metric;
+use crate::rows::{Block, RowBuffer};
+use longwave_index::ladder::{Basis, LadderInput, LadderView};
 use longwave_index::{ClusterOptions, HeadInput, build_segment};
 use longwave_kernels::Rows;
 use longwave_query::{LayerSegment, Shape};
 use longwave_storage::{
-    Alignment, Backend, ColumnKind, Expected, NewColumn, Segment, SegmentHeader, SegmentRecord,
-    segment_file_name, segment_path, write_segment,
+    Alignment, Backend, ColumnKind, Error as StorageError, Expected, NewColumn, Segment, SegmentHeader,
+    SegmentRecord, segment_file_name, segment_path, write_segment,
 };
 use parking_lot::Mutex;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
@@ -28,16 +30,24 @@ pub(crate) struct SealJob {
     pub(crate) clusters: Option<ClusterOptions>,
     /// `None` stores no resolution ladder beside the clusters.
     pub(crate) ladder: Option<SealLadder>,
-    pub(crate) rows: Block,
-    /// Set when the context goes: what has not been started is then not wanted.
+    pub(crate) rows: SealRows,
+    /// Set when the context goes or the result is no longer wanted: what has not been started is then left.
     pub(crate) cancelled: Arc<AtomicBool>,
+}
+
+/// Where the rows of a segment come from.
+#[derive(Debug)]
+pub(crate) enum SealRows {
+    /// Copied from the tail.
+    Tail(Block),
+    /// A segment that is to be built again.
+    Segment(Arc<Sealed>),
 }
 
 /// What the ladder of a segment is built with.
 #[derive(Debug)]
 pub(crate) struct SealLadder {
-    pub(crate) moments: Vec<Moment>,
-    pub(crate) source: MomentSource,
+    pub(crate) metric: Arc<Metric>,
     /// The layer's bases: set by its first segment, used by those after it. Jobs of a layer run in order.
     pub(crate) bases: Arc<OnceLock<Vec<Basis>>>,
 }
@@ -54,9 +64,17 @@ impl SealJob {
         let started = std::time::Instant::now();
         let file = segment_file_name(&self.context_id, self.sequence);
         let path = segment_path(&file);
+        let stored;
+        let rows = match &self.rows {
+            SealRows::Tail(rows) => rows,
+            SealRows::Segment(sealed) => {
+                stored = stored_rows(&sealed.segment, &self.shape)?;
+                &stored
+            }
+        };
         let file_len = match &self.clusters {
-            Some(options) => self.write_clustered(&path, options)?,
-            None => self.write_plain(&path)?,
+            Some(options) => self.write_clustered(&path, options, rows)?,
+            None => self.write_plain(&path, rows)?,
         };
         let segment = Segment::open(Arc::clone(&self.backend), &path, &self.expected)?;
         if let Some(ladder) = self.ladder.as_ref().filter(|ladder| ladder.bases.get().is_none())
@@ -70,32 +88,31 @@ impl SealJob {
         Ok(Sealed { segment: Arc::new(LayerSegment::new(segment)), record })
     }
 
-    fn write_clustered(&self, path: &str, options: &ClusterOptions) -> Result<u64, Error> {
-        let pairs = self.rows.keys.iter().zip(&self.rows.values);
+    fn write_clustered(&self, path: &str, options: &ClusterOptions, rows: &Block) -> Result<u64, Error> {
+        let pairs = rows.keys.iter().zip(&rows.values);
         let heads: Vec<HeadInput<'_>> =
             pairs.map(|(keys, values)| HeadInput { keys: keys.rows(), values: values.rows() }).collect();
         // The random stream of a head depends on where its rows lie, not on when or where they are sealed.
         let stream = (u64::from(self.header.layer) << 48) ^ (self.header.first_position << 8);
         let ladder = self.ladder.as_ref().map(|ladder| LadderInput {
-            moments: &ladder.moments,
+            moments: ladder.metric.moments(),
             bases: ladder.bases.get().map(Vec::as_slice),
-            source: ladder.source,
+            source: ladder.metric.source(),
         });
         let Shape { key_dim, value_dim, .. } = self.shape;
         let built = build_segment(&heads, key_dim, value_dim, options, stream, ladder.as_ref());
         Ok(write_segment(self.backend.as_ref(), path, &self.header, &built.columns())?)
     }
 
-    fn write_plain(&self, path: &str) -> Result<u64, Error> {
+    fn write_plain(&self, path: &str, rows: &Block) -> Result<u64, Error> {
         let offsets: Vec<u8> = (0..self.header.rows).flat_map(u32::to_le_bytes).collect();
         let column = |kind, name, element_size, parts| {
             let alignment =
                 if kind == ColumnKind::POSITIONS { Alignment::CacheLine } else { Alignment::Page };
             NewColumn { kind, name, element_size, alignment, parts }
         };
-        let keys: Vec<&[u8]> = self.rows.keys.iter().map(|keys| Rows::as_bytes(&keys.rows())).collect();
-        let values: Vec<&[u8]> =
-            self.rows.values.iter().map(|values| Rows::as_bytes(&values.rows())).collect();
+        let keys: Vec<&[u8]> = rows.keys.iter().map(|keys| Rows::as_bytes(&keys.rows())).collect();
+        let values: Vec<&[u8]> = rows.values.iter().map(|values| Rows::as_bytes(&values.rows())).collect();
         let size = self.shape.dtype.size_of() as u32;
         let columns = [
             column(ColumnKind::KEYS, "keys", size, keys),
@@ -113,7 +130,80 @@ pub(crate) fn bases_of(segment: &Segment) -> Result<Option<Vec<Basis>>, Error> {
     Ok(Some(heads.map(|head| ladder.basis(head)).collect::<Result<_, _>>()?))
 }
 
+/// The rows of a segment in the order of their positions.
+fn stored_rows(sealed: &LayerSegment, shape: &Shape) -> Result<Block, Error> {
+    let segment = sealed.segment();
+    let rows = sealed.rows();
+    let (keys, values) = (segment.column(ColumnKind::KEYS)?, segment.column(ColumnKind::VALUES)?);
+    let column = segment.column(ColumnKind::POSITIONS)?;
+    let positions = column.all()?.as_chunks::<4>().0;
+    let mut block = Block::new(shape, sealed.first_position());
+    block.rows = rows;
+    // Storage has checked the columns' lengths; that positions are a permutation is checked here.
+    for (head, positions) in positions.chunks_exact(rows).enumerate() {
+        let mut stored_at = vec![u32::MAX; rows];
+        for (at, position) in positions.iter().enumerate() {
+            match stored_at.get_mut(u32::from_le_bytes(*position) as usize) {
+                Some(slot) if *slot == u32::MAX => *slot = at as u32,
+                _ => return Err(not_a_permutation(segment, u32::from_le_bytes(*position))),
+            }
+        }
+        let parts = [
+            (&keys, shape.key_dim, shape.key_bytes(), &mut block.keys[head]),
+            (&values, shape.value_dim, shape.value_bytes(), &mut block.values[head]),
+        ];
+        for (column, dim, row_bytes, buffer) in parts {
+            let bytes = column.bytes(head * rows * row_bytes..(head + 1) * rows * row_bytes)?;
+            let stored = Rows::from_bytes(shape.dtype, bytes)
+                .ok_or_else(|| StorageError::corrupt(segment.path(), 0, "aligned rows", "others"))?;
+            gather(stored, dim, &stored_at, buffer);
+        }
+    }
+    Ok(block)
+}
+
+fn gather(stored: Rows<'_>, dim: usize, stored_at: &[u32], buffer: &mut RowBuffer) {
+    for &at in stored_at {
+        buffer.extend(stored.slice(at as usize * dim..(at as usize + 1) * dim));
+    }
+}
+
+fn not_a_permutation(segment: &Segment, found: u32) -> Error {
+    let found = format_args!("{found} out of its range or twice");
+    StorageError::corrupt_column(segment.path(), "positions", 0, "each position once", found).into()
+}
+
+/// Where the result of a job arrives.
+pub(crate) type Sealing = Receiver<Result<Sealed, Error>>;
+
 type Work = (SealJob, Sender<Result<Sealed, Error>>);
+
+/// What waits to be built: segments that are built again come behind all rows of tails.
+#[derive(Debug, Default)]
+struct Waiting {
+    seals: VecDeque<Work>,
+    rebuilds: VecDeque<Work>,
+}
+
+impl Waiting {
+    fn push(&mut self, work: Work) {
+        match work.0.rows {
+            SealRows::Tail(_) => self.seals.push_back(work),
+            SealRows::Segment(_) => self.rebuilds.push_back(work),
+        }
+    }
+
+    /// The next job, once there is one; `None` when there will be none.
+    fn next(&mut self, jobs: &Receiver<Work>) -> Option<Work> {
+        while let Ok(work) = jobs.try_recv() {
+            self.push(work);
+        }
+        if let Some(work) = self.seals.pop_front().or_else(|| self.rebuilds.pop_front()) {
+            return Some(work);
+        }
+        jobs.recv().ok()
+    }
+}
 
 /// The sealing thread of a store. It starts with the first job and ends with the store.
 #[derive(Debug)]
@@ -129,7 +219,7 @@ impl Sealer {
     }
 
     /// Queues a job. The result arrives at the receiver; a receiver whose sender is gone says that the thread ended.
-    pub(crate) fn start(&self, job: SealJob) -> Receiver<Result<Sealed, Error>> {
+    pub(crate) fn start(&self, job: SealJob) -> Sealing {
         let (result, receiver) = channel();
         let mut queue = self.queue.lock();
         let sender = queue.get_or_insert_with(|| spawn(self.threads));
@@ -150,7 +240,8 @@ fn spawn(threads: usize) -> Sender<Work> {
             .num_threads(threads)
             .thread_name(|i| format!("longwave-seal-{i}"))
             .build();
-        while let Ok((job, result)) = jobs.recv() {
+        let mut waiting = Waiting::default();
+        while let Some((job, result)) = waiting.next(&jobs) {
             if job.cancelled.load(Ordering::Acquire) {
                 continue;
             }

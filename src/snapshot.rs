@@ -2,7 +2,7 @@
 //!
 //! The only unsafe code of the crate is here: reading the published pointer under an epoch guard.
 
-use crate::accuracy::Calibration;
+use crate::accuracy::{Calibration, Spending};
 use crate::error::Error;
 use crate::layer::LayerRows;
 use crate::model::ModelSpec;
@@ -86,6 +86,15 @@ impl Snapshot {
     /// [`Error::LayerOutOfRange`], [`Error::LayerAbsent`].
     pub fn calibration(&self, layer: usize) -> Result<&Calibration, Error> {
         Ok(&self.layer(layer)?.calibration)
+    }
+
+    /// What calls of the writer had spent on a layer when the snapshot was taken, and how wrong they were. Calls of
+    /// snapshots are not counted.
+    ///
+    /// # Errors
+    /// [`Error::LayerOutOfRange`], [`Error::LayerAbsent`].
+    pub fn spending(&self, layer: usize) -> Result<&Spending, Error> {
+        Ok(&self.layer(layer)?.spending)
     }
 
     /// Attention of `[n, query_heads, key_dim]` queries, which stand at the last `n` positions of the layer, causal.

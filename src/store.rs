@@ -8,10 +8,11 @@ use crate::options::{AuditOptions, ContextOptions, StoreOptions};
 use crate::sealing::Sealer;
 use crate::snapshot::Snapshot;
 use longwave_storage::{
-    Backend, CONTEXTS_DIR, Error as StorageError, FileBackend, MANIFEST_FILE, MemoryBackend, SEGMENTS_DIR,
-    STORE_FILE, StoreHeader, context_dir, context_file, create_store, read_manifest, read_store,
-    validate_name,
+    Backend, CONTEXTS_DIR, Error as StorageError, FileBackend, MANIFEST_FILE, MemoryBackend, PROFILES_DIR,
+    SEGMENTS_DIR, STORE_FILE, StoreHeader, context_dir, context_file, create_store, read_manifest,
+    read_store, validate_name,
 };
+use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -23,6 +24,8 @@ pub(crate) struct Shared {
     pub(crate) auditor: Auditor,
     pub(crate) audits: AuditOptions,
     pub(crate) pool: Option<Arc<rayon::ThreadPool>>,
+    /// Held while a model's profile is read and written again.
+    pub(crate) profiles: Mutex<()>,
 }
 
 /// A store: contexts, each with its manifest and logs, and the segments that they name.
@@ -66,7 +69,7 @@ impl Store {
             crate::context::random(&mut store_id)?;
             create_store(backend.as_ref(), &StoreHeader { store_id })?;
         }
-        for dir in [CONTEXTS_DIR, SEGMENTS_DIR] {
+        for dir in [CONTEXTS_DIR, SEGMENTS_DIR, PROFILES_DIR] {
             backend.create_dir_all(dir)?;
         }
         let sealer = Sealer::new(options.sealing_threads);
@@ -76,6 +79,7 @@ impl Store {
             auditor: Auditor::default(),
             audits: options.audits,
             pool: options.pool,
+            profiles: Mutex::default(),
         };
         Ok(Store { shared: Arc::new(shared) })
     }
@@ -178,8 +182,10 @@ fn refuse_other_content(backend: &dyn Backend) -> Result<(), Error> {
     };
     let provisional = format!("{STORE_FILE}.new");
     let mut others = list("")?;
-    others.retain(|name| ![CONTEXTS_DIR, SEGMENTS_DIR, &provisional, "lost+found"].contains(&name.as_str()));
-    for dir in [CONTEXTS_DIR, SEGMENTS_DIR] {
+    others.retain(|name| {
+        ![CONTEXTS_DIR, SEGMENTS_DIR, PROFILES_DIR, &provisional, "lost+found"].contains(&name.as_str())
+    });
+    for dir in [CONTEXTS_DIR, SEGMENTS_DIR, PROFILES_DIR] {
         others.extend(list(dir)?.into_iter().map(|name| format!("{dir}/{name}")));
     }
     match others.first() {

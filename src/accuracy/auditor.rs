@@ -16,18 +16,36 @@ pub(crate) struct AuditJob {
     /// Each `[query_heads, key_dim]`.
     pub(crate) queries: Vec<Vec<f32>>,
     pub(crate) bands: Vec<Band>,
+    /// Tau of each KV head in the call that is audited; empty where queries are replayed.
+    pub(crate) asked: Vec<f32>,
     /// Set when the context goes.
     pub(crate) cancelled: Arc<AtomicBool>,
 }
 
-/// What a job found, and how long it took.
-pub(crate) type Audits = (Result<Vec<BandErrors>, Error>, Duration);
+/// What a job found.
+#[derive(Debug)]
+pub(crate) struct Audits {
+    pub(crate) found: Result<Vec<BandErrors>, Error>,
+    /// Of `found`, the measured errors in the bands that the heads of the call were answered in: `(query head, error)`.
+    pub(crate) of_call: Vec<(usize, f32)>,
+    /// How long it took.
+    pub(crate) spent: Duration,
+}
 
 impl AuditJob {
     pub(crate) fn run(&self) -> Audits {
         let started = Instant::now();
         let found = super::audit(&self.rows, &self.queries, &self.bands);
-        (found, started.elapsed())
+        let of_call = found.as_deref().map(|found| self.of_call(found)).unwrap_or_default();
+        Audits { found, of_call, spent: started.elapsed() }
+    }
+
+    fn of_call(&self, found: &[BandErrors]) -> Vec<(usize, f32)> {
+        let group = self.rows.shape.group();
+        let band = |head: usize| self.asked.get(head / group).and_then(|&tau| Band::of(tau.into()));
+        let heads = found.iter().flat_map(|errors| errors.heads.iter().map(|head| (errors.band, head)));
+        let heads = heads.filter(|(audited, (head, ..))| band(*head) == Some(*audited));
+        heads.map(|(_, &(head, _, error))| (head, error)).collect()
     }
 }
 

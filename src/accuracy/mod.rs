@@ -4,6 +4,9 @@ mod audit;
 mod auditor;
 mod bound;
 mod calibration;
+mod reader;
+mod spending;
+mod spending_state;
 mod state;
 mod steering;
 
@@ -11,6 +14,9 @@ pub(crate) use audit::{audit, prepared};
 pub(crate) use auditor::{AuditJob, Auditor, Audits};
 pub(crate) use bound::{attend, explain_budget};
 pub use calibration::{BANDS, Band, Calibration, WINDOW};
+pub(crate) use reader::Fault;
+pub use spending::{KvHeadSpending, QueryHeadSpending, Spending};
+pub(crate) use spending_state::{SPENDING_KIND, SPENDING_VERSION, decode_spending, encode_spending};
 pub(crate) use state::{KIND, VERSION, decode, encode};
 pub(crate) use steering::Steering;
 

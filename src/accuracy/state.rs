@@ -1,8 +1,8 @@
 //! Calibration and steering as they lie in the manifest. docs/format.md draws the bytes.
 
 use super::calibration::{Audited, BANDS, Calibration, WINDOW};
+use super::reader::{Fault, Reader};
 use super::steering::{Course, SHARES_MAX, Steering, TAU_MAX, TAU_MIN};
-use half::f16;
 use longwave_storage::StateRecord;
 
 /// Kind of the record in the manifest.
@@ -41,94 +41,28 @@ pub(crate) fn encode(layers: &[Layer<'_>], query_heads: usize) -> Option<StateRe
     Some(StateRecord { kind: KIND, version: VERSION, bytes })
 }
 
-/// What is wrong with a record: expected, found, and the offset in its bytes.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Fault {
-    pub(crate) offset: usize,
-    pub(crate) expected: String,
-    pub(crate) found: String,
-}
-
 /// A layer's number and what it had learnt.
 pub(crate) type Decoded = (usize, Calibration, Steering);
 
 /// Decodes what [`encode`] wrote for a model of `layers` layers and `query_heads` query heads. Nothing is allocated
 /// for counts that the bytes do not hold.
 pub(crate) fn decode(bytes: &[u8], layers: usize, query_heads: usize) -> Result<Vec<Decoded>, Fault> {
-    let mut reader = Reader { bytes, offset: 0 };
+    let mut reader = Reader::new(bytes);
     reader.expect("bands", BANDS)?;
     reader.expect("ratios a window", WINDOW)?;
     reader.expect("query heads", query_heads)?;
     let count = reader.at_most("layers", layers)?;
     let mut decoded: Vec<Decoded> = Vec::with_capacity(count);
     for _ in 0..count {
-        let start = reader.offset;
-        let number = reader.u32()? as usize;
-        let least = decoded.last().map_or(0, |(last, ..)| last + 1);
-        if !(least..layers).contains(&number) {
-            return Err(Fault {
-                offset: start,
-                expected: format!("a layer from {least} to below {layers}"),
-                found: number.to_string(),
-            });
-        }
+        let number = reader.layer(decoded.last().map(|(last, ..)| *last), layers)?;
         let steering = reader.steering()?;
         decoded.push((number, reader.calibration(query_heads)?, steering));
     }
-    match bytes.len() - reader.offset {
-        0 => Ok(decoded),
-        more => Err(Fault {
-            offset: reader.offset,
-            expected: "the end".into(),
-            found: format!("{more} bytes more"),
-        }),
-    }
-}
-
-struct Reader<'a> {
-    bytes: &'a [u8],
-    offset: usize,
+    reader.end()?;
+    Ok(decoded)
 }
 
 impl Reader<'_> {
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
-        let rest = &self.bytes[self.offset..];
-        let Some((taken, _)) = rest.split_first_chunk::<N>() else {
-            return Err(self.fault(0, format!("{N} bytes"), rest.len()));
-        };
-        self.offset += N;
-        Ok(*taken)
-    }
-
-    fn u32(&mut self) -> Result<u32, Fault> {
-        self.take().map(u32::from_le_bytes)
-    }
-
-    /// A fault in what was read last, `back` bytes ago.
-    fn fault(&self, back: usize, expected: impl Into<String>, found: impl ToString) -> Fault {
-        Fault { offset: self.offset - back, expected: expected.into(), found: found.to_string() }
-    }
-
-    fn expect(&mut self, what: &str, expected: usize) -> Result<(), Fault> {
-        let found = self.u32()?;
-        if found as usize == expected {
-            Ok(())
-        } else {
-            Err(self.fault(4, format!("{expected} {what}"), found))
-        }
-    }
-
-    fn at_most(&mut self, what: &str, most: usize) -> Result<usize, Fault> {
-        let found = self.u32()?;
-        let fits = found as usize <= most;
-        if fits { Ok(found as usize) } else { Err(self.fault(4, format!("at most {most} {what}"), found)) }
-    }
-
-    fn f64(&mut self, what: &str, fits: impl Fn(f64) -> bool) -> Result<f64, Fault> {
-        let found = f64::from_le_bytes(self.take()?);
-        if found.is_finite() && fits(found) { Ok(found) } else { Err(self.fault(8, what, found)) }
-    }
-
     fn steering(&mut self) -> Result<Steering, Fault> {
         let count = self.at_most("shares", SHARES_MAX)?;
         let mut courses: Vec<Course> = Vec::with_capacity(count);
@@ -144,10 +78,7 @@ impl Reader<'_> {
     fn calibration(&mut self, query_heads: usize) -> Result<Calibration, Fault> {
         let mut calibration = Calibration::new(query_heads);
         for audited in &mut calibration.audited {
-            let count = usize::from(u16::from_le_bytes(self.take()?));
-            if count > WINDOW {
-                return Err(self.fault(2, format!("at most {WINDOW} ratios"), count));
-            }
+            let count = self.window("ratios")?;
             if count > 0 {
                 let log_predicted = f32::from_le_bytes(self.take()?);
                 if !log_predicted.is_finite() {
@@ -156,11 +87,7 @@ impl Reader<'_> {
                 *audited = Audited { ratios: Vec::with_capacity(count), log_predicted };
             }
             for _ in 0..count {
-                let ratio = f16::from_le_bytes(self.take()?);
-                if !(ratio >= f16::ZERO && ratio.is_finite()) {
-                    return Err(self.fault(2, "a ratio of 0 or more", ratio));
-                }
-                audited.ratios.push(ratio);
+                audited.ratios.push(self.f16("a ratio of 0 or more")?);
             }
         }
         Ok(calibration)

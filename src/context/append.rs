@@ -2,12 +2,14 @@
 
 use super::{Context, Pending, layer_of_mut};
 use crate::error::Error;
+use crate::metric::Metric;
 use crate::rows::Block;
-use crate::sealing::SealJob;
+use crate::sealing::{SealJob, SealLadder, SealRows, Sealing};
 use crate::tensor::TensorView;
 use longwave_storage::{Expected, SegmentHeader};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// Bulk segments of a layer that may wait to be sealed before an append waits for the oldest: their rows are held
 /// in memory twice.
@@ -108,6 +110,31 @@ impl Context {
     }
 
     fn queue(&mut self, layer: usize, range: Range<u64>, bulk: bool) -> Result<(), Error> {
+        let profile = self.profile_if_needed(layer)?;
+        let mine = layer_of_mut(&mut self.layers, layer)?;
+        let ladder = if mine.clustered && self.options.ladder {
+            let metric = Metric::new(layer, &self.model, &mine.sample, profile);
+            Some(SealLadder { metric, bases: mine.known_bases()? })
+        } else {
+            None
+        };
+        let rows = SealRows::Tail(mine.rows.tail.copy(range.clone()));
+        let cancelled = Arc::clone(&self.cancelled);
+        let result = self.start_sealing(layer, range.clone(), (ladder, rows), cancelled)?;
+        let mine = layer_of_mut(&mut self.layers, layer)?;
+        mine.queued_end = range.end;
+        mine.pending.push_back(Pending { range, bulk, result });
+        Ok(())
+    }
+
+    /// Queues a segment under the next free name.
+    pub(super) fn start_sealing(
+        &mut self,
+        layer: usize,
+        range: Range<u64>,
+        (ladder, rows): (Option<SealLadder>, SealRows),
+        cancelled: Arc<AtomicBool>,
+    ) -> Result<Sealing, Error> {
         let sequence = self.next_segment;
         let identity = self.model.digest();
         let geometry = crate::record::geometry(&self.model);
@@ -122,9 +149,7 @@ impl Context {
             rows: (range.end - range.start) as u32,
             prefix_hash: [0; 32],
         };
-        let mine = layer_of_mut(&mut self.layers, layer)?;
-        let with_ladder = mine.clustered && self.options.ladder;
-        let ladder = with_ladder.then(|| mine.ladder_input(self.model.scale)).transpose()?;
+        let mine = self.layer(layer)?;
         let job = SealJob {
             backend: Arc::clone(&self.store.backend),
             header,
@@ -138,13 +163,10 @@ impl Context {
             shape: mine.rows.shape,
             ladder,
             clusters: mine.clustered.then_some(self.options.clusters),
-            rows: mine.rows.tail.copy(range.clone()),
-            cancelled: Arc::clone(&self.cancelled),
+            rows,
+            cancelled,
         };
-        let result = self.store.sealer.start(job);
-        mine.queued_end = range.end;
-        mine.pending.push_back(Pending { range, bulk, result });
         self.next_segment += 1;
-        Ok(())
+        Ok(self.store.sealer.start(job))
     }
 }

@@ -1,7 +1,7 @@
 //! When calls are audited, and what becomes of the audits.
 
 use super::{Context, Layer, layer_of_mut};
-use crate::accuracy::{AuditJob, Band, CONFIDENCE, Calibration, audit, prepared};
+use crate::accuracy::{AuditJob, Band, CONFIDENCE, Calibration, Spending, audit, prepared};
 use crate::error::Error;
 use crate::layer::OwnedBatch;
 use crate::snapshot::on_pool;
@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
-/// Sampled queries that are replayed when a context was opened that has queries but no calibration.
+/// Sampled queries that are replayed when a context was opened, or a layer built again, that has queries but no
+/// calibration.
 const FIRST_AUDITS: usize = 32;
 /// Audits that may wait; a call that would add one is not audited.
 const PENDING_MAX: usize = 4;
@@ -34,6 +35,14 @@ impl Audits {
     pub(super) fn opened(layers: usize) -> Self {
         Audits { first: vec![true; layers], ..Audits::default() }
     }
+
+    /// The layer's index was replaced: audits of the old one that are under way do not count, and a first batch comes
+    /// again.
+    pub(super) fn forget(&mut self, layer: usize, layers: usize) {
+        self.pending.retain(|(audited, _)| *audited != layer);
+        self.first.resize(layers, false);
+        self.first[layer] = true;
+    }
 }
 
 impl Context {
@@ -43,6 +52,14 @@ impl Context {
     /// [`Error::LayerOutOfRange`], [`Error::LayerAbsent`].
     pub fn calibration(&self, layer: usize) -> Result<&Calibration, Error> {
         Ok(&self.layer(layer)?.rows.calibration)
+    }
+
+    /// What calls of `longwave` have spent on a layer so far, and how wrong they were.
+    ///
+    /// # Errors
+    /// [`Error::LayerOutOfRange`], [`Error::LayerAbsent`].
+    pub fn spending(&self, layer: usize) -> Result<&Spending, Error> {
+        Ok(&self.layer(layer)?.rows.spending)
     }
 
     /// Audits queries `[n, query_heads, key_dim]`, each as one call at the layer's last position: it is answered
@@ -62,17 +79,20 @@ impl Context {
         self.audit_now(layer, &queries)
     }
 
-    /// Audits up to `queries_max` of the layers' recorded queries, spread evenly over the sample, as calls at the end of
-    /// the context. Returns the audits recorded, over all layers.
+    /// Audits up to `queries_max` of the recorded queries of a layer, or of each, spread evenly over the sample, as calls
+    /// at the end of the context. Returns the audits recorded.
     ///
     /// # Errors
-    /// [`Error::Storage`].
-    pub fn calibrate(&mut self, queries_max: usize) -> Result<usize, Error> {
+    /// [`Error::LayerOutOfRange`], [`Error::LayerAbsent`], [`Error::Storage`].
+    pub fn calibrate(&mut self, layer: Option<usize>, queries_max: usize) -> Result<usize, Error> {
+        let layers = layer.map_or_else(|| self.present_layers(), |layer| vec![layer]);
         let mut recorded = 0;
-        for layer in self.present_layers() {
+        for layer in layers {
             self.install_finished(layer)?;
             self.install_audits();
-            self.audits.first.clear();
+            if let Some(first) = self.audits.first.get_mut(layer) {
+                *first = false;
+            }
             let queries = self.layer(layer)?.replayed(queries_max);
             recorded += self.audit_now(layer, &queries)?;
         }
@@ -113,12 +133,14 @@ impl Context {
         }
     }
 
-    fn install(&mut self, layer: usize, (found, spent): crate::accuracy::Audits) {
+    fn install(&mut self, layer: usize, audits: crate::accuracy::Audits) {
+        let crate::accuracy::Audits { found, of_call, spent } = audits;
         self.audits.audits += spent;
         match (found, layer_of_mut(&mut self.layers, layer)) {
             (Ok(found), Ok(layer)) => {
                 let calibration = Arc::make_mut(&mut layer.rows.calibration);
                 found.iter().for_each(|errors| calibration.record(errors));
+                Arc::make_mut(&mut layer.rows.spending).audited(&of_call);
             }
             (Err(error), _) => tracing::warn!(layer, %error, "an audit failed; nothing is recorded of it"),
             (Ok(_), Err(_)) => {}
@@ -136,6 +158,7 @@ impl Context {
         self.audits.calls += spent;
         let report = &answer.report;
         let mine = layer_of_mut(&mut self.layers, layer)?;
+        Arc::make_mut(&mut mine.rows.spending).record(report);
         let approximated = report.taus.iter().any(|&tau| tau > 0.0);
         if let Budget::Bytes(share) = *budget
             && approximated
@@ -151,7 +174,7 @@ impl Context {
         let first = self.audits.first.get_mut(layer).is_some_and(std::mem::take);
         if first && mine.rows.calibration.is_empty() {
             let queries = mine.replayed(FIRST_AUDITS);
-            return self.queue_audit(layer, queries, all());
+            return self.queue_audit(layer, queries, (all(), Vec::new()));
         }
         let bands = match budget {
             Budget::Error { .. } => all(),
@@ -170,12 +193,19 @@ impl Context {
         let batch = OwnedBatch::take(&mine.rows, position, queries)?;
         let row = batch.data.len() / batch.positions;
         let query = batch.data[batch.data.len() - row..].to_vec();
-        self.queue_audit(layer, vec![query], bands)
+        let asked = report.taus[report.taus.len() - mine.rows.shape.kv_heads..].to_vec();
+        self.queue_audit(layer, vec![query], (bands, asked))
     }
 
-    fn queue_audit(&mut self, layer: usize, queries: Vec<Vec<f32>>, bands: Vec<Band>) -> Result<(), Error> {
+    /// Queues an audit in some bands, of the call whose KV heads were answered with the taus `asked`, if of one.
+    fn queue_audit(
+        &mut self,
+        layer: usize,
+        queries: Vec<Vec<f32>>,
+        (bands, asked): (Vec<Band>, Vec<f32>),
+    ) -> Result<(), Error> {
         let rows = self.layer(layer)?.rows.clone();
-        let job = AuditJob { rows, queries, bands, cancelled: Arc::clone(&self.cancelled) };
+        let job = AuditJob { rows, queries, bands, asked, cancelled: Arc::clone(&self.cancelled) };
         if self.store.audits.inline {
             let audits = on_pool(self.store.pool.as_deref(), || job.run());
             self.install(layer, audits);

@@ -17,7 +17,7 @@ impl Context {
     /// to the process (any durability) or the machine ([`Durability::Strict`]).
     ///
     /// Bulk segments that are still being written are waited for; segments of decoding are not, their rows go to the
-    /// tail log.
+    /// tail log. Queries that entered the sample are added to the model's profile in the store.
     ///
     /// # Errors
     /// [`Error::UnequalLayers`], [`Error::TokenCount`]; the failure of a bulk sealing, whose rows are then in the
@@ -43,8 +43,10 @@ impl Context {
         written?;
         self.generation += 1;
         if let Some(old) = replaced.filter(|old| self.logs.rows.as_ref().is_none_or(|log| log.name != *old)) {
-            self.remove_file(&old);
+            self.remove_file(&context_file(&self.name, &old));
         }
+        self.remove_replaced(durability);
+        self.update_profile(durability);
         self.publish()
     }
 
@@ -183,7 +185,10 @@ impl Context {
         let layers: Vec<_> =
             layers.iter().map(|layer| layer.as_ref().map(|(c, s)| (c.as_ref(), s))).collect();
         let known = crate::accuracy::encode(&layers, self.model.query_heads);
-        known.into_iter().chain(self.other_state.iter().cloned()).collect()
+        let spendings = self.layers.iter().map(|layer| layer.as_ref().map(|layer| &*layer.rows.spending));
+        let heads = (self.model.kv_heads, self.model.query_heads);
+        let spent = crate::accuracy::encode_spending(&spendings.collect::<Vec<_>>(), heads);
+        known.into_iter().chain(spent).chain(self.other_state.iter().cloned()).collect()
     }
 
     /// After a failed write the samples are written again as a whole.
@@ -194,9 +199,9 @@ impl Context {
     }
 
     /// A file that no manifest names any more. That it stays is no fault: the next open removes it.
-    fn remove_file(&self, file: &str) {
-        if let Err(error) = self.store.backend.remove(&context_file(&self.name, file)) {
-            tracing::warn!(context = self.name, file, %error, "a replaced log could not be removed");
+    pub(super) fn remove_file(&self, path: &str) {
+        if let Err(error) = self.store.backend.remove(path) {
+            tracing::warn!(context = self.name, path, %error, "a replaced file could not be removed");
         }
     }
 }

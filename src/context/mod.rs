@@ -4,24 +4,26 @@ mod append;
 mod audit;
 mod commit;
 mod open;
+mod profile;
+mod rebuild;
 
 use crate::error::Error;
 use crate::layer::{LayerRows, OwnedBatch};
 use crate::model::ModelSpec;
 use crate::options::ContextOptions;
 use crate::sample::QuerySample;
-use crate::sealing::{SealLadder, Sealed, bases_of};
+use crate::sealing::{Sealed, Sealing, bases_of};
 use crate::snapshot::{Published, Reader, Snapshot, SnapshotInner, layer_of, on_pool};
 use crate::store::Shared;
 use crate::tensor::TensorView;
 use half::f16;
-use longwave_index::ladder::{Basis, Moment, MomentSource};
+use longwave_index::ladder::Basis;
 use longwave_query::{Answer, Budget, Plan, Shape};
-use longwave_storage::{LockGuard, LogWriter, StateRecord};
+use longwave_storage::{LockGuard, LogWriter, Profile, StateRecord};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::TryRecvError;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -45,6 +47,12 @@ pub struct Context {
     published: Option<Arc<Published>>,
     cancelled: Arc<AtomicBool>,
     audits: audit::Audits,
+    /// The model's profile, once it was asked for; `None` where there is none that can be used.
+    profile: OnceLock<Option<Arc<Profile>>>,
+    /// Whether queries of this writer are in the profile.
+    profile_updated: bool,
+    /// Files of segments that were built again, and that the last commit may name.
+    replaced: Vec<String>,
     /// State in the manifest that this build does not know, carried along.
     other_state: Vec<StateRecord>,
     /// Held until the context is dropped.
@@ -59,19 +67,23 @@ pub(crate) struct Layer {
     clustered: bool,
     pending: VecDeque<Pending>,
     /// Queued behind a sealing that failed: no longer wanted, but their files may still be written.
-    abandoned: Vec<Receiver<Result<Sealed, Error>>>,
+    abandoned: Vec<Sealing>,
     /// Rows before this position are sealed or being sealed (or are sinks).
     queued_end: u64,
     pub(crate) sample: QuerySample,
-    /// The bases of the ladder: fixed by the layer's first segment.
+    /// The bases of the ladder: fixed by the layer's first segment, until it is built again.
     pub(crate) bases: Arc<OnceLock<Vec<Basis>>>,
+    rebuilding: Option<rebuild::Rebuilding>,
+    /// Whether the segments were built with queries of the context, or have been queued to be: then they are not built
+    /// again by themselves.
+    metric_known: bool,
 }
 
 #[derive(Debug)]
 struct Pending {
     range: Range<u64>,
     bulk: bool,
-    result: Receiver<Result<Sealed, Error>>,
+    result: Sealing,
 }
 
 /// The context's log files, and how much of the context they hold.
@@ -198,6 +210,7 @@ impl Context {
                 mine.sample.insert(position, queries.iter().map(|&x| clamped_f16(x)).collect());
             }
         }
+        self.rebuild_if_due(layer);
         Ok(())
     }
 
@@ -263,8 +276,18 @@ impl Context {
         layer_of(&self.layers, layer, Option::as_ref)
     }
 
-    /// Takes the segments of a layer that the sealing thread has finished, oldest first, without waiting.
+    /// Takes what the sealing thread has finished of a layer, without waiting.
     fn install_finished(&mut self, layer: usize) -> Result<(), Error> {
+        self.install_sealed(layer)?;
+        if let Err(failure) = self.install_rebuilt(layer, false) {
+            tracing::warn!(layer, error = %failure, "segments could not be built again; they stay as they are");
+        }
+        self.rebuild_if_due(layer);
+        Ok(())
+    }
+
+    /// Takes the segments of a layer that are finished, oldest first.
+    fn install_sealed(&mut self, layer: usize) -> Result<(), Error> {
         let mine = layer_of_mut(&mut self.layers, layer)?;
         while let Some(pending) = mine.pending.front() {
             let result = match pending.result.try_recv() {
@@ -306,8 +329,11 @@ impl Drop for Context {
     fn drop(&mut self) {
         self.cancelled.store(true, Ordering::Release);
         for layer in self.layers.iter_mut().flatten() {
+            let rebuilding = layer.rebuilding.take();
+            rebuilding.iter().for_each(|rebuilding| rebuilding.cancelled.store(true, Ordering::Release));
+            let rebuilt = rebuilding.into_iter().flat_map(|rebuilding| rebuilding.pending);
             let pending = layer.pending.drain(..).map(|pending| pending.result);
-            for result in pending.chain(layer.abandoned.drain(..)) {
+            for result in pending.chain(layer.abandoned.drain(..)).chain(rebuilt.map(|(_, result)| result)) {
                 // An error says that the sealing was cancelled, or that its result was taken before.
                 drop(result.recv());
             }
@@ -316,28 +342,15 @@ impl Drop for Context {
 }
 
 impl Layer {
-    /// What the next segment's ladder is built with: the second moment of the sampled queries of each KV head's
-    /// group, or the identity while nothing was observed.
-    fn ladder_input(&self, scale: f32) -> Result<SealLadder, Error> {
+    /// The bases that the next segment's ladder is built with: those of the first segment, once there is one.
+    fn known_bases(&self) -> Result<Arc<OnceLock<Vec<Basis>>>, Error> {
         if let Some(first) = self.rows.segments.first().filter(|_| self.bases.get().is_none())
             && let Some(bases) = bases_of(first.segment.segment())?
         {
             // Only this writer and its sealing thread set it, and to the same.
             let _ = self.bases.set(bases);
         }
-        let Shape { kv_heads, key_dim, .. } = self.rows.shape;
-        let group = self.rows.shape.group() * key_dim;
-        let sample = self.sample.by_position();
-        let moment = |head: usize| {
-            let of_head = sample.iter().flat_map(|(_, queries)| &queries[head * group..(head + 1) * group]);
-            let queries: Vec<f32> = of_head.map(|x| x.to_f32() * scale).collect();
-            Moment::from_queries(&queries, key_dim)
-        };
-        Ok(SealLadder {
-            moments: (0..kv_heads).map(moment).collect(),
-            source: if sample.is_empty() { MomentSource::Identity } else { MomentSource::Context },
-            bases: Arc::clone(&self.bases),
-        })
+        Ok(Arc::clone(&self.bases))
     }
 
     /// The sampled queries, in order of position.

@@ -16,10 +16,10 @@ use longwave_query::LayerSegment;
 use longwave_storage::{
     Durability, Error as StorageError, Expected, LOCK_FILE, LayerRecord, LogHeader, LogRecord, LogWriter,
     MANIFEST_FILE, Manifest, SEGMENTS_DIR, Segment, context_dir, context_file, read_manifest,
-    segment_file_name, segment_path, validate_name,
+    remove_unfinished_profile, segment_file_name, segment_path, validate_name,
 };
 use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// How often a reader starts again when the files of its manifest vanish under it.
 const READ_ATTEMPTS: usize = 16;
@@ -68,6 +68,9 @@ impl Context {
             published: None,
             cancelled: Arc::default(),
             audits: Audits::default(),
+            profile: OnceLock::new(),
+            profile_updated: false,
+            replaced: Vec::new(),
             other_state: Vec::new(),
             _lock: lock,
         };
@@ -114,6 +117,9 @@ impl Context {
             published: None,
             cancelled: Arc::default(),
             audits: Audits::opened(manifest.layers.len()),
+            profile: OnceLock::new(),
+            profile_updated: false,
+            replaced: Vec::new(),
             other_state: record::other_state(&manifest),
             store,
             _lock: lock,
@@ -165,6 +171,9 @@ impl Context {
             .collect();
         let first = segment_file_name(&self.id, 0);
         let prefix = first.split_once('-').map_or(first.as_str(), |(prefix, _)| prefix);
+        if let Err(error) = remove_unfinished_profile(backend.as_ref(), &self.model.digest(), &self.id) {
+            tracing::warn!(context = self.name, %error, "an unfinished profile stays");
+        }
         let dir = context_dir(&self.name);
         for (dir, prefix, suffix) in [(dir.as_str(), "", ".log"), (SEGMENTS_DIR, prefix, ".segment")] {
             for file in backend.list(dir)? {
@@ -178,6 +187,10 @@ impl Context {
                 let next = if suffix == ".log" { &mut self.next_log } else { &mut self.next_segment };
                 *next = (*next).max(digits.parse().map_or(0, |number: u64| number.saturating_add(1)));
                 if !named.contains(file.as_str()) {
+                    // The commit before may name it, and would come back if the last one were not durable.
+                    if manifest.is_some() && dir == SEGMENTS_DIR {
+                        backend.sync_dir(&context_dir(&self.name))?;
+                    }
                     let removed = backend.remove(&format!("{dir}/{file}"));
                     tracing::info!(
                         context = self.name,
@@ -225,6 +238,8 @@ fn empty_layer(model: &ModelSpec, options: &ContextOptions, number: usize) -> Op
         queued_end: sinks,
         sample: QuerySample::new(options.clusters.seed, options.sample_positions as usize),
         bases: Arc::default(),
+        rebuilding: None,
+        metric_known: false,
     })
 }
 

@@ -9,9 +9,10 @@ use crate::error::{Error, Result};
 use crate::log::{LOG_HEADER_SIZE, LogHeader, LogReader, Record};
 use crate::manifest::{LogRecord, Manifest, SegmentRecord, read_manifest};
 use crate::names::{
-    CONTEXTS_DIR, LOCK_FILE, MANIFEST_FILE, MANIFEST_NEW_FILE, SEGMENTS_DIR, STORE_FILE, context_dir,
-    context_file, segment_path, validate_name,
+    CONTEXTS_DIR, LOCK_FILE, MANIFEST_FILE, MANIFEST_NEW_FILE, PROFILES_DIR, SEGMENTS_DIR, STORE_FILE,
+    context_dir, context_file, segment_path, validate_name,
 };
+use crate::profile::check_profile;
 use crate::segment::{Expected, Segment, Validator};
 use crate::store::read_store;
 
@@ -120,6 +121,9 @@ impl fmt::Debug for CheckOptions<'_> {
 /// Where a directory or file cannot be read.
 pub fn store_bytes(backend: &dyn Backend) -> Result<u64> {
     let mut paths = list_files(backend, SEGMENTS_DIR)?;
+    if backend.exists(PROFILES_DIR)? {
+        paths.extend(list_files(backend, PROFILES_DIR)?);
+    }
     for context in backend.list(CONTEXTS_DIR)? {
         paths.extend(list_files(backend, &context_dir(&context))?);
     }
@@ -130,8 +134,8 @@ fn list_files(backend: &dyn Backend, dir: &str) -> Result<Vec<String>> {
     Ok(backend.list(dir)?.into_iter().map(|name| format!("{dir}/{name}")).collect())
 }
 
-/// Checks everything in a store: its header, every context, every segment that a context names. A segment that
-/// several contexts name is read once.
+/// Checks everything in a store: its header, every context, every segment that a context names, every profile. A
+/// segment that several contexts name is read once.
 pub fn check_store(backend: &Arc<dyn Backend>, options: &CheckOptions<'_>) -> Report {
     let mut check = Check::new(backend, options);
     check.store_header();
@@ -140,6 +144,7 @@ pub fn check_store(backend: &Arc<dyn Backend>, options: &CheckOptions<'_>) -> Re
         Err(error) => check.fault(error),
     }
     check.segment_orphans();
+    check.profiles();
     check.report
 }
 
@@ -326,6 +331,29 @@ impl<'a> Check<'a> {
                     .extend(orphans.map(|file| format!("{}: named by no context", segment_path(file))));
             }
             Err(error) => self.fault(error),
+        }
+    }
+
+    /// A damaged profile is a fault, though no context needs it: indexes are built without what it knows.
+    fn profiles(&mut self) {
+        let names = match self.backend.list(PROFILES_DIR) {
+            Ok(names) => names,
+            Err(Error::Missing { .. }) => return,
+            Err(error) => return self.fault(error),
+        };
+        for name in names {
+            let path = format!("{PROFILES_DIR}/{name}");
+            if name.len() != 64 || !name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                self.report.notes.push(format!("{path}: not a profile"));
+                continue;
+            }
+            match check_profile(self.backend.as_ref(), &path) {
+                Ok(bytes) => {
+                    self.report.files += 1;
+                    self.read_bytes(bytes);
+                }
+                Err(error) => self.fault(error),
+            }
         }
     }
 }

@@ -24,6 +24,7 @@ compile_error!("the file backend needs positional reads and file modes of a Unix
 mod backend;
 pub mod check;
 mod checksum;
+mod envelope;
 mod error;
 pub mod fault;
 mod file;
@@ -34,6 +35,7 @@ mod manifest;
 mod mapping;
 mod memory;
 mod names;
+mod profile;
 mod prologue;
 mod segment;
 mod store;
@@ -50,8 +52,13 @@ pub use manifest::{
 pub use mapping::{Mapping, mapped_count};
 pub use memory::{Crash, MemoryBackend};
 pub use names::{
-    CONTEXTS_DIR, LOCK_FILE, MANIFEST_FILE, MANIFEST_NEW_FILE, NAME_LEN_MAX, SEGMENTS_DIR, STORE_FILE,
-    context_dir, context_file, segment_file_name, segment_path, validate_name, validate_path,
+    CONTEXTS_DIR, LOCK_FILE, MANIFEST_FILE, MANIFEST_NEW_FILE, NAME_LEN_MAX, PROFILES_DIR, SEGMENTS_DIR,
+    STORE_FILE, context_dir, context_file, profile_path, segment_file_name, segment_path, validate_name,
+    validate_path,
+};
+pub use profile::{
+    PROFILE_SIZE_MAX, Profile, ProfileLayer, ProfileShape, read_profile, remove_unfinished_profile,
+    write_profile,
 };
 pub use segment::{
     Alignment, BLOCK_SIZE, COLUMN_NAME_MAX, COLUMNS_MAX, Column, ColumnInfo, ColumnKind, Expected, NewColumn,

@@ -2,6 +2,7 @@
 //! name leads outside the store's directory.
 
 use crate::error::{Error, Result};
+use crate::geometry::Identity;
 
 /// Longest name of a context or a file, in bytes.
 pub const NAME_LEN_MAX: usize = 128;
@@ -11,6 +12,8 @@ pub const STORE_FILE: &str = "longwave.store";
 pub const CONTEXTS_DIR: &str = "contexts";
 /// Directory of all segment files.
 pub const SEGMENTS_DIR: &str = "segments";
+/// Directory of the models' query profiles.
+pub const PROFILES_DIR: &str = "profiles";
 /// A context's manifest, inside the context's directory.
 pub const MANIFEST_FILE: &str = "manifest";
 /// The manifest that is being written; renamed over [`MANIFEST_FILE`] once it is complete.
@@ -63,6 +66,12 @@ pub fn segment_path(file: &str) -> String {
 pub fn segment_file_name(context_id: &[u8; 16], sequence: u64) -> String {
     let id: String = context_id.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{id}-{sequence}.segment")
+}
+
+/// Path of the query profile of a model: its whole digest in hexadecimal.
+pub fn profile_path(identity: &Identity) -> String {
+    let digest: String = identity.0.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{PROFILES_DIR}/{digest}")
 }
 
 /// The directory part of `path`; empty for a path in the store's own directory.

@@ -6,8 +6,9 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::backend::Backend;
 use crate::checksum::header_checksum;
+use crate::envelope::write_aside;
 use crate::error::{Error, Result};
-use crate::names::{CONTEXTS_DIR, SEGMENTS_DIR, STORE_FILE};
+use crate::names::{CONTEXTS_DIR, PROFILES_DIR, SEGMENTS_DIR, STORE_FILE};
 use crate::prologue::{Prologue, check_sum, read_header};
 
 const MAGIC: &[u8; 8] = b"LWSTORE\0";
@@ -46,6 +47,7 @@ pub fn create_store(backend: &dyn Backend, header: &StoreHeader) -> Result<()> {
     }
     backend.create_dir_all(CONTEXTS_DIR)?;
     backend.create_dir_all(SEGMENTS_DIR)?;
+    backend.create_dir_all(PROFILES_DIR)?;
     let mut raw = RawHeader {
         prologue: Prologue::new(MAGIC),
         store_id: header.store_id,
@@ -54,12 +56,7 @@ pub fn create_store(backend: &dyn Backend, header: &StoreHeader) -> Result<()> {
     };
     raw.checksum = header_checksum(&raw);
     let fresh = format!("{STORE_FILE}.new");
-    if backend.exists(&fresh)? {
-        backend.remove(&fresh)?;
-    }
-    let mut writer = backend.create_new(&fresh)?;
-    writer.write_all(bytemuck::bytes_of(&raw))?;
-    writer.sync()?;
+    write_aside(backend, &fresh, bytemuck::bytes_of(&raw), true)?;
     backend.rename(&fresh, STORE_FILE)?;
     backend.sync_dir("")
 }

@@ -28,9 +28,9 @@ fn a_whole_store_is_clean() {
         (&report["clean"], &report["faults"], &report["notes"]),
         (&json!(true), &json!([]), &json!([]))
     );
-    // The header, a manifest, two logs and two segments.
-    assert_eq!(report["files"], 6);
-    assert!(setting.succeed(&["fsck", "store"]).starts_with("clean: 6 files"));
+    // The header, a manifest, two logs, two segments and a profile.
+    assert_eq!(report["files"], 7);
+    assert!(setting.succeed(&["fsck", "store"]).starts_with("clean: 7 files"));
 }
 
 #[test]

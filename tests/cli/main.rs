@@ -4,6 +4,8 @@ mod bad_input;
 mod check;
 mod compare;
 mod ladder;
+mod moment;
+mod spending;
 mod store;
 mod trace;
 

@@ -54,7 +54,7 @@ fn inspect_shows_what_was_imported() {
 fn assert_layer(layer: &Value, tokens_per_cluster: u64) {
     assert_keys(
         layer,
-        "layer kind sliding_window rows sealed_rows tail_rows sampled_positions calibration segments",
+        "layer kind sliding_window rows sealed_rows tail_rows sampled_positions calibration spending segments",
     );
     assert_eq!((&layer["layer"], &layer["rows"]), (&json!(4), &json!(700)));
     assert_eq!((&layer["sealed_rows"], &layer["tail_rows"]), (&json!(SEALED), &json!(68)));
@@ -97,7 +97,8 @@ pub(crate) fn column<'a>(segment: &'a Value, name: &str) -> &'a Value {
 
 /// Bytes of all files but the lock, which holds none.
 fn bytes_of_store(setting: &Setting) -> u64 {
-    let dirs = ["store", "store/segments", "store/contexts/manual"].map(|dir| setting.path(dir));
+    let dirs =
+        ["store", "store/segments", "store/contexts/manual", "store/profiles"].map(|dir| setting.path(dir));
     let paths = dirs.iter().flat_map(|dir| files(dir).into_iter().map(|file| dir.join(file)));
     paths.filter(|path| path.is_file()).map(|path| std::fs::metadata(path).unwrap().len()).sum()
 }

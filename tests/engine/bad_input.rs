@@ -4,8 +4,8 @@ use crate::sample::{
     Kv, Numbers, UNEQUAL, bits, logits, memory_store, model, queries, query_view, small_options,
 };
 use longwave::{
-    Budget, ClusterOptions, Context, ContextOptions, Dtype, Durability, Error, LayerKind, ModelSpec, Rows,
-    Store, StoreOptions, TensorView, storage,
+    Budget, ClusterOptions, Context, ContextOptions, Dtype, Durability, Error, LayerKind, ModelSpec, Rebuild,
+    Rows, Store, StoreOptions, TensorView, storage,
 };
 use proptest::prelude::*;
 
@@ -363,6 +363,7 @@ fn models_and_options_out_of_range_are_refused() {
     });
     option("clusters.split_factor", &|options| options.clusters.split_factor = Some(f32::NAN));
     option("sample_positions", &|options| options.sample_positions = (1 << 16) + 1);
+    option("rebuild", &|options| options.rebuild = Rebuild::WhenObserved { positions: 0 });
     assert!(store.contexts().unwrap().is_empty());
 }
 

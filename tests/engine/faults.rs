@@ -41,8 +41,8 @@ impl Workload {
         Workload { model, kv }
     }
 
-    /// Create, bulk, seal, commit, decode with queries, commit, reopen, decode over a seal, commit. Ends at the first
-    /// error, or calls again what failed if it is `stubborn`.
+    /// Create, bulk, seal, commit, decode with queries, commit (which updates the profile), reopen, decode over a seal,
+    /// commit, build segments again, commit. Ends at the first error, or calls again what failed if it is `stubborn`.
     fn run(&self, backend: Arc<dyn Backend>, stubborn: bool, progress: &mut Progress) -> Result<(), Error> {
         let again = |result: Result<(), Error>, call: &mut dyn FnMut() -> Result<(), Error>| match result {
             Err(_) if stubborn => call(),
@@ -81,6 +81,9 @@ impl Workload {
         }
         let sealed = context.seal();
         again(sealed, &mut || context.seal())?;
+        self.commit(&mut context, stubborn, progress)?;
+        let rebuilt = context.rebuild(None).map(|_| ());
+        again(rebuilt, &mut || context.rebuild(None).map(|_| ()))?;
         self.commit(&mut context, stubborn, progress)
     }
 
@@ -152,6 +155,7 @@ impl Workload {
             store.manifest("life").unwrap().layers.iter().map(|layer| layer.segments.len()).sum::<usize>();
         let kept = memory.files().iter().filter(|file| file.contains(".segment")).count();
         assert_eq!(kept, named, "{place}: segments that nothing names stay");
+        assert!(!memory.files().iter().any(|file| file.ends_with(".new")), "{place}: {:?}", memory.files());
     }
 }
 

@@ -28,6 +28,7 @@ enum Command {
     Generate(GenerateCommand),
     Prefill(commands::prefill::PrefillCommand),
     Decode(commands::decode::DecodeCommand),
+    Passkey(commands::passkey::PasskeyCommand),
 }
 
 /// The model, and the piece of text that it runs over.
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         Command::Generate(command) => command.run(),
         Command::Prefill(command) => command.run(),
         Command::Decode(command) => command.run(),
+        Command::Passkey(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,8 +1,11 @@
 //! Longwave as the model's KV cache.
 
 use crate::attention::AttentionShape;
+use crate::spent::{AuditedAnswer, Spent};
 use crate::{Error, KvCache, MemoryCache, Model, Result, Tokenizer};
-use longwave::{Budget, Context, Dtype, ModelIdentity, ModelSpec, TensorView};
+use longwave::{
+    Answer, Budget, ClusterOptions, Context, ContextOptions, Dtype, ModelIdentity, ModelSpec, TensorView,
+};
 
 /// What Longwave asks to know of the model.
 #[must_use]
@@ -33,6 +36,40 @@ pub fn model_spec(model: &Model, tokenizer: &Tokenizer, dtype: Dtype) -> ModelSp
         softcap: None,
         layer_kinds: Vec::new(),
         sink_logits: Vec::new(),
+    }
+}
+
+/// How a context of a comparison is stored: each method reads the index that it was published with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Index {
+    /// Longwave's own.
+    Ladder,
+    /// RetroInfer's: smaller clusters, no ladder.
+    RetroInfer,
+}
+
+impl Index {
+    /// Both.
+    pub const ALL: [Index; 2] = [Index::Ladder, Index::RetroInfer];
+
+    /// A name to tell contexts apart by.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Index::Ladder => "ladder",
+            Index::RetroInfer => "retroinfer",
+        }
+    }
+
+    /// Options of a context with this index.
+    #[must_use]
+    pub fn options(self) -> ContextOptions {
+        match self {
+            Index::Ladder => ContextOptions::default(),
+            Index::RetroInfer => {
+                ContextOptions::default().with_clusters(ClusterOptions::retroinfer()).with_ladder(false)
+            }
+        }
     }
 }
 
@@ -85,15 +122,6 @@ pub struct StoredCache {
     spent: Spent,
 }
 
-/// What the calls of a [`StoredCache`] read, and how far they were off where they were audited.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Spent {
-    /// Share of the 16-bit KV bytes that each call read.
-    pub bytes_shares: Vec<f64>,
-    /// `|o' - o| / |o|` against exact attention, for each query head of each audited call.
-    pub errors: Vec<f64>,
-}
-
 impl StoredCache {
     /// A cache that goes on from `context`. With `audit_every` set, that many tokens apart, all layers of a token are
     /// also answered exactly and compared.
@@ -137,43 +165,25 @@ impl KvCache for StoredCache {
         }
         if self.audited() {
             let exact = self.context.attend(layer, &view, &Budget::Exact).map_err(cache)?;
-            let pairs = answer.output.chunks_exact(head_dim).zip(exact.output.chunks_exact(head_dim));
-            self.spent.errors.extend(pairs.map(|(output, exact)| relative_error(output, exact)));
+            self.spent.audited(layer, compared(&answer, &exact.output, head_dim));
         }
-        self.spent.bytes_shares.push(answer.report.bytes_share());
+        self.spent.read(layer, answer.report.bytes_share());
         self.calls += 1;
         output.copy_from_slice(&answer.output);
         Ok(())
     }
 }
 
-impl Spent {
-    /// Mean share of the 16-bit KV bytes that a call read.
-    #[must_use]
-    pub fn bytes_share(&self) -> f64 {
-        mean(&self.bytes_shares)
-    }
-
-    /// Mean of the audited errors.
-    #[must_use]
-    pub fn error_mean(&self) -> f64 {
-        mean(&self.errors)
-    }
-
-    /// The error that 95 of 100 audited answers stay below.
-    #[must_use]
-    pub fn error_p95(&self) -> f64 {
-        let mut sorted = self.errors.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted
-            .get((0.95 * sorted.len().saturating_sub(1) as f64).round() as usize)
-            .copied()
-            .unwrap_or(f64::NAN)
-    }
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
+/// Each query head of an answer beside the exact one.
+fn compared(answer: &Answer, exact: &[f32], head_dim: usize) -> Vec<AuditedAnswer> {
+    let pairs = answer.output.chunks_exact(head_dim).zip(exact.chunks_exact(head_dim));
+    let (predicted, bounds) = (&answer.report.predicted_error, &answer.report.bound);
+    let audited = pairs.enumerate().map(|(head, (output, exact))| AuditedAnswer {
+        error: relative_error(output, exact),
+        predicted: predicted.get(head).map(|&error| error.into()),
+        bound: bounds.get(head).copied().flatten().map(Into::into),
+    });
+    audited.collect()
 }
 
 /// `|output - exact| / |exact|`.
@@ -205,10 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_are_relative_and_summarised() {
+    fn errors_are_relative() {
         assert_eq!(relative_error(&[3.0, 0.0], &[0.0, 4.0]), 1.25);
-        let spent = Spent { bytes_shares: vec![0.1, 0.3], errors: (0..=100).rev().map(f64::from).collect() };
-        assert_eq!((spent.bytes_share(), spent.error_mean(), spent.error_p95()), (0.2, 50.0, 95.0));
-        assert!(Spent::default().error_p95().is_nan());
     }
 }

@@ -83,6 +83,13 @@ impl Tokenizer {
         self.inner.decode(ids, false).map_err(failed)
     }
 
+    /// The id of a token by its name in the vocabulary: the one way to a special token, since its name in a text is
+    /// text.
+    #[must_use]
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
     /// Number of tokens.
     #[must_use]
     pub fn vocabulary(&self) -> usize {
@@ -144,6 +151,7 @@ mod tests {
         // The last space of a run belongs to the word behind it.
         assert_eq!(tokenizer.encode("a   ab").unwrap(), [0, 15, 9]);
         assert_eq!(tokenizer.encode("").unwrap(), [0u32; 0]);
+        assert_eq!((tokenizer.id("<x>"), tokenizer.id("<y>")), (Some(14), None));
     }
 
     #[test]

@@ -6,8 +6,12 @@
 use std::path::PathBuf;
 
 use half::f16;
+use longwave::Budget;
+use longwave_candle::chat::ChatFormat;
 use longwave_candle::decode::{greedy, top_token};
+use longwave_candle::passkey::{FILLER, PasskeyMaker, StoredPasskey};
 use longwave_candle::perplexity::evaluate;
+use longwave_candle::stored::Index;
 use longwave_candle::tokenizer::read_text;
 use longwave_candle::trace::{Trace, TraceOptions};
 use longwave_candle::{MemoryCache, Model, ModelFile, ModelOptions, Tokenizer};
@@ -106,4 +110,24 @@ fn the_model_knows_its_capitals_and_scores_what_it_would_say() {
     let whole = [&*ids, &said[..11]].concat();
     let hidden = model.prefill(&whole, &mut cache(&model, 64), &mut |_| {}).unwrap();
     assert_eq!(top_token(&model.logits(&hidden).unwrap()), Some(said[11]));
+}
+
+#[test]
+#[ignore = "needs the model file: cargo xtask test fetches it and runs this"]
+fn numbers_hidden_in_a_long_text_are_found_by_longwave_where_exact_attention_finds_them() {
+    let path = std::env::var_os("LONGWAVE_MODEL").expect("LONGWAVE_MODEL names the model file");
+    let (model, tokenizer) = load();
+    let chat = ChatFormat::of(&ModelFile::open(path).unwrap(), &tokenizer);
+    assert!(chat.is_some(), "an instruct model has a chat format");
+    let maker = PasskeyMaker::new(&tokenizer, chat, FILLER, 5).unwrap();
+    for (seed, depth) in [(1, 0.1), (2, 0.6)] {
+        let passkey = maker.prompt(1500, depth, seed).unwrap();
+        let stored = StoredPasskey::prefill(&model, &tokenizer, &passkey, &mut |_| {}).unwrap();
+        let exact = stored.ask(Index::Ladder, Budget::Exact).unwrap();
+        assert!(exact.found, "{exact:?}");
+        assert_eq!(exact.bytes_share, 1.0);
+        let found = stored.ask(Index::Ladder, Budget::Bytes(0.037)).unwrap();
+        assert!(found.found, "{found:?}");
+        assert!((0.01..0.06).contains(&found.bytes_share), "{found:?}");
+    }
 }

@@ -113,6 +113,18 @@ impl Clusters {
         self.estimate = estimate;
     }
 
+    /// Refers the weights of head `g` to `top`; returns what all of them were multiplied with.
+    pub(super) fn raise_top(&mut self, g: usize, top: f32) -> f32 {
+        let factor = (self.top[g] - top).exp();
+        self.top[g] = top;
+        self.steady[g] *= factor;
+        let group = self.top.len();
+        let weights = [&mut self.mass, &mut self.estimate];
+        let mine = weights.into_iter().flat_map(|weights| weights.iter_mut().skip(g).step_by(group));
+        mine.for_each(|weight| *weight *= factor);
+        factor
+    }
+
     /// The value that stands for the rows of a cluster until they are read.
     pub(super) fn mean<'a>(&'a self, head: &'a Head<'_>, cluster: usize) -> &'a [f32] {
         match self.mean_at[cluster] {

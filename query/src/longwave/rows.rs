@@ -32,6 +32,7 @@ impl Resolution {
 }
 
 /// An opened cluster.
+#[derive(Clone, Copy)]
 pub(super) struct Opened {
     pub(super) cluster: usize,
     pub(super) segment: usize,
@@ -155,13 +156,14 @@ impl Zone {
         kernels: &Kernels,
         view: &LayerView<'_>,
         head: &Head<'_>,
-        clusters: &Clusters,
+        clusters: &mut Clusters,
         queries: &HeadQueries,
         kv_head: usize,
     ) -> Result<(), Error> {
         let (group, dim, softcap) = (head.group, view.shape.key_dim, Softcap(view.scoring.softcap));
         let mut scores = Vec::new();
-        for opened in &self.opened {
+        for number in 0..self.opened.len() {
+            let opened = self.opened[number];
             let segment = &head.segments[opened.segment];
             for row in 0..opened.rows {
                 let (at, stored) = (opened.start + row, opened.first + row);
@@ -181,13 +183,26 @@ impl Zone {
                     }
                 }
                 for (g, &score) in scores.iter().enumerate() {
-                    let score = softcap.apply(score) - clusters.top[g];
-                    self.weight[at * group + g] = score.min(ABOVE_MAX).exp();
+                    let score = softcap.apply(score);
+                    self.lower(clusters, g, score);
+                    self.weight[at * group + g] = (score - clusters.top[g]).exp();
                 }
             }
         }
         self.sum_rows(group);
         Ok(())
+    }
+
+    /// Refers all weights of a head to `score` where it lies so far above `top` that its exponential could overflow a
+    /// sum: what is known of a row is not to be capped.
+    fn lower(&mut self, clusters: &mut Clusters, g: usize, score: f32) {
+        if score - clusters.top[g] > ABOVE_MAX {
+            let group = clusters.top.len();
+            let factor = clusters.raise_top(g, score);
+            let weights = [&mut self.weight, &mut self.cluster_weight];
+            let mine = weights.into_iter().flat_map(|weights| weights.iter_mut().skip(g).step_by(group));
+            mine.for_each(|weight| *weight *= factor);
+        }
     }
 
     /// Chooses the values to read, with the keys read so far.

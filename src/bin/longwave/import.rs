@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 /// Rows appended at a time.
 const CHUNK: usize = 1024;
+/// Sampled queries of each layer that are audited at once, so that the context has error bounds from the start.
+pub(crate) const FIRST_AUDITS: usize = 64;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -35,12 +37,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .with_context(|| format!("opening store {}", arguments.store.display()))?;
     let model = trace.model(arguments.dtype, &trace.layers);
     let mut context = store.create_with(&arguments.name, &model, ContextOptions::default())?;
-    let bar = progress::bar("importing", trace.layers.len());
+    let bar = progress::bar("importing", 2 * trace.layers.len());
     for &layer in &trace.layers {
+        observe(&trace, &mut context, layer)?;
         append(&trace, &mut context, layer, trace.tokens)?;
         bar.inc(1);
     }
     context.seal()?;
+    for &layer in &trace.layers {
+        context.calibrate(Some(layer), FIRST_AUDITS)?;
+        bar.inc(1);
+    }
     context.commit(Durability::Strict)?;
     bar.finish_and_clear();
     eprintln!(
@@ -56,7 +63,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Appends the first `tokens` rows of a layer, and observes the trace's queries where all rows are there.
+/// Lets a context see the queries of a layer before it has any of its rows: its first segment is then built in their
+/// metric.
+pub(crate) fn observe(trace: &Trace, context: &mut Context, layer: usize) -> Result<()> {
+    let rows = trace.layer(layer)?;
+    let queries = TensorView::token_major(&rows.queries[..], trace.queries, trace.query_heads, trace.key_dim);
+    context.observe_at(layer, trace.first_query_position as u64, &queries)?;
+    Ok(())
+}
+
+/// Appends the first `tokens` rows of a layer.
 pub(crate) fn append(trace: &Trace, context: &mut Context, layer: usize, tokens: usize) -> Result<()> {
     let rows = trace.layer(layer)?;
     let (key, value) = (trace.kv_heads * trace.key_dim, trace.kv_heads * trace.value_dim);
@@ -69,11 +85,6 @@ pub(crate) fn append(trace: &Trace, context: &mut Context, layer: usize, tokens:
             &TensorView::token_major(keys, count, trace.kv_heads, trace.key_dim),
             &TensorView::token_major(values, count, trace.kv_heads, trace.value_dim),
         )?;
-    }
-    if tokens == trace.tokens {
-        let queries =
-            TensorView::token_major(&rows.queries[..], trace.queries, trace.query_heads, trace.key_dim);
-        context.observe(layer, &queries)?;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ mod method;
 mod opening;
 mod output;
 mod progress;
+mod rebuild;
 mod trace;
 
 use clap::{Parser, Subcommand};
@@ -32,6 +33,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Show what one query would read.
     Explain(explain::Arguments),
+    /// Build a context's segments again, in the metric of the queries that it keeps.
+    Rebuild(rebuild::Arguments),
     /// Verify every byte of a store; exit 1 and name each fault.
     Fsck(fsck::Arguments),
     /// Compare methods on the queries that a stored context keeps as a sample.
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Import(arguments) => import::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Inspect(arguments) => inspect::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Explain(arguments) => explain::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Rebuild(arguments) => rebuild::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Fsck(arguments) => fsck::run(&arguments),
         Command::Audit(arguments) => audit::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Eval(arguments) => eval::run(&arguments).map(|()| ExitCode::SUCCESS),

@@ -1,21 +1,17 @@
-//! The manifest's envelope and its bincode payload. Nothing else in the engine uses bincode.
-
-use std::mem::{offset_of, size_of};
+//! The manifest's bincode payload, in its envelope. Nothing else in the engine uses bincode.
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use bincode::de::Decoder;
 use bincode::enc::Encoder;
 use bincode::error::{DecodeError, EncodeError};
-use bytemuck::{Pod, Zeroable};
 
 use super::Manifest;
 use crate::backend::Backend;
-use crate::checksum::{hash128, header_checksum};
+use crate::envelope::{Envelope, HEADER_SIZE};
 use crate::error::{Error, Result};
 use crate::geometry::{ElementKind, Identity};
-use crate::prologue::{Prologue, check_sum, read_header};
 
-const MAGIC: &[u8; 8] = b"LWMANIF\0";
+const ENVELOPE: Envelope = Envelope { magic: b"LWMANIF\0", what: "manifest" };
 
 /// Most bytes of a manifest's payload, on disk and, container by container, in memory while it is decoded.
 pub const MANIFEST_SIZE_MAX: usize = 64 << 20;
@@ -55,25 +51,6 @@ impl<C> bincode::Decode<C> for ElementKind {
 bincode::impl_borrow_decode!(Identity);
 bincode::impl_borrow_decode!(ElementKind);
 
-/// The envelope as it lies on disk; the payload follows and ends the file.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct RawHeader {
-    prologue: Prologue,
-    payload_len: u64,
-    payload_checksum: [u8; 16],
-    checksum: u64,
-}
-
-const HEADER_SIZE: usize = size_of::<RawHeader>();
-
-const _: () = {
-    assert!(HEADER_SIZE == 48);
-    assert!(offset_of!(RawHeader, payload_len) == 16);
-    assert!(offset_of!(RawHeader, payload_checksum) == 24);
-    assert!(offset_of!(RawHeader, checksum) == 40);
-};
-
 /// Encodes a manifest, and makes sure that it can be read back before anything is replaced by it.
 pub(super) fn encode(path: &str, manifest: &Manifest) -> Result<Vec<u8>> {
     manifest.validate().map_err(|what| Error::input(path, what))?;
@@ -85,40 +62,11 @@ pub(super) fn encode(path: &str, manifest: &Manifest) -> Result<Vec<u8>> {
     if decode(path, &payload)? != *manifest {
         return Err(Error::input(path, "it does not read back as it was"));
     }
-    let mut raw = RawHeader {
-        prologue: Prologue::new(MAGIC),
-        payload_len: payload.len() as u64,
-        payload_checksum: hash128(&payload),
-        checksum: 0,
-    };
-    raw.checksum = header_checksum(&raw);
-    Ok([bytemuck::bytes_of(&raw), &payload].concat())
+    Ok(ENVELOPE.wrap(&payload))
 }
 
 pub(super) fn read(backend: &dyn Backend, path: &str) -> Result<Manifest> {
-    let reader = backend.open_read(path)?;
-    let raw: RawHeader = read_header(path, reader.as_ref(), "a manifest header")?;
-    raw.prologue.check(path, MAGIC)?;
-    check_sum(path, 40, "manifest header", raw.checksum, header_checksum(&raw))?;
-    if raw.payload_len > MANIFEST_SIZE_MAX as u64 {
-        return Err(Error::limit(format!("{path}: payload"), MANIFEST_SIZE_MAX as u64, raw.payload_len));
-    }
-    let (len, expected) = (reader.len()?, HEADER_SIZE as u64 + raw.payload_len);
-    if len != expected {
-        return Err(Error::corrupt(path, 16, format_args!("{expected} bytes in all"), len));
-    }
-    let mut payload = vec![0; usize::try_from(raw.payload_len).unwrap_or_default()];
-    reader.read_exact_at(&mut payload, HEADER_SIZE as u64)?;
-    let computed = hash128(&payload);
-    if computed != raw.payload_checksum {
-        let (stored, computed) = (u128::from_le_bytes(raw.payload_checksum), u128::from_le_bytes(computed));
-        return Err(Error::corrupt(
-            path,
-            HEADER_SIZE as u64,
-            format_args!("a payload with checksum {stored:#034x}"),
-            format_args!("checksum {computed:#034x}"),
-        ));
-    }
+    let payload = ENVELOPE.read(backend, path, MANIFEST_SIZE_MAX as u64)?;
     let manifest = decode(path, &payload)?;
     manifest
         .validate()

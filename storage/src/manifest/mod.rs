@@ -6,6 +6,7 @@ mod validate;
 use bincode::{Decode, Encode};
 
 use crate::backend::Backend;
+use crate::envelope::write_aside;
 use crate::error::Result;
 use crate::geometry::{ElementKind, Geometry, Identity};
 use crate::names::{MANIFEST_FILE, MANIFEST_NEW_FILE, SEGMENTS_DIR, parent};
@@ -100,6 +101,8 @@ pub struct SettingsRecord {
     pub seed: u64,
     /// Whether segments hold a resolution ladder beside the clusters.
     pub ladder: bool,
+    /// Observed positions from which on segments that were built without any are built again; never, if there is none.
+    pub rebuild_positions: Option<u32>,
 }
 
 /// One layer of a context.
@@ -195,16 +198,9 @@ pub fn write_manifest(
 ) -> Result<()> {
     let (fresh, path) = (format!("{dir}/{MANIFEST_NEW_FILE}"), format!("{dir}/{MANIFEST_FILE}"));
     let bytes = codec::encode(&path, manifest)?;
-    if backend.exists(&fresh)? {
-        backend.remove(&fresh)?;
-    }
-    let mut writer = backend.create_new(&fresh)?;
-    writer.write_all(&bytes)?;
-    if durability != Durability::None {
-        writer.sync()?;
-        if manifest.layers.iter().any(|layer| !layer.segments.is_empty()) {
-            backend.sync_dir(SEGMENTS_DIR)?;
-        }
+    write_aside(backend, &fresh, &bytes, durability != Durability::None)?;
+    if durability != Durability::None && manifest.layers.iter().any(|layer| !layer.segments.is_empty()) {
+        backend.sync_dir(SEGMENTS_DIR)?;
     }
     backend.rename(&fresh, &path)?;
     if durability == Durability::Strict {

@@ -30,7 +30,7 @@ fn reseal(path: &str, bytes: &mut [u8]) {
         reseal_segment(bytes);
     } else if path.ends_with(".log") {
         reseal_log(bytes);
-    } else if path.ends_with("manifest") {
+    } else if path.ends_with("manifest") || path.starts_with("profiles/") {
         let sum = xxh3_128(&bytes[48..]).to_le_bytes();
         bytes[24..40].copy_from_slice(&sum);
         seal(bytes, 0..40);

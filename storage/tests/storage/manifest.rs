@@ -113,7 +113,8 @@ fn the_payload_is_laid_out_as_documented() {
     expected.push(1);
     expected.extend(4.0_f32.to_le_bytes());
     expected.extend(0x1234_5678_9abc_u64.to_le_bytes());
-    expected.push(1);
+    expected.extend([1, 1]);
+    expected.extend(77_u32.to_le_bytes());
     // Two layers: clustered, without sink logits, segments or rows; sliding, with all three.
     expected.extend(2_u64.to_le_bytes());
     expected.extend([&numbers(&[0])[..], &[0; 24]].concat());

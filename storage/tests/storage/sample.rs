@@ -5,9 +5,10 @@ use std::sync::Arc;
 use longwave_storage::{
     Alignment, Backend, ColumnKind, Durability, ElementKind, Expected, Geometry, Identity, LayerKind,
     LayerRecord, LogHeader, LogReader, LogRecord, LogWriter, Manifest, MemoryBackend, ModelRecord, NewColumn,
-    Record, RecordHeader, RecordKind, Result, Segment, SegmentHeader, SegmentRecord, SettingsRecord,
-    StateRecord, StoreHeader, context_dir, context_file, create_store, read_manifest, read_store,
-    segment_file_name, segment_path, write_manifest, write_segment,
+    Profile, ProfileLayer, ProfileShape, Record, RecordHeader, RecordKind, Result, Segment, SegmentHeader,
+    SegmentRecord, SettingsRecord, StateRecord, StoreHeader, context_dir, context_file, create_store,
+    read_manifest, read_profile, read_store, segment_file_name, segment_path, write_manifest, write_profile,
+    write_segment,
 };
 
 pub const CONTEXT: &str = "manual-v3";
@@ -145,6 +146,7 @@ pub fn empty_manifest() -> Manifest {
             split_factor: Some(4.0),
             seed: 0x1234_5678_9abc,
             ladder: true,
+            rebuild_positions: Some(77),
         },
         layers: vec![
             layer(LayerKind::Clustered, vec![]),
@@ -157,7 +159,16 @@ pub fn empty_manifest() -> Manifest {
     }
 }
 
-/// A committed store: two segments, a log of rows and one of tokens.
+pub const PROFILE_SHAPE: ProfileShape =
+    ProfileShape { identity: IDENTITY, layers: 2, kv_heads: 3, key_dim: 16 };
+
+/// A profile that knows layer 1.
+pub fn profile(positions: u32) -> Profile {
+    let moments = (0..3 * 136).map(|i| (i as f32 * 0.37).sin().abs() + positions as f32).collect();
+    Profile { shape: PROFILE_SHAPE, layers: vec![ProfileLayer { layer: 1, positions, moments }] }
+}
+
+/// A committed store: two segments, a log of rows and one of tokens, a profile.
 pub fn build_store() -> Arc<MemoryBackend> {
     let backend = MemoryBackend::new();
     create_store(&backend, &StoreHeader { store_id: *b"store-identifier" }).unwrap();
@@ -172,6 +183,7 @@ pub fn build_store() -> Arc<MemoryBackend> {
         manifest.layers[layer as usize].segments.push(record.unwrap());
         manifest.layers[layer as usize].length = 60;
     }
+    write_profile(&backend, &profile(7), &CONTEXT_ID, Durability::Strict).unwrap();
     let row_len = (GEOMETRY.key_bytes(1) + GEOMETRY.value_bytes(1)) as usize;
     let mut rows = LogWriter::create(&backend, &context_file(CONTEXT, ROW_LOG), log_header(0x31)).unwrap();
     rows.append(&rows_record(0, 54, 6), &[&pattern(row_len * 6, 1)]).unwrap();
@@ -197,6 +209,7 @@ pub struct Contents {
     pub manifest: Manifest,
     pub records: Vec<Record>,
     pub segments: Vec<(SegmentHeader, Vec<Vec<u8>>)>,
+    pub profile: Option<Profile>,
 }
 
 pub fn read_all(backend: &Arc<dyn Backend>) -> Result<Contents> {
@@ -227,5 +240,6 @@ pub fn read_all(backend: &Arc<dyn Backend>) -> Result<Contents> {
             kinds.into_iter().map(|kind| Ok(segment.column(kind)?.all()?.to_vec())).collect::<Result<_>>()?;
         segments.push((segment.header().clone(), columns));
     }
-    Ok(Contents { store, manifest, records, segments })
+    let profile = read_profile(backend.as_ref(), &PROFILE_SHAPE)?;
+    Ok(Contents { store, manifest, records, segments, profile })
 }

@@ -1,16 +1,17 @@
 //! `decode`: reopens a committed context and goes on from it, under each method.
 
-use super::{Index, Stored};
+mod table;
+
+use super::Stored;
 use clap::Args;
 use longwave::{Budget, Dtype, Store, StoreOptions, TensorView};
 use longwave_candle::decode::greedy;
 use longwave_candle::perplexity::{Evaluation, evaluate};
-use longwave_candle::stored::{Spent, StoredCache, cache, model_spec};
+use longwave_candle::spent::Spent;
+use longwave_candle::stored::{Index, StoredCache, cache, model_spec};
 use longwave_candle::{Error, Model, Result, Tokenizer};
 use std::time::Instant;
 
-/// Tokens between two audited ones: an audit answers all layers exactly as well.
-const AUDIT_EVERY: usize = 8;
 /// Tokens of the continuation that are printed.
 const PRINTED_TOKENS: usize = 48;
 
@@ -22,9 +23,15 @@ pub struct DecodeCommand {
     /// Number of the text's next tokens to score.
     #[arg(long = "continue", default_value_t = 512)]
     score: usize,
-    /// Threshold of `longwave`.
-    #[arg(long, default_value_t = 0.0008)]
-    tau: f64,
+    /// Thresholds of `longwave`, each a run of its own.
+    #[arg(long, value_delimiter = ',', default_value = "0.0008", value_name = "T,T")]
+    tau: Vec<f64>,
+    /// Tokens from one whose answers are compared with exact attention to the next, in all layers.
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    audit_every: u32,
+    /// Also a table of each approximate method, layer by layer.
+    #[arg(long)]
+    by_layer: bool,
 }
 
 /// The model and the text that every run shares.
@@ -49,17 +56,19 @@ impl DecodeCommand {
         println!("open to first answer   {:.1} ms", first_answer_seconds * 1e3);
         let (model, tokenizer, ids) = self.stored.load(self.score + 1)?;
         let session = Session { model, tokenizer, ids };
-        let runs = [
-            (Index::Ladder, Budget::Exact),
-            (Index::Ladder, Budget::Tau(self.tau)),
-            (Index::RetroInfer, Budget::RETROINFER),
-        ];
+        let taus = self.tau.iter().map(|&tau| (Index::Ladder, Budget::Tau(tau)));
+        let runs = std::iter::once((Index::Ladder, Budget::Exact))
+            .chain(taus)
+            .chain([(Index::RetroInfer, Budget::RETROINFER)]);
         let mut outcomes = Vec::new();
         for (index, budget) in runs {
             outcomes.push(self.decode(&session, index, budget)?);
         }
         for outcome in &outcomes {
             println!("\n{} continues:\n{}", outcome.budget.method(), outcome.text.trim_end());
+        }
+        if self.by_layer {
+            outcomes.iter().skip(1).for_each(|outcome| println!("\n{}", table::layers(outcome)));
         }
         self.print_table(first_answer_seconds, &outcomes);
         Ok(())
@@ -77,7 +86,7 @@ impl DecodeCommand {
         };
         let spec = snapshot.model();
         let query = TensorView::token_major(&query[..], 1, spec.query_heads, spec.key_dim);
-        snapshot.attend(0, &query, &Budget::Tau(self.tau)).map_err(cache)?;
+        snapshot.attend(0, &query, &Budget::default()).map_err(cache)?;
         Ok(start.elapsed().as_secs_f64())
     }
 
@@ -93,7 +102,7 @@ impl DecodeCommand {
         bar.finish_and_clear();
         drop(rows);
 
-        let mut rows = self.open(session, index, budget, Some(AUDIT_EVERY))?;
+        let mut rows = self.open(session, index, budget, Some(self.audit_every as usize))?;
         let bar = crate::progress_bar("score", self.score);
         let scored = &next[..=self.score];
         let evaluation = evaluate(model, &mut rows, scored, &mut |done| bar.set_position(done as u64))?;
@@ -118,8 +127,8 @@ impl DecodeCommand {
 
     fn print_table(&self, first_answer_seconds: f64, outcomes: &[Outcome]) {
         println!(
-            "\ncontext of {} tokens, the next {} scored, error against exact on every {AUDIT_EVERY}th of them",
-            self.stored.tokens, self.score
+            "\ncontext of {} tokens, the next {} scored, error against exact on one in {} of them",
+            self.stored.tokens, self.score, self.audit_every
         );
         if let Some(figures) = self.stored.read_figures() {
             println!(
@@ -135,22 +144,10 @@ impl DecodeCommand {
                 figures.prefill_seconds / first_answer_seconds
             );
         }
-        println!(
-            "{:<11} {:>9} {:>9} {:>11} {:>10} {:>11} {:>9} {:>9}",
-            "method", "tokens/s", "KV read", "error mean", "error p95", "perplexity", "change", "same top"
-        );
-        let Some(exact) = outcomes.first().map(|outcome| &outcome.evaluation) else { return };
-        for Outcome { budget, tokens_per_second, evaluation, spent, .. } in outcomes {
-            println!(
-                "{:<11} {tokens_per_second:>9.1} {:>8.2}% {:>11.4} {:>10.4} {:>11.3} {:>+8.2}% {:>8.1}%",
-                budget.method().name(),
-                100.0 * spent.bytes_share(),
-                spent.error_mean(),
-                spent.error_p95(),
-                evaluation.perplexity(),
-                100.0 * (evaluation.perplexity() / exact.perplexity() - 1.0),
-                100.0 * evaluation.top_agreement(exact)
-            );
+        println!("{}", table::methods(outcomes));
+        let bounds = table::bounds(outcomes);
+        if !bounds.is_empty() {
+            println!("\nwhat the answers said of themselves, where they were compared\n{bounds}");
         }
     }
 }

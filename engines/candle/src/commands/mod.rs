@@ -1,10 +1,11 @@
-//! Commands that keep a context in a Longwave store.
+//! Commands that keep contexts in a Longwave store.
 
 pub mod decode;
+pub mod passkey;
 pub mod prefill;
 
 use clap::Args;
-use longwave::{ClusterOptions, ContextOptions};
+use longwave_candle::stored::Index;
 use longwave_candle::tokenizer::read_text;
 use longwave_candle::{Error, Model, ModelFile, ModelOptions, Result, Tokenizer};
 use std::path::PathBuf;
@@ -27,28 +28,6 @@ pub struct Stored {
     /// Number of the text's tokens in the context.
     #[arg(long, default_value_t = 8192)]
     pub tokens: usize,
-}
-
-/// How a context of the demonstration is stored: each method reads the index that it was published with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Index {
-    /// Longwave's own.
-    Ladder,
-    /// RetroInfer's: smaller clusters, no ladder.
-    RetroInfer,
-}
-
-impl Index {
-    pub const ALL: [Index; 2] = [Index::Ladder, Index::RetroInfer];
-
-    fn options(self) -> ContextOptions {
-        match self {
-            Index::Ladder => ContextOptions::default(),
-            Index::RetroInfer => {
-                ContextOptions::default().with_clusters(ClusterOptions::retroinfer()).with_ladder(false)
-            }
-        }
-    }
 }
 
 impl Stored {

@@ -1,12 +1,15 @@
 //! `prefill`: computes a context once and commits it.
 
-use super::{Index, Stored};
+use super::Stored;
 use clap::Args;
 use longwave::{Dtype, Durability, Store, StoreOptions};
-use longwave_candle::stored::{PrefillCache, cache, model_spec};
+use longwave_candle::stored::{Index, PrefillCache, cache, model_spec};
 use longwave_candle::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
+
+/// Recorded queries of each layer that are audited before the commit.
+const AUDITED_QUERIES: usize = 16;
 
 /// Prefill a text into a Longwave context, and commit it. Does nothing where the context is there already.
 #[derive(Debug, Args)]
@@ -16,12 +19,15 @@ pub struct PrefillCommand {
 }
 
 /// What a prefill cost.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Figures {
     /// Running the model over the text, rows handed to Longwave.
     pub prefill_seconds: f64,
     /// Clustering and writing what was not sealed while the model ran.
     pub seal_seconds: f64,
+    /// Auditing recorded queries, so that answers are bounded from the first on.
+    #[serde(default)]
+    pub audit_seconds: f64,
     /// The commit itself.
     pub commit_seconds: f64,
     /// Bytes of the store on disk.
@@ -64,23 +70,29 @@ impl PrefillCommand {
         drop(rows);
         bar.finish_and_clear();
         let prefill_seconds = start.elapsed().as_secs_f64();
-        let mut figures = Figures { prefill_seconds, seal_seconds: 0.0, commit_seconds: 0.0, disk_bytes: 0 };
+        let mut figures = Figures { prefill_seconds, ..Figures::default() };
         for (context, index) in contexts.iter_mut().zip(Index::ALL) {
             context.extend_tokens(&ids[..stored.tokens]).map_err(cache)?;
             let start = Instant::now();
             context.seal().map_err(cache)?;
             let seal_seconds = start.elapsed().as_secs_f64();
             let start = Instant::now();
+            if index == Index::Ladder {
+                context.calibrate(None, AUDITED_QUERIES).map_err(cache)?;
+            }
+            let audit_seconds = start.elapsed().as_secs_f64();
+            let start = Instant::now();
             context.commit(Durability::Strict).map_err(cache)?;
             let commit_seconds = start.elapsed().as_secs_f64();
             if index == Index::Ladder {
                 let disk_bytes = store.bytes_on_disk().map_err(cache)?;
-                figures = Figures { seal_seconds, commit_seconds, disk_bytes, ..figures };
+                figures = Figures { seal_seconds, audit_seconds, commit_seconds, disk_bytes, ..figures };
             }
         }
         stored.write_figures(&figures)?;
         println!("prefill   {} tokens in {prefill_seconds:.1} s", stored.tokens);
         println!("seal      {:.1} s (clustering and writing)", figures.seal_seconds);
+        println!("audit     {:.1} s ({AUDITED_QUERIES} recorded queries a layer)", figures.audit_seconds);
         println!("commit    {:.1} ms", figures.commit_seconds * 1e3);
         println!("on disk   {:.1} MiB", figures.disk_bytes as f64 / f64::from(1 << 20));
         Ok(())

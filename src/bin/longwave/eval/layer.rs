@@ -4,11 +4,11 @@ use super::bounds::Bounds;
 use super::oracle::Oracle;
 use super::reference::Reference;
 use super::summary::Sample;
-use crate::import::append;
+use crate::import::{append, observe};
 use crate::method::IndexKind;
 use crate::trace::{Trace, TraceLayer};
 use anyhow::Result;
-use longwave::{Budget, Dtype, Snapshot, Store, StoreOptions, TensorView};
+use longwave::{Budget, Dtype, Durability, Snapshot, Store, StoreOptions, TensorView};
 use rayon::prelude::*;
 
 /// A layer with the answers that its asked queries should have.
@@ -19,6 +19,8 @@ pub(super) struct Layer<'a> {
     /// All recorded queries, `[queries, query_heads, key_dim]`.
     queries: Vec<f32>,
     asked: &'a [usize],
+    /// The trace whose queries the index is built with, where it is another.
+    moment: Option<&'a Trace>,
     /// Per asked query: `[query_heads, value_dim]`.
     truth: Vec<Vec<f64>>,
     built: Vec<(IndexKind, Snapshot)>,
@@ -34,7 +36,7 @@ pub(super) struct Asked {
 impl<'a> Layer<'a> {
     /// Reads a layer, finds the true answers, and builds the indexes in `kinds`.
     pub(super) fn new(
-        trace: &'a Trace,
+        (trace, moment): (&'a Trace, Option<&'a Trace>),
         number: usize,
         asked: &'a [usize],
         dtype: Dtype,
@@ -44,7 +46,8 @@ impl<'a> Layer<'a> {
         let reference = Reference::new(trace, &rows, dtype);
         let truth = asked.par_iter().map(|&query| reference.attend(trace, &rows, query)).collect();
         drop(reference);
-        let mut layer = Layer { trace, number, dtype, queries: Vec::new(), asked, truth, built: Vec::new() };
+        let mut layer =
+            Layer { trace, number, dtype, queries: Vec::new(), asked, moment, truth, built: Vec::new() };
         for &(kind, tokens) in kinds {
             layer.built.push((kind, layer.build(&rows, kind, tokens)?));
         }
@@ -56,6 +59,13 @@ impl<'a> Layer<'a> {
     fn build(&self, rows: &TraceLayer, kind: IndexKind, tokens: Option<u32>) -> Result<Snapshot> {
         let store = Store::in_memory(StoreOptions::default())?;
         let model = self.trace.model(self.dtype, &[self.number]);
+        if let Some(other) = self.moment {
+            // As a store knows queries of the model from another text: by the profile that its context leaves.
+            let options = kind.options(tokens).with_sample_positions(other.queries as u32);
+            let mut earlier = store.create_with("earlier", &model, options)?;
+            observe(other, &mut earlier, self.number)?;
+            earlier.commit(Durability::None)?;
+        }
         let mut context = store.create_with("eval", &model, kind.options(tokens))?;
         let Trace { query_heads, key_dim, first_query_position, .. } = *self.trace;
         let (quarter, row) = (self.trace.queries / 4, query_heads * key_dim);
@@ -63,7 +73,7 @@ impl<'a> Layer<'a> {
             let queries = &rows.queries[number * quarter * row..(number + 1) * quarter * row];
             TensorView::token_major(queries, quarter, query_heads, key_dim)
         };
-        if quarter > 0 {
+        if quarter > 0 && self.moment.is_none() {
             context.observe_at(self.number, first_query_position as u64, &part(0))?;
         }
         append(self.trace, &mut context, self.number, first_query_position)?;

@@ -1,8 +1,8 @@
 //! `longwave eval`: methods and budgets compared with exact attention on a trace.
 //!
 //! The context is the tokens before the first recorded query, sealed as bulk ingestion seals it, so that queries do
-//! not see their own recent tokens. The first quarter of the queries is observed, the second audited, the rest
-//! asked. Errors are `|o' - o| / |o|` per query head against float64 attention over the stored rows.
+//! not see their own recent tokens. The first quarter of the queries is observed (or another trace's queries stand for
+//! it), the second audited, the rest asked. Errors are `|o' - o| / |o|` per query head against float64 attention over the stored rows.
 
 mod bounds;
 mod layer;
@@ -21,7 +21,7 @@ use indicatif::ProgressBar;
 use layer::{Asked, Layer};
 use longwave::{Budget, Dtype};
 pub(crate) use plot::plot;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 pub(crate) use summary::{Label, Sample, percentile, print, rows};
 
 #[derive(clap::Args)]
@@ -52,6 +52,9 @@ pub(crate) struct Arguments {
     confidence: f64,
     #[command(flatten)]
     shares: Shares,
+    /// Takes the query moment from all queries of this trace, of the same shape, instead of the first quarter of TRACE's.
+    #[arg(long, value_name = "OTHER_TRACE")]
+    moment: Option<PathBuf>,
     /// Tokens per cluster; the method's own by default.
     #[arg(long)]
     cluster: Option<u32>,
@@ -197,12 +200,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let numbers = trace.chosen_layers(&arguments.layers)?;
     let asked = asked(trace.queries, arguments.queries)?;
     arguments.check()?;
+    let moment = arguments.moment.as_deref().map(|path| moment_trace(path, &trace, &numbers)).transpose()?;
     let kinds: Vec<(IndexKind, Option<u32>)> =
         arguments.kinds().into_iter().map(|kind| (kind, arguments.cluster)).collect();
     let bar = progress::bar("building", numbers.len());
     let mut layers = Vec::new();
     for &number in &numbers {
-        layers.push(Layer::new(&trace, number, &asked, arguments.dtype, &kinds)?);
+        layers.push(Layer::new((&trace, moment.as_ref()), number, &asked, arguments.dtype, &kinds)?);
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -217,6 +221,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let by_layer = if arguments.by_layer { &numbers[..] } else { &[] };
     let table: Vec<_> = results.iter().flat_map(|(label, samples)| rows(label, by_layer, samples)).collect();
     print(&table, arguments.json)
+}
+
+/// Opens the trace whose queries stand for those of `trace`.
+fn moment_trace(path: &Path, trace: &Trace, layers: &[usize]) -> Result<Trace> {
+    let other = Trace::open(path)?;
+    let shape = |trace: &Trace| (trace.query_heads, trace.kv_heads, trace.key_dim);
+    ensure!(
+        shape(&other) == shape(trace),
+        "--moment: expected query heads, KV heads and dimension {:?}, found {:?}",
+        shape(trace),
+        shape(&other)
+    );
+    other.chosen_layers(layers).context("--moment")?;
+    Ok(other)
 }
 
 /// Indices of the queries asked: the second half, thinned evenly to `limit`.

@@ -2,6 +2,7 @@
 
 use super::calibration::{self, HeadCalibration};
 use super::ladder::Ladder;
+use super::spending::{self, Spending};
 use anyhow::{Context as _, Result};
 use longwave::index::statistics;
 use longwave::storage::{ElementKind, Manifest, SegmentRecord, check::store_bytes};
@@ -80,6 +81,8 @@ pub(super) struct Layer {
     pub(super) sampled_positions: Vec<u64>,
     /// One entry a query head; `None` where nothing was audited.
     pub(super) calibration: Option<Vec<HeadCalibration>>,
+    /// `None` where no call was made.
+    pub(super) spending: Option<Spending>,
     pub(super) segments: Vec<Segment>,
 }
 
@@ -234,6 +237,7 @@ impl Layer {
                 .map(|(position, _)| *position)
                 .collect(),
             calibration: calibration::gather(snapshot, number)?,
+            spending: spending::gather(snapshot, number)?,
             segments: segments.into_iter().map(Segment::gather).collect::<Result<_>>()?,
         })
     }

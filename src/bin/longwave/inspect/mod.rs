@@ -1,8 +1,9 @@
-//! `longwave inspect`: contexts, segments, columns and clusters of a store.
+//! `longwave inspect`: contexts, segments, columns and clusters of a store, and what calls spent.
 
 mod calibration;
 mod document;
 mod ladder;
+mod spending;
 mod table;
 
 use crate::opening::open_store;

@@ -2,6 +2,7 @@
 
 use super::document::{Clusters, Context, Document, Layer, Segment};
 use super::ladder::Ladder;
+use super::spending;
 use indicatif::HumanBytes;
 use std::fmt::Write;
 
@@ -61,10 +62,14 @@ pub(super) fn context(context: &Context, columns: bool) -> String {
     let mut text = String::new();
     head(&mut text, context);
     layers(&mut text, context);
+    if !columns {
+        text += &spending::by_layer(kept(context));
+    }
     for layer in kept(context).filter(|layer| !layer.segments.is_empty()) {
         if columns {
             layer.segments.iter().for_each(|segment| detail(&mut text, layer, segment));
             calibration(&mut text, layer);
+            text += &spending::by_head(layer);
         } else {
             segments(&mut text, layer);
         }

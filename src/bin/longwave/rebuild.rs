@@ -1,0 +1,47 @@
+//! `longwave rebuild`: builds a context's segments again, in the metric of the queries that it keeps as a sample.
+
+use crate::import::FIRST_AUDITS;
+use crate::opening::open_store;
+use crate::progress;
+use anyhow::{Result, ensure};
+use longwave::{Durability, LayerKind};
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Directory of the store.
+    store: PathBuf,
+    /// Name of the context.
+    name: String,
+    /// Layers to build again, separated by commas; by default all that are clustered.
+    #[arg(long, value_delimiter = ',')]
+    layers: Vec<usize>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let store = open_store(&arguments.store)?;
+    let model = store.snapshot(&arguments.name)?.model().clone();
+    for &layer in &arguments.layers {
+        ensure!(layer < model.layers, "layer {layer} is out of range: the model has {} layers", model.layers);
+        ensure!(model.layer_kind(layer) == LayerKind::Clustered, "layer {layer} is not clustered");
+    }
+    let mut layers = arguments.layers.clone();
+    if layers.is_empty() {
+        layers = (0..model.layers).filter(|&layer| model.layer_kind(layer) == LayerKind::Clustered).collect();
+    }
+    let mut context = store.context(&arguments.name, &model)?;
+    let bar = progress::bar("building again", layers.len());
+    let mut segments = 0;
+    for &layer in &layers {
+        let rebuilt = context.rebuild(Some(layer))?;
+        segments += rebuilt;
+        if rebuilt > 0 {
+            context.calibrate(Some(layer), FIRST_AUDITS)?;
+        }
+        bar.inc(1);
+    }
+    context.commit(Durability::Strict)?;
+    bar.finish_and_clear();
+    eprintln!("built {segments} segments of {} layers of context {} again", layers.len(), arguments.name);
+    Ok(())
+}

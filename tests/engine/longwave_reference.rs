@@ -1,0 +1,232 @@
+//! The method `longwave` against the float64 version of it: answer, log-sum-exp, predicted error, what was read.
+
+use crate::reference::{
+    Case, Choice, MARGIN, Reference, Resolution, StoredHead, case_options, centred, distance2, dot, pieces,
+    plain_pieces, traffic,
+};
+use crate::sample::{logits, model, queries, query_view};
+use longwave::{Answer, Budget, ClusterId, Dtype, ModelSpec, Plan, Traffic};
+use longwave_query::FixedTau;
+
+/// What the answers of several calls rested on, to show that the data needs every part of the method.
+#[derive(Default)]
+struct Seen {
+    /// Positions and KV heads that were compared, and that were not for a decision too close to its threshold.
+    compared: usize,
+    close: usize,
+    /// The largest share that each term had in a squared prediction.
+    terms: [f64; 5],
+    jensen: f64,
+    /// Rows by the resolutions of key and value.
+    rows: [[usize; 3]; 3],
+}
+
+impl Seen {
+    /// Panics unless most calls were compared, each term made up a tenth of some prediction, and rows were read at
+    /// every resolution.
+    fn check(&self) {
+        assert!(self.compared > 3 * self.close, "{} compared, {} too close", self.compared, self.close);
+        assert!(self.terms.iter().all(|&term| term > 0.1), "{:?}", self.terms);
+        assert!(self.jensen > 0.05, "{}", self.jensen);
+        let [coarse, code, full] = self.rows;
+        assert!(coarse[0] > 0 && coarse[1] > 0 && code[..2].iter().all(|&n| n > 0), "{:?}", self.rows);
+        assert!(
+            code[2] + coarse[2] > 0 && full.iter().sum::<usize>() > full[0] && full[2] > 0,
+            "{:?}",
+            self.rows
+        );
+    }
+
+    fn add(&mut self, reference: &Reference) {
+        self.compared += 1;
+        for terms in &reference.terms {
+            self.terms.iter_mut().zip(terms).for_each(|(most, term)| *most = most.max(*term));
+        }
+        self.jensen = reference.jensen.iter().copied().fold(self.jensen, f64::max);
+        for row in reference.choice.rows.iter().flatten() {
+            self.rows[row[0] as usize][row[1] as usize] += 1;
+        }
+    }
+}
+
+/// Compares the engine's answers to `positions` queries, sharpened by `sharp`.
+fn compare(case: &Case, seed: u64, positions: usize, sharp: f32, tau: f64, seen: &mut Seen) {
+    let queries: Vec<f32> = queries(seed, positions, &case.model).iter().map(|x| sharp * x).collect();
+    let view = query_view(&queries, &case.model);
+    let answer = case.snapshot.attend(0, &view, &Budget::Tau(tau)).unwrap();
+    let plan = case.snapshot.explain(0, &view, &Budget::Tau(tau)).unwrap();
+    let ladders = case.ladders(positions);
+    let mut touched = Some(Traffic::default());
+    for at in 0..positions {
+        let mut counts = Some([0; 6]);
+        for (kv_head, ladder) in ladders.iter().enumerate() {
+            let reference = case.answer(ladder, &queries, (at, kv_head), tau);
+            if reference.margin < MARGIN {
+                (touched, counts) = (None, None);
+                seen.close += 1;
+                continue;
+            }
+            let place = format!("seed {seed}, tau {tau}, query {at}, KV head {kv_head}");
+            check_unit(case, (at, kv_head), &reference, &answer, &place);
+            check_plan(case, (at, kv_head), &reference.choice, &plan, &place);
+            let position = (case.kv.tokens() - positions + at) as u64;
+            let mut read = pieces(&case.model, &case.segments(), ladder, kv_head, &reference.choice);
+            read.extend(plain_pieces(case, case.summarised(positions), kv_head, position));
+            touched.iter_mut().for_each(|sum| *sum += traffic(&read));
+            let mine = count(ladder.clusters.len(), &reference.choice);
+            counts.iter_mut().flatten().zip(mine).for_each(|(sum, mine)| *sum += mine);
+            seen.add(&reference);
+        }
+        if let Some([clusters, opened, scanned, coded, full, _]) = counts {
+            let report = &answer.report.positions[at];
+            let found = [report.clusters, report.clusters_read, report.rows_scanned, report.rows_coded];
+            assert_eq!(found, [clusters, opened, scanned, coded]);
+            let plain: u64 = plan.heads[at * case.model.kv_heads..][..case.model.kv_heads]
+                .iter()
+                .map(|head| head.rows_plain)
+                .sum();
+            assert_eq!(report.rows_read, full + plain);
+        }
+    }
+    if let Some(touched) = touched {
+        assert_eq!(answer.report.traffic, touched, "seed {seed}, tau {tau}");
+    }
+}
+
+/// Clusters, clusters opened, rows scanned, coded, read in full, and left to summaries.
+fn count(clusters: usize, choice: &Choice) -> [u64; 6] {
+    let rows = |with: &dyn Fn(usize, &[Resolution; 2]) -> bool| {
+        let of_cluster = |(c, rows): (usize, &Vec<_>)| rows.iter().filter(|row| with(c, row)).count();
+        choice.rows.iter().enumerate().map(of_cluster).sum::<usize>() as u64
+    };
+    [
+        clusters as u64,
+        choice.opened.iter().filter(|&&opened| opened).count() as u64,
+        rows(&|c, _| choice.opened[c]),
+        rows(&|_, row| row.contains(&Resolution::Code)),
+        rows(&|_, row| row.contains(&Resolution::Full)),
+        rows(&|c, _| !choice.opened[c]),
+    ]
+}
+
+fn check_unit(
+    case: &Case,
+    (at, kv_head): (usize, usize),
+    reference: &Reference,
+    answer: &Answer,
+    place: &str,
+) {
+    let (group, dim) = (case.group(), case.model.value_dim);
+    for g in 0..group {
+        let head = at * case.model.query_heads + kv_head * group + g;
+        let output: Vec<f64> = answer.output[head * dim..][..dim].iter().map(|&x| f64::from(x)).collect();
+        let expected = &reference.output[g];
+        let off = (distance2(&output, expected) / dot(expected, expected)).sqrt();
+        assert!(off < 2e-5, "{place}, head {g}: output off by {off}");
+        let (lse, expected) = (f64::from(answer.lse[head]), reference.lse[g]);
+        assert!((lse - expected).abs() < 2e-5, "{place}, head {g}: log-sum-exp {lse} for {expected}");
+        let (error, expected) = (f64::from(answer.report.predicted_error[head]), reference.predicted[g]);
+        let off = (error / expected - 1.0).abs();
+        assert!(off < 1e-4, "{place}, head {g}: predicted {error} for {expected}: {:?}", reference.terms[g]);
+    }
+}
+
+/// The plan opens what the answer opens.
+fn check_plan(case: &Case, (at, kv_head): (usize, usize), choice: &Choice, plan: &Plan, place: &str) {
+    let head = &plan.heads[at * case.model.kv_heads + kv_head];
+    let ladder = &case.ladders(plan.heads.len() / case.model.kv_heads)[kv_head];
+    let opened = ladder.clusters.iter().zip(&choice.opened).filter(|(_, opened)| **opened);
+    let opened: Vec<ClusterId> = opened
+        .map(|(cluster, _)| ClusterId { segment: cluster.segment as u32, cluster: cluster.local as u32 })
+        .collect();
+    assert_eq!(head.read, opened, "{place}");
+    let [clusters, _, scanned, _, _, estimated] = count(ladder.clusters.len(), choice);
+    assert_eq!(
+        [head.clusters as u64, head.rows_scanned, head.rows_estimated],
+        [clusters, scanned, estimated]
+    );
+}
+
+fn case(model: ModelSpec, seed: u64, tokens: usize, tight: [f32; 2]) -> Case {
+    let kv = centred(seed, tokens, &model, tight);
+    let observed = queries(seed ^ 90, 8, &model);
+    Case::new(model, case_options(), kv, &observed)
+}
+
+#[test]
+fn answers_and_predictions_are_those_of_the_reference_at_every_tau() {
+    let case = case(model([3, 6, 24, 16], Dtype::F16, 1), 21, 760, [1.0, 0.05]);
+    assert!(case.summarised(1) >= 3);
+    let mut seen = Seen::default();
+    for (number, tau) in [0.0005, 0.004, 0.02, 0.1, 0.6, 3.0].into_iter().enumerate() {
+        for (sharp, seed) in [(0.6, 0), (1.5, 10), (4.0, 20)] {
+            compare(&case, seed + number as u64, 1, sharp, tau, &mut seen);
+        }
+    }
+    seen.check();
+}
+
+#[test]
+fn softcaps_and_sink_logits_enter_every_estimate() {
+    for (number, cap) in [2.5, 9.0].into_iter().enumerate() {
+        let mut model = model([2, 8, 40, 24], Dtype::Bf16, 1);
+        model.softcap = Some(cap);
+        model.sink_logits = vec![logits(4, &model).iter().map(|logit| logit + 4.0).collect()];
+        let case = case(model, 22 + number as u64, 700, [0.1, 1.0]);
+        let mut seen = Seen::default();
+        for (seed, tau) in [(1, 0.001), (2, 0.01), (3, 0.06), (4, 0.5)] {
+            for sharp in [0.7, 2.0, 5.0] {
+                compare(&case, seed, 1, sharp, tau, &mut seen);
+            }
+        }
+        seen.check();
+    }
+}
+
+#[test]
+fn several_positions_are_answered_each_by_itself() {
+    let case = case(model([2, 6, 16, 40], Dtype::F32, 1), 25, 700, [0.3, 1.0]);
+    let mut seen = Seen::default();
+    for (seed, positions, tau) in [(5, 3, 0.005), (6, 20, 0.03), (7, 7, 0.2)] {
+        compare(&case, seed, positions, 1.3, tau, &mut seen);
+    }
+    seen.check();
+}
+
+#[test]
+fn every_segment_is_read_in_its_own_basis() {
+    let model = model([2, 4, 24, 16], Dtype::F16, 1);
+    let kv = centred(26, 760, &model, [0.2, 1.0]);
+    let cases =
+        [3, 4].map(|seed| Case::new(model.clone(), case_options(), kv.clone(), &queries(seed, 8, &model)));
+    // Of the same rows, clustered and coded after other queries.
+    let other = cases[1].segments();
+    let segments: Vec<_> = cases[0]
+        .segments()
+        .into_iter()
+        .enumerate()
+        .map(|(number, mine)| if number % 2 == 1 { other[number] } else { mine })
+        .collect();
+    let case = &cases[0];
+    let mut compared = 0;
+    for (seed, tau) in [(1, 0.002), (2, 0.01), (3, 0.05), (4, 0.4)] {
+        let queries = queries(seed, 1, &model);
+        let answer = case.attend_over(&segments, &queries, &FixedTau::new(tau));
+        let mut touched = Some(Traffic::default());
+        for kv_head in 0..model.kv_heads {
+            let ladder = StoredHead::read(&segments, &model, kv_head);
+            assert!(ladder.segments[0].digest != ladder.segments[1].digest);
+            let reference = case.answer(&ladder, &queries, (0, kv_head), tau);
+            if reference.margin < MARGIN {
+                touched = None;
+                continue;
+            }
+            check_unit(case, (0, kv_head), &reference, &answer, &format!("tau {tau}, KV head {kv_head}"));
+            let read = pieces(&model, &segments, &ladder, kv_head, &reference.choice);
+            touched.iter_mut().for_each(|sum| *sum += traffic(&read));
+            compared += 1;
+        }
+        touched.iter().for_each(|touched| assert_eq!(answer.report.traffic, *touched));
+    }
+    assert!(compared >= 5, "{compared} of 8 compared");
+}
