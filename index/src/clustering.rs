@@ -2,6 +2,7 @@
 
 use crate::ClusterOptions;
 use crate::kmeans::Workspace;
+use crate::outliers::set_apart;
 use crate::split::split_cluster;
 
 /// Rows of one head in their order cluster by cluster.
@@ -54,7 +55,9 @@ pub(crate) fn cluster_in(
     let whole = arrange(&workspace.labels, &workspace.counts);
     match options.split_factor {
         // Below 1 every cluster would be cut up: not a request that makes sense.
-        Some(factor) if factor >= 1.0 => split_large(whole, &workspace.points, dim, factor),
+        Some(factor) if factor >= 1.0 => {
+            set_apart(split_large(whole, &workspace.points, dim, factor), &workspace.points, dim)
+        }
         _ => whole,
     }
 }

@@ -22,6 +22,7 @@ pub mod columns;
 mod kmeans;
 pub mod ladder;
 mod options;
+mod outliers;
 mod split;
 mod statistics;
 mod summary;

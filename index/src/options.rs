@@ -9,8 +9,8 @@ pub struct ClusterOptions {
     pub tokens_per_cluster: u32,
     /// Rounds of assignment and update before the final assignment. With 0, rows go to the evenly strided start.
     pub iterations: u32,
-    /// Clusters with more rows than this multiple of the mean cluster size are split; `None` leaves them whole.
-    /// At least 1.
+    /// Clusters with more rows than this multiple of the mean cluster size are split, and rows far from the rest of their
+    /// cluster become clusters of their own; `None` leaves clusters whole. At least 1.
     pub split_factor: Option<f32>,
     /// Seed of the generator that re-seeds empty clusters.
     pub seed: u64,

@@ -201,6 +201,31 @@ fn clusters_over_the_limit_are_split_and_the_others_left_alone() {
 }
 
 #[test]
+fn rows_far_from_their_cluster_become_clusters_of_their_own() {
+    let (rows, dim, groups) = (320, 24, 20);
+    // Sixteen rows of each group together, so that the strided starts are one of each.
+    let planted = planted(rows, dim, groups);
+    let of_group = |group: usize| (0..rows).filter(move |row| row * 7 % groups == group);
+    let mut keys: Vec<f32> =
+        (0..groups).flat_map(of_group).flat_map(|row| planted[row * dim..][..dim].to_vec()).collect();
+    // Two rows of one group in different directions, and one of another: far for their groups, near against others.
+    for (row, place, distance) in [(40, 3, 1.5), (44, 11, -0.9), (81, 0, 1.1)] {
+        keys[row * dim + place] += distance;
+    }
+    let whole = cluster(&keys, dim, &WHOLE, 2);
+    assert_eq!(sizes(&whole), [16; 20]);
+    let apart = cluster(&keys, dim, &ClusterOptions { split_factor: Some(4.0), ..WHOLE }, 2);
+    assert_sound(&apart, rows);
+    let mut expected: Vec<Vec<u32>> = members(&whole).iter().map(|rows| rows.to_vec()).collect();
+    expected.iter_mut().for_each(|rows| rows.retain(|row| ![40, 44, 81].contains(row)));
+    expected.extend([vec![40], vec![44], vec![81]]);
+    expected.sort();
+    let mut found: Vec<Vec<u32>> = members(&apart).iter().map(|rows| rows.to_vec()).collect();
+    found.sort();
+    assert_eq!(found, expected);
+}
+
+#[test]
 fn equal_keys_make_one_cluster_that_is_not_split() {
     let keys = [1.5f32, -3.0, 0.1].repeat(500);
     let clustering = cluster(&keys, 3, &ClusterOptions::ladder(), 4);

@@ -17,6 +17,7 @@ struct Seen {
     /// The largest share that each term had in a squared prediction.
     terms: [f64; 5],
     jensen: f64,
+    rise: f64,
     /// Rows by the resolutions of key and value.
     rows: [[usize; 3]; 3],
 }
@@ -42,6 +43,7 @@ impl Seen {
         for terms in &reference.terms {
             self.terms.iter_mut().zip(terms).for_each(|(most, term)| *most = most.max(*term));
         }
+        self.rise = reference.rise.iter().copied().fold(self.rise, f64::max);
         self.jensen = reference.jensen.iter().copied().fold(self.jensen, f64::max);
         for row in reference.choice.rows.iter().flatten() {
             self.rows[row[0] as usize][row[1] as usize] += 1;
@@ -52,7 +54,12 @@ impl Seen {
 /// Compares the engine's answers to `positions` queries, sharpened by `sharp`.
 fn compare(case: &Case, seed: u64, positions: usize, sharp: f32, tau: f64, seen: &mut Seen) {
     let queries: Vec<f32> = queries(seed, positions, &case.model).iter().map(|x| sharp * x).collect();
-    let view = query_view(&queries, &case.model);
+    compare_to(case, &queries, seed, tau, seen);
+}
+
+fn compare_to(case: &Case, queries: &[f32], seed: u64, tau: f64, seen: &mut Seen) {
+    let positions = queries.len() / case.model.query_heads / case.model.key_dim;
+    let view = query_view(queries, &case.model);
     let answer = case.snapshot.attend(0, &view, &Budget::Tau(tau)).unwrap();
     let plan = case.snapshot.explain(0, &view, &Budget::Tau(tau)).unwrap();
     let ladders = case.ladders(positions);
@@ -60,7 +67,7 @@ fn compare(case: &Case, seed: u64, positions: usize, sharp: f32, tau: f64, seen:
     for at in 0..positions {
         let mut counts = Some([0; 6]);
         for (kv_head, ladder) in ladders.iter().enumerate() {
-            let reference = case.answer(ladder, &queries, (at, kv_head), tau);
+            let reference = case.answer(ladder, queries, (at, kv_head), tau);
             if reference.margin < MARGIN {
                 (touched, counts) = (None, None);
                 seen.close += 1;
@@ -126,7 +133,8 @@ fn check_unit(
         let (lse, expected) = (f64::from(answer.lse[head]), reference.lse[g]);
         assert!((lse - expected).abs() < 2e-5, "{place}, head {g}: log-sum-exp {lse} for {expected}");
         let (error, expected) = (f64::from(answer.report.predicted_error[head]), reference.predicted[g]);
-        let off = (error / expected - 1.0).abs();
+        // What is so small rests on exponentials of large differences.
+        let off = (error - expected).abs() / expected.max(1e-8);
         assert!(off < 1e-4, "{place}, head {g}: predicted {error} for {expected}: {:?}", reference.terms[g]);
     }
 }
@@ -191,6 +199,26 @@ fn several_positions_are_answered_each_by_itself() {
         compare(&case, seed, positions, 1.3, tau, &mut seen);
     }
     seen.check();
+}
+
+#[test]
+fn a_row_far_above_every_centroid_keeps_its_weight() {
+    let model = model([2, 6, 24, 16], Dtype::F32, 1);
+    let mut kv = centred(27, 760, &model, [0.2, 1.0]);
+    let (observed, queries) = (queries(9, 8, &model), queries(31, 1, &model));
+    // The first query of each group finds a row tens of nats above all others, in a cluster of many.
+    for head in 0..2 {
+        let query = &queries[head * 3 * 24..][..24];
+        let along = 34.0 / (query.iter().map(|q| q * q).sum::<f32>() * model.scale);
+        let key = &mut kv.keys[(200 * 2 + head) * 24..][..24];
+        key.iter_mut().zip(query).for_each(|(k, q)| *k += along * q);
+    }
+    let case = Case::new(model, case_options(), kv, &observed);
+    let mut seen = Seen::default();
+    for tau in [0.001, 0.01, 0.1, 0.5] {
+        compare_to(&case, &queries, 31, tau, &mut seen);
+    }
+    assert!(seen.rise > 25.0 && seen.compared >= 5, "{} in {}", seen.rise, seen.compared);
 }
 
 #[test]

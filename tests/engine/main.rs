@@ -9,6 +9,7 @@ mod exact;
 mod faults;
 mod kill;
 mod ladder;
+mod ladder_adversary;
 mod ladder_properties;
 mod lifecycle;
 mod longwave_reference;

@@ -15,3 +15,5 @@ pub(super) const KEY_CODE_NOISE: f32 = 0.01;
 /// Limits on exponents, so that one wild estimate cannot overflow a sum.
 pub(super) const ABOVE_MAX: f32 = 20.0;
 pub(super) const SKETCH_MAX: f32 = 10.0;
+/// How far above its estimate a score is allowed for at most: what its exponential still holds.
+pub(super) const RISE_MAX: f32 = 80.0;

@@ -1,6 +1,6 @@
 //! From centroids to a zone: which clusters' value means are read, and which clusters are opened.
 
-use super::constants::{ABOVE_MAX, MEAN, PROBE, SKETCH_MAX, Z_CLUSTER};
+use super::constants::{ABOVE_MAX, MEAN, PROBE, RISE_MAX, SKETCH_MAX, Z_CLUSTER};
 use super::exponential::{exp, exp_m1};
 use super::head::Head;
 use super::softcap::Softcap;
@@ -227,7 +227,7 @@ impl Clusters {
 
 /// How far above its centre's a score inside a cluster is allowed for, given the variance inside.
 fn above(within: f32) -> f32 {
-    within.min(Z_CLUSTER * within.sqrt()).min(ABOVE_MAX)
+    within.min(Z_CLUSTER * within.sqrt()).min(RISE_MAX)
 }
 
 /// `output[g] += weights[g] * value`, for each head.

@@ -1,6 +1,6 @@
 //! From the zone's sketches to rows: which keys and values are read, at 4 bits or in full, and the answer.
 
-use super::constants::{ABOVE_MAX, FULL, SKETCH_MAX, Z_ROW};
+use super::constants::{ABOVE_MAX, FULL, RISE_MAX, SKETCH_MAX, Z_ROW};
 use super::exponential::{exp, exp_m1};
 use super::head::Head;
 use super::probe::{Clusters, Rough, Steady, add_weighted};
@@ -106,9 +106,9 @@ impl Zone {
         }
         exp(kernels, &mut zone.weight);
         let deviation = |variance: &f32| Z_ROW * variance.sqrt();
-        let above: Vec<f32> = zone.key_variance.iter().map(|v| deviation(v).min(8.0)).collect();
+        let above: Vec<f32> = zone.key_variance.iter().map(|v| deviation(v).min(RISE_MAX)).collect();
         zone.above = exp_m1(kernels, &above);
-        zone.upper = zone.key_variance.iter().map(|v| v.min(deviation(v)).min(8.0)).collect();
+        zone.upper = zone.key_variance.iter().map(|v| v.min(deviation(v)).min(RISE_MAX)).collect();
         exp(kernels, &mut zone.upper);
         zone.value = vec![Resolution::Coarse; zone.key.len()];
         zone.cluster_weight = clusters.estimate.clone();

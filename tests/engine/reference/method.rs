@@ -52,6 +52,8 @@ pub struct Reference {
     pub predicted: Vec<f64>,
     /// The squared terms of the prediction, in the order of docs/accuracy.md, each as a share of their sum.
     pub terms: Vec<[f64; 5]>,
+    /// How far the log-sum-exp lies above all centroids and what is read in any case.
+    pub rise: Vec<f64>,
     /// What the correction of uncertain sketched scores adds to them, averaged over the softmax.
     pub jensen: Vec<f64>,
     pub choice: Choice,
@@ -94,6 +96,7 @@ pub fn answer(ask: Question<'_>) -> Reference {
     let squared: Vec<[f64; 5]> = heads.clone().map(|g| attempt.error_terms(g, &standing[g])).collect();
     let sum = |terms: &[f64; 5]| terms.iter().sum::<f64>();
     Reference {
+        rise: standing.iter().map(|standing| standing.total.ln()).collect(),
         lse: standing.iter().zip(&attempt.top).map(|(standing, top)| top + standing.total.ln()).collect(),
         predicted: squared.iter().zip(&standing).map(|(terms, s)| sum(terms).sqrt() / s.norm).collect(),
         terms: squared
@@ -222,7 +225,7 @@ impl<'a> Attempt<'a> {
     }
 
     fn choose_clusters(&mut self) {
-        let above = |within: f64| within.min(3.0 * within.sqrt()).min(20.0);
+        let above = |within: f64| within.min(3.0 * within.sqrt()).min(80.0);
         let clusters = 0..self.ask.head.clusters.len();
         let standing = self.all_standing();
         for c in clusters.clone() {
@@ -305,7 +308,7 @@ impl<'a> Attempt<'a> {
         for (c, row) in self.places().filter(|&(c, _)| self.choice.opened[c]).collect::<Vec<_>>() {
             let gain = self.gain(&standing, |g, standing| {
                 let reach = (distance2(self.mean(c), &standing.output) + self.cluster(c).value_spread).sqrt();
-                let above = (1.5 * self.variance[c][row][g].sqrt()).min(8.0).exp_m1();
+                let above = (1.5 * self.variance[c][row][g].sqrt()).min(80.0).exp_m1();
                 self.weight[c][row][g] / standing.total * above * reach / standing.norm
             });
             self.choice.rows[c][row][0] = self.resolution(gain);
@@ -321,8 +324,8 @@ impl<'a> Attempt<'a> {
                 Resolution::Full => &stored.key,
             };
             for g in 0..self.top.len() {
-                let score = cap(dot(&self.ask.queries[g], key), self.ask.softcap) - self.top[g];
-                self.weight[c][row][g] = score.min(20.0).exp();
+                let score = cap(dot(&self.ask.queries[g], key), self.ask.softcap);
+                self.weight[c][row][g] = (score - self.top[g]).exp();
                 self.jensen[c][row][g] = 0.0;
             }
         }
@@ -334,7 +337,7 @@ impl<'a> Attempt<'a> {
             let gain = self.gain(&standing, |g, standing| {
                 let variance = self.variance[c][row][g];
                 let above = match self.choice.rows[c][row][0] {
-                    Resolution::Coarse => variance.min(1.5 * variance.sqrt()).min(8.0).exp(),
+                    Resolution::Coarse => variance.min(1.5 * variance.sqrt()).min(80.0).exp(),
                     _ => 1.0,
                 };
                 self.weight[c][row][g] / standing.total * above / standing.norm
