@@ -31,14 +31,14 @@ pub fn sealed(store: &Store, model: &ModelSpec) -> Context {
     context
 }
 
-/// Relative error of each query head.
-fn errors(answer: &Answer, exact: &Answer, dim: usize) -> Vec<f64> {
+/// Relative error of each query head; 0 where both answers are 0.
+pub fn errors(answer: &Answer, exact: &Answer, dim: usize) -> Vec<f64> {
     let square = |x: f32| f64::from(x) * f64::from(x);
     let pairs = answer.output.chunks_exact(dim).zip(exact.output.chunks_exact(dim));
     pairs
         .map(|(answer, exact)| {
             let off: f64 = answer.iter().zip(exact).map(|(a, e)| square(a - e)).sum();
-            (off / exact.iter().map(|&e| square(e)).sum::<f64>()).sqrt()
+            if off == 0.0 { 0.0 } else { (off / exact.iter().map(|&e| square(e)).sum::<f64>()).sqrt() }
         })
         .collect()
 }

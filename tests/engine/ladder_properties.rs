@@ -1,6 +1,7 @@
 //! What holds of the method `longwave` whatever the rows: exact at tau 0, better as tau falls, blind to the order of
-//! tokens, and never wrong without saying so.
+//! tokens.
 
+use crate::ladder::errors;
 use crate::reference::{Case, case_options, centred};
 use crate::sample::{Kv, Sample, bits, logits, model, queries, query_view, round};
 use longwave::{Answer, Budget, ClusterOptions, Dtype, ModelSpec};
@@ -8,18 +9,6 @@ use proptest::prelude::*;
 
 fn ask(case: &Case, queries: &[f32], budget: &Budget) -> Answer {
     case.snapshot.attend(0, &query_view(queries, &case.model), budget).unwrap()
-}
-
-/// Relative error of each query head; 0 where both answers are 0.
-fn errors(answer: &Answer, exact: &Answer, dim: usize) -> Vec<f64> {
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    let pairs = answer.output.chunks_exact(dim).zip(exact.output.chunks_exact(dim));
-    pairs
-        .map(|(answer, exact)| {
-            let off: f64 = answer.iter().zip(exact).map(|(a, e)| square(a - e)).sum();
-            if off == 0.0 { 0.0 } else { (off / exact.iter().map(|&e| square(e)).sum::<f64>()).sqrt() }
-        })
-        .collect()
 }
 
 /// Models of unequal shapes, with and without what a layer may do to its logits.

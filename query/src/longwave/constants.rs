@@ -1,9 +1,11 @@
 //! The fixed factors of the ladder. They were set on traces of one model and are checked on others; see
 //! docs/accuracy.md.
 
-/// Thresholds in units of tau: probe a cluster, read its value mean, read 16-bit rows.
+/// Thresholds in units of tau: probe a cluster, read its value mean, read a value; and read 16-bit rows, in units of the
+/// threshold of their codes. A key is read at tau itself.
 pub(super) const PROBE: f32 = 0.2;
 pub(super) const MEAN: f32 = 0.1;
+pub(super) const VALUE: f32 = 0.7;
 pub(super) const FULL: f32 = 14.0;
 /// How far above its estimate a score is allowed for, in standard deviations. In sharp heads the row that matters
 /// lies 2 to 4 deviations above its cluster's centre; with expected instead of upper estimates such heads fail.

@@ -1,6 +1,6 @@
 //! From the zone's sketches to rows: which keys and values are read, at 4 bits or in full, and the answer.
 
-use super::constants::{ABOVE_MAX, FULL, RISE_MAX, SKETCH_MAX, Z_ROW};
+use super::constants::{ABOVE_MAX, FULL, RISE_MAX, SKETCH_MAX, VALUE, Z_ROW};
 use super::exponential::{exp, exp_m1};
 use super::head::Head;
 use super::probe::{Clusters, Rough, Steady, add_weighted};
@@ -223,7 +223,7 @@ impl Zone {
                         (self.weight[i] / total[g] * above / rough.norm[g]).powi(2)
                     })
                     .sum();
-                self.value[row] = Resolution::of(gain.sqrt() * deviation, tau);
+                self.value[row] = Resolution::of(gain.sqrt() * deviation, VALUE * tau);
             }
         }
     }

@@ -5,6 +5,7 @@ use super::stored::{StoredCluster, StoredHead, add, distance2, dot};
 
 const PROBE: f64 = 0.2;
 const MEAN: f64 = 0.1;
+const VALUE: f64 = 0.7;
 const FULL: f64 = 14.0;
 const VALUE_CODE_NOISE: f64 = 0.0095;
 const KEY_CODE_NOISE: f64 = 0.01;
@@ -208,9 +209,8 @@ impl<'a> Attempt<'a> {
         gain > threshold
     }
 
-    fn resolution(&mut self, gain: f64) -> Resolution {
-        let tau = self.ask.tau;
-        let (full, code) = (self.exceeds(gain, FULL * tau), self.exceeds(gain, tau));
+    fn resolution(&mut self, gain: f64, threshold: f64) -> Resolution {
+        let (full, code) = (self.exceeds(gain, FULL * threshold), self.exceeds(gain, threshold));
         if full {
             Resolution::Full
         } else if code {
@@ -311,7 +311,7 @@ impl<'a> Attempt<'a> {
                 let above = (1.5 * self.variance[c][row][g].sqrt()).min(80.0).exp_m1();
                 self.weight[c][row][g] / standing.total * above * reach / standing.norm
             });
-            self.choice.rows[c][row][0] = self.resolution(gain);
+            self.choice.rows[c][row][0] = self.resolution(gain, self.ask.tau);
         }
     }
 
@@ -342,7 +342,8 @@ impl<'a> Attempt<'a> {
                 };
                 self.weight[c][row][g] / standing.total * above / standing.norm
             });
-            self.choice.rows[c][row][1] = self.resolution(gain * self.cluster(c).value_spread.sqrt());
+            self.choice.rows[c][row][1] =
+                self.resolution(gain * self.cluster(c).value_spread.sqrt(), VALUE * self.ask.tau);
         }
     }
 
