@@ -34,7 +34,7 @@ pub enum Budget {
 }
 
 impl Budget {
-    /// The resolution ladder at a tau that leaves a mean error of 0.02 to 0.05 on real traces of 8K to 32K tokens.
+    /// The resolution ladder at a tau that leaves a mean error of 0.02 to 0.04 on real traces of 8K to 32K tokens.
     pub const LONGWAVE: Budget = Budget::Tau(0.0016);
 
     /// RetroInfer with the shares it was published with: 1.8 % read, the next 23.2 % estimated.
