@@ -6,15 +6,15 @@
 
 use std::arch::x86_64::{
     __m256, __m256i, _CMP_LT_OQ, _CMP_UNORD_Q, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_loadu_si128,
-    _mm_packus_epi32, _mm_prefetch, _mm_storeu_si128, _mm256_add_epi16, _mm256_add_epi32, _mm256_add_ps,
+    _mm_loadl_epi64, _mm_packus_epi32, _mm_prefetch, _mm_storeu_si128, _mm256_add_epi16, _mm256_add_epi32, _mm256_add_ps,
     _mm256_and_ps, _mm256_and_si256, _mm256_andnot_ps, _mm256_blendv_ps, _mm256_broadcastsi128_si256,
-    _mm256_castps_si256, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi32_ps,
+    _mm256_castps_si256, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps,
     _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_ph, _mm256_div_ps, _mm256_extracti128_si256,
     _mm256_fmadd_ps, _mm256_hadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps, _mm256_min_ps,
     _mm256_movemask_ps, _mm256_mul_ps, _mm256_or_ps, _mm256_or_si256, _mm256_permute2f128_ps,
     _mm256_permutevar8x32_ps, _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32,
     _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_slli_epi32, _mm256_srli_epi16,
-    _mm256_srli_epi32, _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_sub_epi16, _mm256_sub_ps,
+    _mm256_sqrt_ps, _mm256_srli_epi32, _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_sub_epi16, _mm256_sub_ps,
     _mm256_unpackhi_epi16, _mm256_unpacklo_epi16,
 };
 
@@ -23,9 +23,10 @@ use half::{bf16, f16};
 use crate::codec::{LEVELS4, Lookup, Records, SketchQuery};
 use crate::isa::{Isa, Kernels};
 use crate::lanes::Lanes;
+use crate::ladder::{ClusterWeights, GainOf, Limits, RowSums, Spread, Uncertain};
 use crate::rows::{Ahead, Block, Rows};
 use crate::weigh::PerLane;
-use crate::{accumulate, codec, convert, exp, score, weigh};
+use crate::{accumulate, codec, convert, exp, ladder, score, weigh};
 
 /// Proof that the processor has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -66,6 +67,9 @@ impl Lanes for Avx2 {
             let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
         };
+        fn load_i8(from: &[i8; 8]) -> __m256 = {
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().cast())))
+        };
         fn load_levels4(codes: &[u8; 4]) -> __m256 = {
             // Every lane has its code in its low bits; the fourth of them chooses between the halves of the table.
             let shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
@@ -103,6 +107,7 @@ impl Lanes for Avx2 {
         fn max(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
         fn min(a: __m256, b: __m256) -> __m256 = _mm256_min_ps(a, b);
         fn abs(x: __m256) -> __m256 = _mm256_andnot_ps(_mm256_set1_ps(-0.0), x);
+        fn sqrt(x: __m256) -> __m256 = _mm256_sqrt_ps(x);
         fn with_sign(magnitude: __m256, sign: __m256) -> __m256 = {
             _mm256_or_ps(magnitude, _mm256_and_ps(_mm256_set1_ps(-0.0), sign))
         };
@@ -193,8 +198,14 @@ shells! {
     fn narrow_bf16(from: &[f32], to: &mut [bf16]) = convert::narrow_bf16;
     fn scores4(queries: &[f32], heads: usize, records: Records<'_>, scores: &mut [f32]) = codec::scores4;
     fn accumulate4(weights: &[f32], heads: usize, records: Records<'_>, out: &mut [f32]) = codec::accumulate4;
-    fn scores_sketch(query: &SketchQuery, record: &[u8], scores: &mut [f32], factors: &mut [f32])
+    fn scores_sketch(query: &SketchQuery, record: &[u8], stride: usize, scores: &mut [f32], factors: &mut [f32])
         = codec::scores_sketch;
+    fn scores_i8(queries: &[f32], heads: usize, rows: &[i8], scores: &mut [f32]) = score::scores_i8;
+    fn weigh_clusters(spread: &Spread<'_>, limits: &Limits, weights: &mut ClusterWeights<'_>)
+        = ladder::weigh_clusters;
+    fn weigh_rows(scores: &mut [f32], deviations: &[f32], top: f32, most: f32) -> RowSums = ladder::weigh_rows;
+    fn sum_rows(weights: &[f32], deviations: &[f32]) -> RowSums = ladder::sum_rows;
+    fn row_gains(rows: Uncertain<'_>, kind: GainOf, gains: &mut [f32]) = ladder::row_gains;
 }
 
 /// The kernels, for who can prove that they may run.
@@ -213,6 +224,11 @@ pub(crate) fn kernels(_: Avx2) -> &'static Kernels {
         scores4,
         accumulate4,
         scores_sketch,
+        scores_i8,
+        weigh_clusters,
+        weigh_rows,
+        sum_rows,
+        row_gains,
     };
     &KERNELS
 }

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use half::{bf16, f16};
 
 use crate::codec::{Records, SketchQuery};
+use crate::ladder::{ClusterWeights, GainOf, Limits, RowSums, Spread, Uncertain};
 use crate::portable;
 use crate::rows::{Ahead, Block, Rows};
 use crate::weigh::PerLane;
@@ -71,8 +72,15 @@ pub struct Kernels {
     pub(crate) scores4: fn(&[f32], usize, Records<'_>, &mut [f32]),
     /// weights `[row][head]`, heads, coded rows, output `[head][dim]`
     pub(crate) accumulate4: fn(&[f32], usize, Records<'_>, &mut [f32]),
-    /// queries, a cluster's record, scores `[row][head]`, factors
-    pub(crate) scores_sketch: fn(&SketchQuery, &[u8], &mut [f32], &mut [f32]),
+    /// queries, a cluster's record, places from a head to the next, scores `[head][row]`, factors
+    pub(crate) scores_sketch: fn(&SketchQuery, &[u8], usize, &mut [f32], &mut [f32]),
+    /// queries, heads, rows of 8-bit integers, scores `[row][head]`
+    pub(crate) scores_i8: fn(&[f32], usize, &[i8], &mut [f32]),
+    pub(crate) weigh_clusters: fn(&Spread<'_>, &Limits, &mut ClusterWeights<'_>),
+    /// scores, deviations, top, the most that a score counts above it
+    pub(crate) weigh_rows: fn(&mut [f32], &[f32], f32, f32) -> RowSums,
+    pub(crate) sum_rows: fn(&[f32], &[f32]) -> RowSums,
+    pub(crate) row_gains: fn(Uncertain<'_>, GainOf, &mut [f32]),
 }
 
 impl fmt::Debug for Kernels {

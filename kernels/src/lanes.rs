@@ -17,6 +17,7 @@ pub(crate) trait Lanes: Copy {
     fn load(self, from: &[f32; 8]) -> Self::V;
     fn load_f16(self, from: &[f16; 8]) -> Self::V;
     fn load_bf16(self, from: &[bf16; 8]) -> Self::V;
+    fn load_i8(self, from: &[i8; 8]) -> Self::V;
     /// The levels of eight 4-bit codes, the first in the low half of the first byte.
     fn load_levels4(self, codes: &[u8; 4]) -> Self::V;
     fn store(self, x: Self::V, to: &mut [f32; 8]);
@@ -36,6 +37,8 @@ pub(crate) trait Lanes: Copy {
     /// The smaller; `b` where they are equal or either is not a number.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     fn abs(self, x: Self::V) -> Self::V;
+    /// The square root; no number where `x` is negative.
+    fn sqrt(self, x: Self::V) -> Self::V;
     /// `magnitude`, which is not negative, with the sign of `sign`.
     fn with_sign(self, magnitude: Self::V, sign: Self::V) -> Self::V;
     /// `yes` where `a < b`, else `no`: also where either is not a number.
@@ -86,6 +89,11 @@ impl Lanes for Portable {
     #[inline(always)]
     fn load_bf16(self, from: &[bf16; 8]) -> [f32; 8] {
         by_lane!(i => widen_bf16(from[i].to_bits()))
+    }
+
+    #[inline(always)]
+    fn load_i8(self, from: &[i8; 8]) -> [f32; 8] {
+        by_lane!(i => f32::from(from[i]))
     }
 
     #[inline(always)]
@@ -151,6 +159,11 @@ impl Lanes for Portable {
     #[inline(always)]
     fn abs(self, x: [f32; 8]) -> [f32; 8] {
         by_lane!(i => x[i].abs())
+    }
+
+    #[inline(always)]
+    fn sqrt(self, x: [f32; 8]) -> [f32; 8] {
+        by_lane!(i => x[i].sqrt())
     }
 
     #[inline(always)]

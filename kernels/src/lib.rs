@@ -18,6 +18,7 @@ mod dtype;
 mod exp;
 mod fused;
 mod isa;
+pub mod ladder;
 mod lanes;
 pub mod oracle;
 mod portable;

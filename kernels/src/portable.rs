@@ -5,9 +5,10 @@ use half::{bf16, f16};
 use crate::codec::{Records, SketchQuery};
 use crate::isa::{Isa, Kernels};
 use crate::lanes::Portable;
+use crate::ladder::{ClusterWeights, GainOf, Limits, RowSums, Spread, Uncertain};
 use crate::rows::{Ahead, Block, Rows};
 use crate::weigh::PerLane;
-use crate::{accumulate, codec, convert, exp, score, weigh};
+use crate::{accumulate, codec, convert, exp, ladder, score, weigh};
 
 macro_rules! shells {
     ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? = $body:path;)*) => {$(
@@ -31,8 +32,14 @@ shells! {
     fn narrow_bf16(from: &[f32], to: &mut [bf16]) = convert::narrow_bf16;
     fn scores4(queries: &[f32], heads: usize, records: Records<'_>, scores: &mut [f32]) = codec::scores4;
     fn accumulate4(weights: &[f32], heads: usize, records: Records<'_>, out: &mut [f32]) = codec::accumulate4;
-    fn scores_sketch(query: &SketchQuery, record: &[u8], scores: &mut [f32], factors: &mut [f32])
+    fn scores_sketch(query: &SketchQuery, record: &[u8], stride: usize, scores: &mut [f32], factors: &mut [f32])
         = codec::scores_sketch;
+    fn scores_i8(queries: &[f32], heads: usize, rows: &[i8], scores: &mut [f32]) = score::scores_i8;
+    fn weigh_clusters(spread: &Spread<'_>, limits: &Limits, weights: &mut ClusterWeights<'_>)
+        = ladder::weigh_clusters;
+    fn weigh_rows(scores: &mut [f32], deviations: &[f32], top: f32, most: f32) -> RowSums = ladder::weigh_rows;
+    fn sum_rows(weights: &[f32], deviations: &[f32]) -> RowSums = ladder::sum_rows;
+    fn row_gains(rows: Uncertain<'_>, kind: GainOf, gains: &mut [f32]) = ladder::row_gains;
 }
 
 pub(crate) fn kernels() -> &'static Kernels {
@@ -50,6 +57,11 @@ pub(crate) fn kernels() -> &'static Kernels {
         scores4,
         accumulate4,
         scores_sketch,
+        scores_i8,
+        weigh_clusters,
+        weigh_rows,
+        sum_rows,
+        row_gains,
     };
     &KERNELS
 }

@@ -2,7 +2,9 @@
 
 use crate::isa::Kernels;
 use crate::lanes::Lanes;
-use crate::rows::{Ahead, BLOCK_ROWS, Block, BlockOf, Element, Matrix, Pick, Rows};
+use crate::rows::{
+    Ahead, BLOCK_ROWS, Block, BlockOf, DIM_STEP, Element, Matrix, Pick, Rows, is_supported_dim,
+};
 
 impl Kernels {
     /// `scores[row * heads + head] = query[head] · rows[row]`, for every row, in `f32`.
@@ -32,6 +34,18 @@ impl Kernels {
         scores: &mut [f32],
     ) {
         self.scores_of(queries, heads, Matrix::new(rows, dim, Pick::Listed(indices)), scores);
+    }
+
+    /// `scores[row * heads + head] = Σ_i queries[head][i] * rows[row][i]`, for rows of 8-bit integers.
+    ///
+    /// # Panics
+    /// If `dim` is not supported, `queries` is not `heads * dim` long, `rows` not whole rows, or `scores` not
+    /// `heads` times as long as there are rows.
+    pub fn scores_i8(&self, queries: &[f32], heads: usize, dim: usize, rows: &[i8], scores: &mut [f32]) {
+        assert!(is_supported_dim(dim) && rows.len().is_multiple_of(dim), "{} elements of {dim}", rows.len());
+        check_heads(heads, queries.len(), dim, "queries");
+        check_per_row(scores.len(), rows.len() / dim, heads, "scores");
+        (self.scores_i8)(queries, heads, rows, scores);
     }
 
     fn scores_of(&self, queries: &[f32], heads: usize, rows: Matrix<'_>, scores: &mut [f32]) {
@@ -149,6 +163,28 @@ fn score_group<L: Lanes, T: Element, const H: usize>(
         isa.store(isa.sum_each(sums), &mut totals);
         for (row, totals) in totals.chunks_exact(H).enumerate().take(block.count - first) {
             scores[(first + row) * heads + head..][..H].copy_from_slice(totals);
+        }
+    }
+}
+
+/// Scores of rows of 8-bit integers, `[row][head]`.
+#[inline(always)]
+pub(crate) fn scores_i8<L: Lanes>(isa: L, queries: &[f32], heads: usize, rows: &[i8], scores: &mut [f32]) {
+    let (queries, _) = queries.as_chunks::<DIM_STEP>();
+    let (rows, _) = rows.as_chunks::<DIM_STEP>();
+    let vectors = queries.len() / heads;
+    for (row, scores) in rows.chunks_exact(vectors).zip(scores.chunks_exact_mut(heads)) {
+        for (queries, scores) in queries.chunks(8 * vectors).zip(scores.chunks_mut(8)) {
+            let mut sums = [isa.splat(0.0); 8];
+            for (v, integers) in row.iter().enumerate() {
+                let x = isa.load_i8(integers);
+                for (h, query) in queries.chunks_exact(vectors).enumerate() {
+                    sums[h] = isa.mul_add(x, isa.load(&query[v]), sums[h]);
+                }
+            }
+            let mut totals = [0.0; 8];
+            isa.store(isa.sum_each(sums), &mut totals);
+            scores.copy_from_slice(&totals[..scores.len()]);
         }
     }
 }

@@ -2,10 +2,11 @@
 
 use longwave_index::ladder::LadderView;
 use longwave_index::{self as index, IndexView};
+use longwave_kernels::codec::{decode4, record_len};
 use longwave_kernels::{Dtype, Rows};
 use longwave_storage::{Column, ColumnKind, Error, Segment};
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// Heads and dimensions of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,17 +79,70 @@ pub struct RowBlock<'a> {
     pub values: Vec<Rows<'a>>,
 }
 
-/// A segment as queries use it: its index is checked once, before its first use.
+/// A segment as queries use it: its index is checked, and its ladder opened, once, before their first use.
 #[derive(Debug)]
 pub struct LayerSegment {
-    segment: Segment,
+    segment: Arc<Segment>,
     checked: OnceLock<()>,
+    ladder: OnceLock<Option<LadderCell>>,
+}
+
+self_cell::self_cell!(
+    /// A ladder beside the segment that it reads.
+    struct LadderCell {
+        owner: Arc<Segment>,
+        #[covariant]
+        dependent: OpenedLadder,
+    }
+
+    impl {Debug}
+);
+
+/// A ladder, and what follows from it that many queries use.
+#[derive(Debug)]
+pub(crate) struct OpenedLadder<'a> {
+    pub(crate) view: LadderView<'a>,
+    pub(crate) heads: Vec<ValueNorms>,
+}
+
+/// Squared norms of the values of one KV head that stand for rows.
+#[derive(Debug)]
+pub(crate) struct ValueNorms {
+    /// Of each cluster's value mean, as it is coded.
+    pub(crate) means: Vec<f32>,
+    /// Of the mean of all values.
+    pub(crate) global: f32,
+}
+
+impl<'a> OpenedLadder<'a> {
+    fn open(view: LadderView<'a>) -> Result<Self, Error> {
+        let dim = view.value_dim();
+        let mut mean = vec![0.0; dim];
+        let heads = (0..view.index().kv_heads()).map(|head| {
+            let ladder = view.head(head)?;
+            let records = ladder.value_means.chunks_exact(record_len(dim));
+            let means = records.map(|record| {
+                decode4(record, ladder.value_mean_sigma, &mut mean);
+                mean.iter().zip(ladder.global_value).map(|(mean, global)| (mean + global).powi(2)).sum()
+            });
+            let global = ladder.global_value.iter().map(|x| x * x).sum();
+            Ok(ValueNorms { means: means.collect(), global })
+        });
+        let heads = heads.collect::<Result<_, Error>>()?;
+        Ok(OpenedLadder { view, heads })
+    }
+}
+
+fn open_ladder(segment: &Arc<Segment>) -> Result<OpenedLadder<'_>, Error> {
+    // Whoever asks has seen it there.
+    let missing = || Error::MissingColumn { file: segment.path().into(), column: "ladder".into() };
+    OpenedLadder::open(LadderView::open(segment)?.ok_or_else(missing)?)
 }
 
 impl LayerSegment {
     /// Wraps an opened segment.
     pub fn new(segment: Segment) -> Self {
-        LayerSegment { segment, checked: OnceLock::new() }
+        LayerSegment { segment: Arc::new(segment), checked: OnceLock::new(), ladder: OnceLock::new() }
     }
 
     /// The stored columns.
@@ -128,11 +182,21 @@ impl LayerSegment {
     ///
     /// # Errors
     /// As [`Self::index`].
-    pub fn ladder(&self) -> Result<Option<LadderView<'_>>, Error> {
-        if self.index()?.is_none() {
-            return Ok(None);
+    pub fn ladder(&self) -> Result<Option<&LadderView<'_>>, Error> {
+        Ok(self.opened_ladder()?.map(|opened| &opened.view))
+    }
+
+    pub(crate) fn opened_ladder(&self) -> Result<Option<&OpenedLadder<'_>>, Error> {
+        if let Some(ladder) = self.ladder.get() {
+            return Ok(ladder.as_ref().map(LadderCell::borrow_dependent));
         }
-        LadderView::open(&self.segment)
+        let cell = if self.index()?.is_some() && LadderView::open(&self.segment)?.is_some() {
+            Some(LadderCell::try_new(Arc::clone(&self.segment), open_ladder)?)
+        } else {
+            None
+        };
+        // Two threads may both have opened it; they found the same.
+        Ok(self.ladder.get_or_init(|| cell).as_ref().map(LadderCell::borrow_dependent))
     }
 
     /// Keys `rows` of KV head `head`.
@@ -143,6 +207,23 @@ impl LayerSegment {
     /// Values `rows` of KV head `head`.
     pub(crate) fn values(&self, shape: &Shape, head: usize, rows: Range<usize>) -> Result<Rows<'_>, Error> {
         self.rows_of(ColumnKind::VALUES, shape.value_bytes(), shape.dtype, head, rows)
+    }
+
+    /// All keys of KV head `head`, of which the listed ones may be read.
+    pub(crate) fn listed_keys(&self, shape: &Shape, head: usize, list: &[u32]) -> Result<Rows<'_>, Error> {
+        let bytes = self.listed(ColumnKind::KEYS, shape.key_bytes(), head, list)?;
+        self.as_rows(ColumnKind::KEYS, shape.dtype, bytes)
+    }
+
+    /// All values of KV head `head`, of which the listed ones may be read.
+    pub(crate) fn listed_values(&self, shape: &Shape, head: usize, list: &[u32]) -> Result<Rows<'_>, Error> {
+        let bytes = self.listed(ColumnKind::VALUES, shape.value_bytes(), head, list)?;
+        self.as_rows(ColumnKind::VALUES, shape.dtype, bytes)
+    }
+
+    fn listed(&self, kind: ColumnKind, size: usize, head: usize, list: &[u32]) -> Result<&[u8], Error> {
+        let base = head * self.rows();
+        self.segment.column(kind)?.listed(size, base..base + self.rows(), list)
     }
 
     /// Offsets from [`Self::first_position`] of the rows `rows` of KV head `head`, in stored order.
@@ -159,6 +240,10 @@ impl LayerSegment {
         rows: Range<usize>,
     ) -> Result<Rows<'_>, Error> {
         let bytes = self.row_bytes(kind, row_bytes, head, rows)?;
+        self.as_rows(kind, dtype, bytes)
+    }
+
+    fn as_rows<'a>(&self, kind: ColumnKind, dtype: Dtype, bytes: &'a [u8]) -> Result<Rows<'a>, Error> {
         Rows::from_bytes(dtype, bytes).ok_or_else(|| Error::Corrupt {
             file: self.segment.path().into(),
             column: Some(format!("{kind:?}")),

@@ -148,7 +148,31 @@ impl<'a> HeadLadder<'a> {
     }
 }
 
+impl<'a> HeadLadder<'a> {
+    /// Records of the key codes of all the head's rows, of which the listed ones may be read; see
+    /// [`HeadLadder::key_code_bytes`].
+    ///
+    /// # Errors
+    /// As [`Column::listed`].
+    pub fn listed_key_codes(&self, rows: &[u32]) -> Result<&'a [u8], Error> {
+        self.parts.listed(self.parts.key_code, record_len(self.bits.len()), rows)
+    }
+
+    /// Records of the value codes of all the head's rows, of which the listed ones may be read; see
+    /// [`HeadLadder::value_code_bytes`].
+    ///
+    /// # Errors
+    /// As [`Column::listed`].
+    pub fn listed_value_codes(&self, rows: &[u32]) -> Result<&'a [u8], Error> {
+        self.parts.listed(self.parts.value_code, record_len(self.value_sigma.len()), rows)
+    }
+}
+
 impl<'a> Parts<'a> {
+    fn listed(&self, column: Column<'a>, record: usize, rows: &[u32]) -> Result<&'a [u8], Error> {
+        column.listed(record, self.first_row..self.first_row + self.rows, rows)
+    }
+
     fn bytes(&self, column: Column<'a>, record: usize, rows: Range<usize>) -> Result<&'a [u8], Error> {
         // Rows past the head's are other heads' rows: they must not come back under this one's name.
         let end = if rows.end > self.rows { usize::MAX } else { (self.first_row + rows.end) * record };

@@ -12,6 +12,7 @@
 use super::levels::{factor_of_code, level};
 use super::lookup::Lookup;
 use super::sketch::{BLOCK_ROWS, SketchLayout};
+use crate::exp::store_padded;
 use crate::isa::Kernels;
 use crate::score::check_heads;
 
@@ -113,16 +114,18 @@ fn fill(layout: &SketchLayout, query: &[f32], tables: &mut [[f32; 16]]) {
 
 impl Kernels {
     /// Scores of one cluster's sketches, and their factors:
-    /// `scores[row * heads + head] = factors[row] * Σ_i queries[head][i] * level[row][i]`, up to
-    /// [`SketchQuery::error_bound`].
+    /// `scores[head * stride + row] = factors[row] * Σ_i queries[head][i] * level[row][i]`, up to
+    /// [`SketchQuery::error_bound`]. Places that are no row's are left as they are.
     ///
     /// # Panics
-    /// If `record` is not that of `rows` rows, `scores` not `rows * heads` long, or `factors` not `rows`.
+    /// If `record` is not that of `rows` rows, `scores` has no place for the last row of the last head, `stride` is less
+    /// than `rows`, or `factors` is not `rows` long.
     pub fn scores_sketch(
         &self,
         query: &SketchQuery,
         record: &[u8],
         rows: usize,
+        stride: usize,
         scores: &mut [f32],
         factors: &mut [f32],
     ) {
@@ -132,24 +135,25 @@ impl Kernels {
             "a record of {} bytes for {rows} rows",
             record.len()
         );
-        assert!(scores.len() == rows * heads && factors.len() == rows, "room for {rows} rows");
-        (self.scores_sketch)(query, record, scores, factors);
+        let room = stride >= rows && scores.len() >= (heads - 1) * stride + rows;
+        assert!(room && factors.len() == rows, "room for {rows} rows");
+        (self.scores_sketch)(query, record, stride, scores, factors);
     }
 }
 
-/// Scores of all heads and rows, `[row][head]`, and the rows' factors.
+/// Scores of all heads and rows, `[head][row]`, and the rows' factors.
 #[inline(always)]
 pub(crate) fn scores_sketch<L: Lookup>(
     isa: L,
     query: &SketchQuery,
     record: &[u8],
+    stride: usize,
     scores: &mut [f32],
     factors: &mut [f32],
 ) {
     let bytes = query.layout.bytes();
     let mut rest = record;
-    let places = scores.chunks_mut(BLOCK_ROWS * query.heads).zip(factors.chunks_mut(BLOCK_ROWS));
-    for (scores, factors) in places {
+    for (block, factors) in factors.chunks_mut(BLOCK_ROWS).enumerate() {
         let height = (rest.len() / (bytes + 1)).min(BLOCK_ROWS);
         let codes = &rest[bytes * height..];
         let mut wide = [[0.0; 8]; 4];
@@ -157,19 +161,30 @@ pub(crate) fn scores_sketch<L: Lookup>(
             *factor = factor_of_code(codes[row]);
             wide[row / 8][row % 8] = *factor;
         }
+        let place = Place { first: block * BLOCK_ROWS, rows: factors.len(), height, stride };
         let mut head = 0;
         while head < query.heads {
             let group = (query.heads - head).min(4);
             match group {
-                4 => score_block::<L, 4>(isa, query, head, rest, height, &wide, scores),
-                3 => score_block::<L, 3>(isa, query, head, rest, height, &wide, scores),
-                2 => score_block::<L, 2>(isa, query, head, rest, height, &wide, scores),
-                _ => score_block::<L, 1>(isa, query, head, rest, height, &wide, scores),
+                4 => score_block::<L, 4>(isa, query, head, rest, place, &wide, scores),
+                3 => score_block::<L, 3>(isa, query, head, rest, place, &wide, scores),
+                2 => score_block::<L, 2>(isa, query, head, rest, place, &wide, scores),
+                _ => score_block::<L, 1>(isa, query, head, rest, place, &wide, scores),
             }
             head += group;
         }
         rest = &rest[(bytes + 1) * height..];
     }
+}
+
+/// Where a block's scores go.
+#[derive(Clone, Copy)]
+struct Place {
+    first: usize,
+    rows: usize,
+    /// Rows of the block with those that fill it up.
+    height: usize,
+    stride: usize,
 }
 
 /// Scores of heads `head..head + H` in the block that `record` begins with.
@@ -179,7 +194,7 @@ fn score_block<L: Lookup, const H: usize>(
     query: &SketchQuery,
     head: usize,
     record: &[u8],
-    height: usize,
+    place: Place,
     factors: &[[f32; 8]; 4],
     scores: &mut [f32],
 ) {
@@ -194,7 +209,7 @@ fn score_block<L: Lookup, const H: usize>(
         let mut all = [isa.zero_bytes(); H];
         let mut upper = [isa.zero_bytes(); H];
         for b in start..bytes.min(start + BYTES_MAX) {
-            let column = load_column(isa, &record[b * height..]);
+            let column = load_column(isa, &record[b * place.height..]);
             let (low, high) = (isa.low_nibbles(column), isa.high_nibbles(column));
             for h in 0..H {
                 for (table, nibbles) in [(&tables[h][2 * b], low), (&tables[h][2 * b + 1], high)] {
@@ -212,15 +227,14 @@ fn score_block<L: Lookup, const H: usize>(
             }
         }
     }
-    let mut by_head = [[[0.0; 8]; 4]; H];
     for h in 0..H {
-        for part in 0..4 {
-            isa.store(isa.mul(totals[h][part], isa.load(&factors[part])), &mut by_head[h][part]);
-        }
-    }
-    for (row, scores) in scores.chunks_exact_mut(query.heads).enumerate() {
-        for h in 0..H {
-            scores[head + h] = by_head[h][row / 8 % 4][row % 8];
+        let scores = &mut scores[(head + h) * place.stride + place.first..][..place.rows];
+        for (part, scores) in scores.chunks_mut(8).enumerate() {
+            let part = isa.mul(totals[h][part], isa.load(&factors[part]));
+            match scores.try_into() {
+                Ok(lanes) => isa.store(part, lanes),
+                Err(_) => store_padded(isa, part, scores),
+            }
         }
     }
 }

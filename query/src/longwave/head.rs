@@ -1,15 +1,16 @@
 //! What one KV head brings to a query: its clusters over all segments, and the query in each basis.
 
 use crate::error::Error;
-use crate::view::{LayerSegment, LayerView};
+use crate::view::{LayerSegment, LayerView, OpenedLadder, ValueNorms};
 use crate::work::HeadQueries;
-use longwave_index::ladder::{HeadLadder, LadderView};
+use longwave_index::ladder::HeadLadder;
 use longwave_kernels::codec::SketchQuery;
 use longwave_kernels::{Kernels, Rows};
+use std::ops::Range;
 
 /// A segment whose ladder may be used, and the others, which are read row by row.
 pub(super) struct Ladders<'v> {
-    pub(super) segments: Vec<(&'v LayerSegment, LadderView<'v>)>,
+    pub(super) segments: Vec<(&'v LayerSegment, &'v OpenedLadder<'v>)>,
     pub(super) plain: Vec<&'v LayerSegment>,
 }
 
@@ -17,7 +18,7 @@ impl<'v> Ladders<'v> {
     pub(super) fn open(view: &LayerView<'v>, oldest: u64) -> Result<Self, Error> {
         let mut ladders = Ladders { segments: Vec::new(), plain: Vec::new() };
         for &segment in &view.segments {
-            match if view.summaries_hold(segment, oldest) { segment.ladder()? } else { None } {
+            match if view.summaries_hold(segment, oldest) { segment.opened_ladder()? } else { None } {
                 Some(ladder) => ladders.segments.push((segment, ladder)),
                 None => ladders.plain.push(segment),
             }
@@ -43,6 +44,9 @@ pub(super) struct HeadSegment<'v> {
     pub(super) segment: &'v LayerSegment,
     pub(super) offsets: &'v [u32],
     pub(super) ladder: HeadLadder<'v>,
+    pub(super) norms: &'v ValueNorms,
+    /// Number of the segment's first row among all rows of the head.
+    pub(super) first_row: usize,
     /// Index into [`Head::bases`].
     pub(super) basis: usize,
     /// Number of the segment's first cluster among all clusters of the head.
@@ -55,44 +59,46 @@ pub(super) struct Head<'v> {
     pub(super) segments: Vec<HeadSegment<'v>>,
     pub(super) bases: Vec<BasisQuery>,
     pub(super) clusters: usize,
+    /// Rows of all segments.
+    pub(super) rows: usize,
 }
 
 impl<'v> Head<'v> {
     pub(super) fn open(
+        kernels: &Kernels,
         view: &LayerView<'_>,
         ladders: &'v Ladders<'v>,
         queries: &HeadQueries,
         kv_head: usize,
     ) -> Result<Self, Error> {
-        let mut head = Head { group: queries.heads, segments: Vec::new(), bases: Vec::new(), clusters: 0 };
-        for (segment, opened) in &ladders.segments {
-            let ladder = opened.head(kv_head)?;
-            let known = head.bases.iter().position(|basis| basis.digest == opened.digest());
+        let (segments, bases) = (Vec::with_capacity(ladders.segments.len()), Vec::new());
+        let mut head = Head { group: queries.heads, segments, bases, clusters: 0, rows: 0 };
+        for &(segment, opened) in &ladders.segments {
+            let ladder = opened.view.head(kv_head)?;
+            let digest = opened.view.digest();
+            let known = head.bases.iter().position(|basis| basis.digest == digest);
             let basis = known.unwrap_or_else(|| {
-                head.bases.push(BasisQuery::new(&ladder, opened.digest(), queries, view.shape.key_dim));
+                head.bases.push(BasisQuery::new(kernels, &ladder, digest, queries, view.shape.key_dim));
                 head.bases.len() - 1
             });
-            let offsets = opened.index().head(kv_head)?.offsets;
-            head.segments.push(HeadSegment { segment, offsets, ladder, basis, first: head.clusters });
+            let offsets = opened.view.index().head(kv_head)?.offsets;
+            let (norms, first, first_row) = (&opened.heads[kv_head], head.clusters, head.rows);
+            head.segments.push(HeadSegment { segment, offsets, ladder, norms, first_row, basis, first });
             head.clusters += ladder.cluster_count();
+            head.rows += ladder.rows();
         }
         Ok(head)
     }
 
-    /// Rows of all segments.
-    pub(super) fn rows(&self) -> usize {
-        self.segments.iter().map(|segment| segment.ladder.rows()).sum()
+    /// Cuts an ascending list of clusters where a segment ends: the segment's number, and its part of the list.
+    pub(super) fn runs<'l>(&self, list: &'l [u32]) -> impl Iterator<Item = (usize, &'l [u32])> {
+        let ends = self.segments.iter().map(|segment| segment.first + segment.ladder.cluster_count());
+        runs(ends, list)
     }
 
-    /// The segment that holds cluster `cluster`.
-    pub(super) fn segment_of(&self, cluster: usize) -> usize {
-        self.segments.partition_point(|segment| segment.first <= cluster) - 1
-    }
-
-    /// Bytes of a cluster's sketches, with their factors and the padding of their blocks.
-    pub(super) fn sketch_bytes(&self, cluster: usize) -> u64 {
-        let segment = &self.segments[self.segment_of(cluster)];
-        segment.ladder.sketch_range(cluster - segment.first).len() as u64
+    /// The same of a list of rows that are numbered through the head.
+    pub(super) fn row_runs<'l>(&self, list: &'l [u32]) -> impl Iterator<Item = (usize, &'l [u32])> {
+        runs(self.segments.iter().map(|segment| segment.first_row + segment.ladder.rows()), list)
     }
 
     /// Bytes of bases, bits and scales that the query touches.
@@ -103,7 +109,24 @@ impl<'v> Head<'v> {
     }
 }
 
+fn runs<'l>(
+    ends: impl Iterator<Item = usize>,
+    mut list: &'l [u32],
+) -> impl Iterator<Item = (usize, &'l [u32])> {
+    let cut = ends.enumerate().map(move |(number, end)| {
+        let (run, rest) = list.split_at(list.partition_point(|&entry| (entry as usize) < end));
+        list = rest;
+        (number, run)
+    });
+    cut.filter(|(_, run)| !run.is_empty())
+}
+
 impl HeadSegment<'_> {
+    /// Clusters, numbered through the head.
+    pub(super) fn clusters(&self) -> Range<usize> {
+        self.first..self.first + self.ladder.cluster_count()
+    }
+
     /// Scores `[clusters, group]` of the coded centroids.
     pub(super) fn score_centroids(
         &self,
@@ -111,16 +134,17 @@ impl HeadSegment<'_> {
         bases: &[BasisQuery],
         queries: &HeadQueries,
         dim: usize,
-    ) -> Vec<f32> {
+        scores: &mut Vec<f32>,
+    ) {
         let basis = &bases[self.basis];
-        let mut scores = vec![0.0; self.ladder.cluster_count() * queries.heads];
-        kernels.scores4(&basis.centroid, queries.heads, dim, self.ladder.centroids, &mut scores);
+        scores.clear();
+        scores.resize(self.ladder.cluster_count() * queries.heads, 0.0);
+        kernels.scores4(&basis.centroid, queries.heads, dim, self.ladder.centroids, scores);
         let mut middle = vec![0.0; queries.heads];
         kernels.scores(&queries.data, queries.heads, dim, Rows::F32(self.ladder.middle), &mut middle);
         for scores in scores.chunks_exact_mut(queries.heads) {
             scores.iter_mut().zip(&middle).for_each(|(score, middle)| *score += middle);
         }
-        scores
     }
 
     /// Variance of the scores inside a cluster of key spread 1, per head of the group.
@@ -131,13 +155,20 @@ impl HeadSegment<'_> {
 }
 
 impl BasisQuery {
-    fn new(ladder: &HeadLadder<'_>, digest: u64, queries: &HeadQueries, dim: usize) -> Self {
-        let mut coordinates = Vec::with_capacity(queries.heads * dim);
-        for query in queries.data.chunks_exact(dim) {
-            for (row, scale) in ladder.inverse.chunks_exact(dim).zip(ladder.inverse_scale) {
-                let sum: f32 = row.iter().zip(query).map(|(&m, q)| f32::from(m) * q).sum();
-                coordinates.push(scale * sum);
-            }
+    fn new(
+        kernels: &Kernels,
+        ladder: &HeadLadder<'_>,
+        digest: u64,
+        queries: &HeadQueries,
+        dim: usize,
+    ) -> Self {
+        let heads = queries.heads;
+        let mut products = vec![0.0; dim * heads];
+        kernels.scores_i8(&queries.data, heads, dim, ladder.inverse, &mut products);
+        let mut coordinates = vec![0.0; heads * dim];
+        for (head, coordinates) in coordinates.chunks_exact_mut(dim).enumerate() {
+            let mine = products[head..].iter().step_by(heads).zip(ladder.inverse_scale);
+            coordinates.iter_mut().zip(mine).for_each(|(x, (product, scale))| *x = product * scale);
         }
         let times = |sigma: &[f32]| -> Vec<f32> {
             coordinates

@@ -11,16 +11,18 @@
 //! the query heads that share the KV head, exceeds tau times a fixed factor for the kind of step. What is not yet
 //! known is judged by an upper estimate.
 
+mod answer;
+mod clusters;
 mod constants;
-mod exponential;
 mod head;
 mod pages;
 mod predict;
-mod probe;
-mod rows;
+mod read;
+mod select;
 mod softcap;
 mod touched;
 mod unit;
+mod zone;
 
 use crate::budget::Method;
 use crate::error::Error;
@@ -34,7 +36,7 @@ use head::Ladders;
 use longwave_kernels::Kernels;
 use rayon::prelude::*;
 use std::time::Instant;
-use unit::{Call, Threshold, Unit};
+use unit::{Call, Room, Threshold, Unit};
 
 /// Answers the queries: every position and KV head by itself, in parallel, with the taus that `rule` chooses.
 pub(crate) fn attend(
@@ -108,11 +110,13 @@ pub(crate) fn plan(
         .into_par_iter()
         .map_init(Vec::new, |scratch, unit| {
             let mut call = Call::open(kernels, view, queries, &ladders, unit, scratch)?;
-            let mut zone = call.zone(&mut Threshold::of(tau))?;
-            zone.select_keys(&call.head, &call.clusters, &call.steady, tau);
-            zone.select_values(&call.head, &call.clusters, &call.steady, tau);
-            call.touched.add(&call.clusters, &zone);
-            Ok(call.plan(&zone))
+            let mut threshold = Threshold::of(tau);
+            call.open_zone(&mut threshold)?;
+            call.select_keys(&mut threshold);
+            call.select_values(&mut threshold);
+            let Room { clusters, zone, touched, .. } = &mut *call.room;
+            touched.add(&call.head, clusters, zone);
+            Ok(call.plan())
         })
         .collect::<Result<Vec<_>, Error>>()?;
     Ok(finish_plan(view, Method::Longwave, heads))

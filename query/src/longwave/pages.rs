@@ -10,15 +10,14 @@ impl Call<'_, '_> {
     /// Distinct pages, over the columns of all segments with a ladder.
     pub(super) fn pages(&self, touched: &Touched) -> u64 {
         let mut seen = vec![false; self.head.bases.len()];
-        (0..self.head.segments.len())
+        let summaries: u64 = (0..self.head.segments.len())
             .map(|number| {
                 // A query is turned once for each basis, with the first segment that has it.
                 let first = !std::mem::replace(&mut seen[self.head.segments[number].basis], true);
-                self.basis_pages(first)
-                    + self.summary_pages(number, touched)
-                    + self.row_pages(number, touched)
+                self.basis_pages(first) + self.summary_pages(number, touched)
             })
-            .sum()
+            .sum();
+        summaries + self.row_pages(touched)
     }
 
     /// Pages of `ladder.basis`, `ladder.bits` and `ladder.scales`.
@@ -45,40 +44,42 @@ impl Call<'_, '_> {
         let (first, clusters) = (segment.ladder.first_cluster(), segment.ladder.cluster_count());
         centroids.add(first, clusters, record_len(self.view.shape.key_dim));
         counts.add(first, clusters, CLUSTER_SIZE);
-        for cluster in (0..clusters).filter(|local| touched.means[segment.first + local]) {
-            means.add(first + cluster, 1, record_len(self.view.shape.value_dim));
+        let end = segment.clusters().end as u32;
+        let first_mean = touched.means.partition_point(|&cluster| (cluster as usize) < segment.first);
+        for &cluster in touched.means[first_mean..].iter().take_while(|&&cluster| cluster < end) {
+            means.add(first + cluster as usize - segment.first, 1, record_len(self.view.shape.value_dim));
         }
         centroids.count + counts.count + means.count
     }
 
     /// Pages of sketches, codes and full rows.
-    fn row_pages(&self, number: usize, touched: &Touched) -> u64 {
+    fn row_pages(&self, touched: &Touched) -> u64 {
         let shape = &self.view.shape;
-        let segment = &self.head.segments[number];
-        let [mut sketches, mut key_codes, mut value_codes, mut keys, mut values] =
-            [(); 5].map(|()| Pages::default());
-        let base = self.kv_head * segment.segment.rows();
-        for local in 0..segment.ladder.cluster_count() {
-            if !touched.sketched[segment.first + local] {
-                continue;
+        let mut count = 0;
+        for (number, run) in self.head.runs(&touched.sketched) {
+            let (segment, mut pages) = (&self.head.segments[number], Pages::default());
+            for &cluster in run {
+                let record = segment.ladder.sketch_range(cluster as usize - segment.first);
+                pages.add(record.start, record.len(), 1);
             }
-            let record = segment.ladder.sketch_range(local);
-            sketches.add(record.start, record.len(), 1);
-            let rows = segment.offsets[local] as usize..segment.offsets[local + 1] as usize;
-            for (stored, [key_code, key, value_code, value]) in
-                (base + rows.start..).zip(touched.rows(number, rows))
-            {
-                let count = |read: bool, pages: &mut Pages, size: usize| {
-                    if read {
-                        pages.add(stored, 1, size);
-                    }
-                };
-                count(key_code, &mut key_codes, record_len(shape.key_dim));
-                count(key, &mut keys, shape.key_bytes());
-                count(value_code, &mut value_codes, record_len(shape.value_dim));
-                count(value, &mut values, shape.value_bytes());
+            count += pages.count;
+        }
+        let columns = [
+            (&touched.key_codes, record_len(shape.key_dim)),
+            (&touched.keys, shape.key_bytes()),
+            (&touched.value_codes, record_len(shape.value_dim)),
+            (&touched.values, shape.value_bytes()),
+        ];
+        for (rows, size) in columns {
+            for (number, run) in self.head.row_runs(rows) {
+                let (segment, mut pages) = (&self.head.segments[number], Pages::default());
+                let base = self.kv_head * segment.segment.rows();
+                for &row in run {
+                    pages.add(base + row as usize - segment.first_row, 1, size);
+                }
+                count += pages.count;
             }
         }
-        [sketches, key_codes, value_codes, keys, values].iter().map(|pages| pages.count).sum()
+        count
     }
 }

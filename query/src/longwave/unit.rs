@@ -1,11 +1,14 @@
 //! One position and KV head under way: its attempts, and what they cost together.
 
+use super::answer::{CodedMeans, Rough, RowValues, Steady};
+use super::clusters::Clusters;
 use super::head::{Head, Ladders};
-use super::predict;
-use super::probe::{Clusters, Rough, Steady};
-use super::rows::Zone;
+use super::predict::Prediction;
+use super::read::{Buffers, Reader};
+use super::select::Gains;
 use super::softcap::Softcap;
-use super::touched::Touched;
+use super::touched::{Touched, sketch_bytes};
+use super::zone::{Chosen, Zone};
 use crate::error::Error;
 use crate::plan::{ClusterId, HeadPlan};
 use crate::report::{Operator, Timings, Traffic};
@@ -15,6 +18,7 @@ use crate::work::{HeadQueries, Reading, Source, pieces, read_piece, reading};
 use longwave_index::ladder::columns::CLUSTER_SIZE;
 use longwave_kernels::codec::record_len;
 use longwave_kernels::{AttentionState, Kernels, rotate};
+use std::cell::RefCell;
 use std::time::Instant;
 
 /// The finished answer of one position and KV head.
@@ -66,12 +70,40 @@ pub(super) struct Call<'a, 'v> {
     queries: HeadQueries,
     pub(super) kv_head: usize,
     pub(super) head: Head<'a>,
-    pub(super) clusters: Clusters,
     pub(super) steady: Steady,
-    pub(super) touched: Touched,
     /// Rows that are read one by one in any case.
     plain: Reading,
     timings: Timings,
+    pub(super) room: Box<Room>,
+}
+
+/// Everything that a call works in. A thread keeps it from call to call, so that no call has to ask for memory.
+#[derive(Default)]
+pub(super) struct Room {
+    pub(super) clusters: Clusters,
+    pub(super) zone: Zone,
+    pub(super) touched: Touched,
+    /// Sums over the means of the clusters that are not opened, and over all.
+    closed: CodedMeans,
+    coded: CodedMeans,
+    off: Vec<f32>,
+    gains: Gains,
+    buffers: Buffers,
+    values: RowValues,
+    on_mean: Vec<f32>,
+    prediction: Prediction,
+}
+
+thread_local! {
+    static ROOMS: RefCell<Vec<Box<Room>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Drop for Call<'_, '_> {
+    fn drop(&mut self) {
+        let room = std::mem::take(&mut self.room);
+        // A thread that ends has nothing to keep.
+        let _ = ROOMS.try_with(|rooms| rooms.borrow_mut().push(room));
+    }
 }
 
 impl<'a, 'v: 'a> Call<'a, 'v> {
@@ -97,16 +129,13 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         timings.add(Operator::Tail, started.elapsed());
 
         started = Instant::now();
-        let head = Head::open(view, ladders, &queries, kv_head)?;
-        let mut scores = Vec::with_capacity(head.clusters * queries.heads);
-        for segment in &head.segments {
-            scores.extend(segment.score_centroids(kernels, &head.bases, &queries, view.shape.key_dim));
-        }
+        let head = Head::open(kernels, view, ladders, &queries, kv_head)?;
+        let mut room = ROOMS.with(|rooms| rooms.borrow_mut().pop()).unwrap_or_default();
         let softcap = Softcap(view.scoring.softcap);
-        let clusters = Clusters::new(kernels, &head, scores, softcap, &steady, view.shape.value_dim);
-        let touched = Touched::new(&head);
+        room.clusters.score(kernels, &head, &queries, softcap, &steady);
+        room.touched.clear();
         timings.add(Operator::Score, started.elapsed());
-        Ok(Call { kernels, view, queries, kv_head, head, clusters, steady, touched, plain, timings })
+        Ok(Call { kernels, view, queries, kv_head, head, steady, plain, timings, room })
     }
 
     /// Answers one position and KV head, trying again with lower taus for as long as `rule` says so.
@@ -129,9 +158,10 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         });
         let mut threshold = Threshold { tau: start, bytes_max, raised: false };
         for attempts in 1.. {
-            let (zone, mut answer) = call.attempt(&mut threshold)?;
+            let answer = call.attempt(&mut threshold)?;
             let started = Instant::now();
-            let predicted = call.predicted(&zone, &answer);
+            let Room { clusters, zone, prediction, .. } = &mut *call.room;
+            let predicted = prediction.errors(kernels, &call.head, clusters, zone, &answer);
             let attempt = Attempt { position, kv_head, tau: threshold.tau, predicted: &predicted };
             // Without a summary in use the answer is exact already.
             let next = if call.head.clusters == 0 { Next::Accept } else { rule.next(&attempt) };
@@ -139,94 +169,155 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             match next {
                 Next::Lower(tau) if tau > 0.0 && tau < threshold.tau => threshold.tau = tau,
                 Next::Lower(_) | Next::Exact => return call.read_all(attempts, scratch),
-                Next::Accept => {
-                    let started = Instant::now();
-                    rotate(&mut answer.output, view.shape.value_dim, true);
-                    let lse = call.lse(&zone);
-                    let plan = call.plan(&zone);
-                    call.timings.add(Operator::Estimate, started.elapsed());
-                    return Ok(Unit {
-                        output: answer.output,
-                        lse,
-                        predicted,
-                        plan,
-                        tail_rows: call.plain.tail_rows,
-                        tau: if call.head.clusters == 0 { 0.0 } else { threshold.tau },
-                        capped: threshold.raised,
-                        attempts,
-                        timings: call.timings,
-                    });
-                }
+                Next::Accept => return Ok(call.finish(answer, predicted, &threshold, attempts)),
             }
         }
         unreachable!("the attempts end where tau no longer falls")
     }
 
-    /// Chooses and reads with one tau. Centroid scores and value means of earlier attempts are used again.
-    fn attempt(&mut self, threshold: &mut Threshold) -> Result<(Zone, Rough), Error> {
-        let mut zone = self.zone(threshold)?;
-        let answer = self.read(&mut zone, threshold)?;
-        self.touched.add(&self.clusters, &zone);
-        Ok((zone, answer))
+    fn finish(
+        mut self,
+        mut answer: Rough,
+        predicted: Vec<f32>,
+        threshold: &Threshold,
+        attempts: u64,
+    ) -> Unit {
+        let started = Instant::now();
+        rotate(&mut answer.output, self.view.shape.value_dim, true);
+        let tops = answer.total.iter().zip(&self.room.clusters.top);
+        let lse = tops.map(|(total, top)| top + total.ln()).collect();
+        let plan = self.plan();
+        self.timings.add(Operator::Estimate, started.elapsed());
+        Unit {
+            output: answer.output,
+            lse,
+            predicted,
+            plan,
+            tail_rows: self.plain.tail_rows,
+            tau: if self.head.clusters == 0 { 0.0 } else { threshold.tau },
+            capped: threshold.raised,
+            attempts,
+            timings: self.timings,
+        }
+    }
+
+    /// Chooses and reads with one tau. Centroid scores of earlier attempts are used again.
+    fn attempt(&mut self, threshold: &mut Threshold) -> Result<Rough, Error> {
+        self.open_zone(threshold)?;
+        let answer = self.read(threshold)?;
+        let Room { clusters, zone, touched, .. } = &mut *self.room;
+        touched.add(&self.head, clusters, zone);
+        Ok(answer)
     }
 
     /// Opens clusters and scans their sketches.
-    pub(super) fn zone(&mut self, threshold: &mut Threshold) -> Result<Zone, Error> {
+    pub(super) fn open_zone(&mut self, threshold: &mut Threshold) -> Result<(), Error> {
         let mut started = Instant::now();
-        let (head, steady) = (&self.head, &self.steady);
-        let above = self.clusters.mass_above(self.queries.heads);
-        let fixed = self.fixed_traffic().bytes();
+        let (kernels, head, steady) = (self.kernels, &self.head, &self.steady);
+        let Room { clusters, zone, closed, .. } = &mut *self.room;
+        let fixed = Self::fixed(&self.view.shape, head).bytes();
         let record = record_len(self.view.shape.value_dim) as u64;
-        let means = |tau| Clusters::means_wanted(&above, tau) * record;
-        threshold.raise(fixed, 1, means);
-        self.clusters.read_means(head, &above, threshold.tau);
-        self.clusters.probe(head, steady, threshold.tau);
-        let clusters = &mut self.clusters;
+        threshold.raise(fixed, 1, |tau| clusters.means_wanted(tau) * record);
+        clusters.read_means(threshold.tau);
+        clusters.probe(kernels, head, steady);
+        clusters.open(head.group, threshold.tau);
         threshold.raise(fixed, 2, |tau| {
-            clusters.probe(head, steady, tau);
-            let probed = (0..head.clusters).filter(|&cluster| clusters.probed[cluster]);
-            means(tau) + probed.map(|cluster| head.sketch_bytes(cluster)).sum::<u64>()
+            clusters.open(head.group, tau);
+            clusters.means_wanted(tau) * record + sketch_bytes(head, &clusters.opened)
         });
+        closed.reset(head, self.view.shape.value_dim);
+        closed.add(kernels, head, clusters, &clusters.closed, &clusters.estimate);
         self.timings.add(Operator::Plan, started.elapsed());
         started = Instant::now();
-        let zone = Zone::scan(self.kernels, self.view, &self.head, &self.clusters)?;
+        zone.scan(kernels, Softcap(self.view.scoring.softcap), head, clusters)?;
         self.timings.add(Operator::Scan, started.elapsed());
-        Ok(zone)
+        Ok(())
+    }
+
+    /// The answer as it stands when every cluster's rows have its mean value.
+    fn rough(&mut self) -> Rough {
+        let Room { clusters, zone, closed, coded, .. } = &mut *self.room;
+        coded.copy(closed);
+        let weights = &zone.cluster_weight;
+        coded.add(self.kernels, &self.head, clusters, &clusters.opened, weights);
+        Rough::of(&self.head, clusters, coded, weights, weights, &self.steady, None)
+    }
+
+    /// Chooses the keys to read.
+    pub(super) fn select_keys(&mut self, threshold: &mut Threshold) {
+        let started = Instant::now();
+        let rough = self.rough();
+        let Room { clusters, zone, off, gains, .. } = &mut *self.room;
+        rough.distances(self.kernels, &self.head, clusters, &clusters.opened, off);
+        gains.select_keys(self.kernels, zone, clusters, (&rough, off), threshold.tau);
+        let fixed = Self::fixed(&self.view.shape, &self.head).bytes();
+        threshold.raise(fixed, 3, |tau| {
+            gains.select_keys(self.kernels, zone, clusters, (&rough, off), tau);
+            Self::chosen_bytes(&self.view.shape, &self.head, clusters, zone)
+        });
+        self.timings.add(Operator::Select, started.elapsed());
+    }
+
+    /// Chooses the values to read.
+    pub(super) fn select_values(&mut self, threshold: &mut Threshold) {
+        let started = Instant::now();
+        let rough = self.rough();
+        let Room { clusters, zone, gains, .. } = &mut *self.room;
+        gains.select_values(self.kernels, zone, clusters, &rough, threshold.tau);
+        let fixed = Self::fixed(&self.view.shape, &self.head).bytes();
+        threshold.raise(fixed, 4, |tau| {
+            gains.select_values(self.kernels, zone, clusters, &rough, tau);
+            Self::chosen_bytes(&self.view.shape, &self.head, clusters, zone)
+        });
+        self.timings.add(Operator::Select, started.elapsed());
     }
 
     /// Chooses and reads rows.
-    fn read(&mut self, zone: &mut Zone, threshold: &mut Threshold) -> Result<Rough, Error> {
-        let Call { kernels, view, queries, kv_head, head, clusters, steady, timings, .. } = self;
-        let shape = view.shape;
-        let fixed = Self::fixed(&shape, head).bytes();
+    fn read(&mut self, threshold: &mut Threshold) -> Result<Rough, Error> {
+        self.select_keys(threshold);
         let mut started = Instant::now();
-        zone.select_keys(head, clusters, steady, threshold.tau);
-        threshold.raise(fixed, 3, |tau| {
-            zone.select_keys(head, clusters, steady, tau);
-            Self::chosen_bytes(&shape, head, clusters, zone)
-        });
-        timings.add(Operator::Select, started.elapsed());
+        let Room { clusters, zone, buffers, closed, .. } = &mut *self.room;
+        let tops = clusters.top.clone();
+        let reader = Reader {
+            kernels: self.kernels,
+            view: self.view,
+            head: &self.head,
+            queries: &self.queries,
+            kv_head: self.kv_head,
+        };
+        reader.read_keys(zone, clusters, buffers)?;
+        closed.rescale(&tops, &clusters.top);
+        self.timings.add(Operator::Read, started.elapsed());
+        self.select_values(threshold);
+
         started = Instant::now();
-        zone.read_keys(kernels, view, head, clusters, queries, *kv_head)?;
-        timings.add(Operator::Read, started.elapsed());
-        started = Instant::now();
-        zone.select_values(head, clusters, steady, threshold.tau);
-        threshold.raise(fixed, 4, |tau| {
-            zone.select_values(head, clusters, steady, tau);
-            Self::chosen_bytes(&shape, head, clusters, zone)
-        });
-        timings.add(Operator::Select, started.elapsed());
-        started = Instant::now();
-        let answer = zone.read_values(kernels, view, head, clusters, steady, *kv_head)?;
-        timings.add(Operator::Read, started.elapsed());
+        let reader = Reader {
+            kernels: self.kernels,
+            view: self.view,
+            head: &self.head,
+            queries: &self.queries,
+            kv_head: self.kv_head,
+        };
+        let Room { clusters, zone, closed, coded, buffers, values, on_mean, .. } = &mut *self.room;
+        reader.read_values(zone, clusters, (values, on_mean), buffers)?;
+        coded.copy(closed);
+        coded.add(self.kernels, &self.head, clusters, &clusters.opened, on_mean);
+        let rows = Some(&*values);
+        let weights = &zone.cluster_weight;
+        let answer = Rough::of(&self.head, clusters, coded, weights, on_mean, &self.steady, rows);
+        self.timings.add(Operator::Read, started.elapsed());
         Ok(answer)
     }
 
     /// Bytes of means, sketches and rows that an attempt reads.
     fn chosen_bytes(shape: &Shape, head: &Head<'_>, clusters: &Clusters, zone: &Zone) -> u64 {
-        let mut touched = Touched::new(head);
-        touched.add(clusters, zone);
-        Self::traffic(shape, head, &touched).bytes() - Self::fixed(shape, head).bytes()
+        let bytes = |list: &[Chosen], size: usize| (list.len() * size) as u64;
+        (clusters.means.len() * record_len(shape.value_dim)) as u64
+            + sketch_bytes(head, &clusters.opened)
+            + bytes(&zone.keys.code, record_len(shape.key_dim))
+            + bytes(&zone.keys.full, shape.key_bytes())
+            + bytes(&zone.values.code, record_len(shape.value_dim))
+            + bytes(&zone.values.full, shape.value_bytes())
     }
 
     /// Reads every row, after `attempts` attempts that did not meet their bound.
@@ -243,8 +334,9 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         let mut output = steady.output;
         rotate(&mut output, view.shape.value_dim, true);
         // Rows that attempts had read in full are among those read now.
-        self.touched.forget_full_rows();
-        let mut plan = self.plan(&Zone::default());
+        self.room.touched.forget_full_rows();
+        self.room.zone.clear();
+        let mut plan = self.plan();
         plan.rows_estimated = 0;
         self.timings.add(Operator::Read, started.elapsed());
         Ok(Unit {
@@ -260,21 +352,6 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         })
     }
 
-    fn predicted(&self, zone: &Zone, answer: &Rough) -> Vec<f32> {
-        let head = &self.head;
-        let deviation = |cluster| head.segments[head.segment_of(cluster)].ladder.mean_deviation;
-        predict::predicted_error(self.kernels, head, &self.clusters, zone, &deviation, answer)
-    }
-
-    fn lse(&self, zone: &Zone) -> Vec<f32> {
-        let total = self.clusters.totals(&zone.cluster_weight, self.queries.heads);
-        total.iter().zip(&self.clusters.top).map(|(total, top)| top + total.ln()).collect()
-    }
-
-    fn fixed_traffic(&self) -> Traffic {
-        Self::fixed(&self.view.shape, &self.head)
-    }
-
     /// What is read at any tau: centroids, counts and bases.
     fn fixed(shape: &Shape, head: &Head<'_>) -> Traffic {
         let clusters = head.clusters as u64;
@@ -287,23 +364,24 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
     }
 
     fn traffic(shape: &Shape, head: &Head<'_>, touched: &Touched) -> Traffic {
-        let (rows, means) = (touched.count(), touched.means.iter().filter(|&&mean| mean).count() as u64);
+        let bytes = |list: &[u32], size: usize| (list.len() * size) as u64;
         Traffic {
-            keys: rows.keys * shape.key_bytes() as u64,
-            values: rows.values * shape.value_bytes() as u64,
-            value_means: means * record_len(shape.value_dim) as u64,
+            keys: bytes(&touched.keys, shape.key_bytes()),
+            values: bytes(&touched.values, shape.value_bytes()),
+            value_means: bytes(&touched.means, record_len(shape.value_dim)),
             sketches: touched.sketch_bytes(head),
-            key_codes: rows.key_codes * record_len(shape.key_dim) as u64,
-            value_codes: rows.value_codes * record_len(shape.value_dim) as u64,
+            key_codes: bytes(&touched.key_codes, record_len(shape.key_dim)),
+            value_codes: bytes(&touched.value_codes, record_len(shape.value_dim)),
             ..Self::fixed(shape, head)
         }
     }
 
-    /// What was read: `zone` is what the answer rests on, the bytes are those of all attempts.
-    pub(super) fn plan(&self, zone: &Zone) -> HeadPlan {
-        let rows = self.touched.count();
-        let mut traffic = self.plain.traffic + Self::traffic(&self.view.shape, &self.head, &self.touched);
-        traffic.pages += self.pages(&self.touched);
+    /// What was read: the zone is what the answer rests on, the bytes are those of all attempts.
+    pub(super) fn plan(&self) -> HeadPlan {
+        let Room { zone, touched, .. } = &*self.room;
+        let [coded, full] = touched.coded_and_full();
+        let mut traffic = self.plain.traffic + Self::traffic(&self.view.shape, &self.head, touched);
+        traffic.pages += self.pages(touched);
         let opened = zone.opened.iter().map(|opened| ClusterId {
             segment: opened.segment as u32,
             cluster: (opened.cluster - self.head.segments[opened.segment].first) as u32,
@@ -314,10 +392,10 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             clusters: self.head.clusters,
             read: opened.collect(),
             estimated: Vec::new(),
-            rows_scanned: zone.key.len() as u64,
-            rows_coded: rows.coded,
-            rows_read: rows.full,
-            rows_estimated: (self.head.rows() - zone.key.len()) as u64,
+            rows_scanned: zone.rows as u64,
+            rows_coded: coded,
+            rows_read: full,
+            rows_estimated: (self.head.rows - zone.rows) as u64,
             rows_plain: self.plain.sealed_rows,
             traffic,
         }

@@ -126,6 +126,31 @@ impl<'a> Column<'a> {
         Ok(bytes)
     }
 
+    /// Bytes of the records `records`, of `size` bytes each, of which the listed ones, counted from the first, may be
+    /// read: their blocks are verified as [`Column::bytes`] does it, the others are not.
+    ///
+    /// # Errors
+    /// As [`Column::bytes`]; [`Error::Range`] also where a listed record is not one of `records`.
+    pub fn listed(&self, size: usize, records: Range<usize>, list: &[u32]) -> Result<&'a [u8]> {
+        let range = records.start.saturating_mul(size)..records.end.saturating_mul(size);
+        let Some(bytes) = self.bytes.get(range.clone()) else { return Err(self.out_of_range(range)) };
+        if let Some(&most) = list.iter().max()
+            && most as usize >= records.len()
+        {
+            let start = (records.start + most as usize).saturating_mul(size);
+            return Err(self.out_of_range(start..start.saturating_add(size)));
+        }
+        if self.state.unverified.load(Ordering::Acquire) != 0 && size > 0 {
+            for &record in list {
+                let start = range.start + record as usize * size;
+                for block in start / BLOCK_SIZE..(start + size).div_ceil(BLOCK_SIZE) {
+                    self.verify_once(block)?;
+                }
+            }
+        }
+        Ok(bytes)
+    }
+
     #[cold]
     fn out_of_range(&self, range: Range<usize>) -> Error {
         Error::Range {

@@ -1,0 +1,143 @@
+//! Which keys and values of the zone are read, and at which resolution.
+
+use super::answer::Rough;
+use super::clusters::Clusters;
+use super::constants::{FULL, RISE_MAX, VALUE, Z_ROW};
+use super::head::Head;
+use super::zone::{Choice, Chosen, Opened, Zone};
+use longwave_kernels::Kernels;
+use longwave_kernels::ladder::{GainOf, Uncertain};
+
+const KEY: GainOf = GainOf::Key { deviations: Z_ROW, rise: RISE_MAX };
+const VALUES: GainOf = GainOf::Value { deviations: Z_ROW, rise: RISE_MAX };
+/// What rounding may do to a bound over a cluster, which is compared with the gains of its rows.
+const BOUND_MARGIN: f32 = 1.0001;
+
+/// Squared gains of the rows of the zone, and bounds on those of each opened cluster.
+#[derive(Default)]
+pub(super) struct Gains {
+    /// Error of the output per unit of a row's weight, `[opened, group]`.
+    reach: Vec<f32>,
+    bound: Vec<f32>,
+    rows: Vec<f32>,
+    plane: [Vec<f32>; 2],
+}
+
+impl Gains {
+    /// Chooses the keys to read, where a key's own error could matter to the group. `off` has the squared distances of the
+    /// opened clusters' means to the answer, `[opened, group]`.
+    pub(super) fn select_keys(
+        &mut self,
+        kernels: &Kernels,
+        zone: &mut Zone,
+        clusters: &Clusters,
+        (rough, off): (&Rough, &[f32]),
+        tau: f32,
+    ) {
+        let group = rough.norm.len();
+        self.reach.clear();
+        for (opened, off) in zone.opened.iter().zip(off.chunks_exact(group)) {
+            let spread = clusters.value_spread[opened.cluster];
+            let heads = off.iter().zip(&rough.norm).zip(&rough.total);
+            self.reach.extend(heads.map(|((off, norm), total)| (off + spread).sqrt() / (norm * total)));
+        }
+        let mut choice = std::mem::take(&mut zone.keys);
+        self.choose(kernels, zone, KEY, tau, &mut choice);
+        zone.keys = choice;
+    }
+
+    /// Chooses the values to read, with the keys read so far.
+    pub(super) fn select_values(
+        &mut self,
+        kernels: &Kernels,
+        zone: &mut Zone,
+        clusters: &Clusters,
+        rough: &Rough,
+        tau: f32,
+    ) {
+        self.reach.clear();
+        for opened in &zone.opened {
+            let deviation = clusters.value_spread[opened.cluster].sqrt();
+            let heads = rough.norm.iter().zip(&rough.total);
+            self.reach.extend(heads.map(|(norm, total)| deviation / (norm * total)));
+        }
+        let mut choice = std::mem::take(&mut zone.values);
+        self.choose(kernels, zone, VALUES, VALUE * tau, &mut choice);
+        zone.values = choice;
+    }
+
+    fn choose(&mut self, kernels: &Kernels, zone: &Zone, kind: GainOf, tau: f32, choice: &mut Choice) {
+        self.bounds(kernels, zone, kind);
+        choice.clear();
+        self.rows.clear();
+        self.rows.resize(zone.opened.iter().map(|opened| opened.rows).max().unwrap_or(0), 0.0);
+        let group = self.reach.len() / zone.opened.len().max(1);
+        for (number, opened) in zone.opened.iter().enumerate() {
+            // Most clusters hold no row that is worth reading: their sums tell.
+            if self.bound[number] * BOUND_MARGIN <= tau * tau {
+                continue;
+            }
+            let reach = &self.reach[number * group..][..group];
+            let gains = &mut self.rows[..opened.rows];
+            gains.fill(0.0);
+            for (g, &reach) in reach.iter().enumerate() {
+                let weights = zone.part(&zone.weight, g, opened);
+                let deviations = zone.part(&zone.deviation, g, opened);
+                kernels.row_gains(Uncertain { weights, deviations, reach }, kind, gains);
+            }
+            if kind == VALUES {
+                known_keys(zone, number, reach, gains);
+            }
+            push(opened, number, gains, tau, choice);
+        }
+    }
+
+    /// Bounds on the rows' gains of each opened cluster, from its largest weight and deviation.
+    fn bounds(&mut self, kernels: &Kernels, zone: &Zone, kind: GainOf) {
+        let count = zone.opened.len();
+        self.bound.clear();
+        self.bound.resize(count, 0.0);
+        let group = self.reach.len() / count.max(1);
+        for g in 0..group {
+            let [weights, deviations] = &mut self.plane;
+            (weights.clear(), deviations.clear());
+            for (sums, reach) in zone.sums[g..].iter().step_by(group).zip(self.reach[g..].iter().step_by(group)) {
+                weights.push(sums.weight_max * reach);
+                deviations.push(sums.deviation_max);
+            }
+            let rows = Uncertain { weights, deviations, reach: 1.0 };
+            kernels.row_gains(rows, kind, &mut self.bound);
+        }
+    }
+}
+
+/// A row whose key was read has the weight that it seems to have.
+fn known_keys(zone: &Zone, number: usize, reach: &[f32], gains: &mut [f32]) {
+    let start = zone.opened[number].start;
+    for chosen in zone.keys.of(number) {
+        let at = chosen.at as usize;
+        let gain = |(g, reach): (usize, &f32)| (zone.weight[g * zone.len + at] * reach).powi(2);
+        gains[at - start] = reach.iter().enumerate().map(gain).sum();
+    }
+}
+
+fn push(opened: &Opened, number: usize, gains: &[f32], tau: f32, choice: &mut Choice) {
+    let (code, full) = (tau * tau, (FULL * tau) * (FULL * tau));
+    for (row, &gain) in gains.iter().enumerate() {
+        if gain > code {
+            let chosen = Chosen {
+                opened: number as u32,
+                at: (opened.start + row) as u32,
+                row: (opened.first + row) as u32,
+            };
+            if gain > full { choice.full.push(chosen) } else { choice.code.push(chosen) }
+        }
+    }
+}
+
+/// Brings the rows of the choice to numbers among all rows of the head.
+pub(super) fn through_head(head: &Head<'_>, zone: &Zone, list: &[Chosen], rows: &mut Vec<u32>) {
+    rows.clear();
+    let first = |chosen: &Chosen| head.segments[zone.opened[chosen.opened as usize].segment].first_row as u32;
+    rows.extend(list.iter().map(|chosen| first(chosen) + chosen.row));
+}

@@ -1,0 +1,189 @@
+//! The opened clusters: scores of their rows' sketches, and what follows once rows are read.
+
+use super::clusters::Clusters;
+use super::constants::{ABOVE_MAX, SKETCH_MAX, Z_ROW};
+use super::head::Head;
+use super::softcap::Softcap;
+use crate::error::Error;
+use longwave_kernels::Kernels;
+use longwave_kernels::ladder::RowSums;
+
+/// Rows of a cluster begin at a multiple of this in the planes of a zone.
+const ROW_STEP: usize = 8;
+
+/// An opened cluster.
+#[derive(Clone, Copy)]
+pub(super) struct Opened {
+    pub(super) cluster: usize,
+    pub(super) segment: usize,
+    /// First row in the segment, and the number of rows.
+    pub(super) first: usize,
+    pub(super) rows: usize,
+    /// Place of the first row in the planes of the zone.
+    pub(super) start: usize,
+}
+
+/// A row that is read.
+#[derive(Clone, Copy)]
+pub(super) struct Chosen {
+    /// Number of its cluster among the opened ones.
+    pub(super) opened: u32,
+    /// Its place in the planes.
+    pub(super) at: u32,
+    /// Its number in its segment.
+    pub(super) row: u32,
+}
+
+/// Rows that are read of a column, in rising order.
+#[derive(Default)]
+pub(super) struct Choice {
+    pub(super) code: Vec<Chosen>,
+    pub(super) full: Vec<Chosen>,
+}
+
+/// The rows of the zone, in planes of `len` places for each query head, `[group, len]`. A place that is no row's weighs 0.
+#[derive(Default)]
+pub(super) struct Zone {
+    pub(super) opened: Vec<Opened>,
+    pub(super) len: usize,
+    /// Rows, without the places that are no row's.
+    pub(super) rows: usize,
+    /// Planes: weights against the clusters' `top`.
+    pub(super) weight: Vec<f32>,
+    /// Planes: standard deviations of the scores, as far as they are known.
+    pub(super) deviation: Vec<f32>,
+    /// Sums over the rows of each opened cluster, `[opened, group]`.
+    pub(super) sums: Vec<RowSums>,
+    /// Planes of clusters: sums over the rows of those opened, estimates of the others.
+    pub(super) cluster_weight: Vec<f32>,
+    pub(super) keys: Choice,
+    pub(super) values: Choice,
+    factors: Vec<f32>,
+}
+
+impl Zone {
+    /// Scores the sketches of the opened clusters.
+    pub(super) fn scan(
+        &mut self,
+        kernels: &Kernels,
+        softcap: Softcap,
+        head: &Head<'_>,
+        clusters: &Clusters,
+    ) -> Result<(), Error> {
+        let group = head.group;
+        self.place(head, clusters);
+        for plane in [&mut self.weight, &mut self.deviation] {
+            plane.clear();
+            plane.resize(group * self.len, 0.0);
+        }
+        self.sums.clear();
+        self.cluster_weight.clone_from(&clusters.estimate);
+        for number in 0..self.opened.len() {
+            let opened = self.opened[number];
+            let segment = &head.segments[opened.segment];
+            let basis = &head.bases[segment.basis];
+            let record = segment.ladder.sketch(opened.cluster - segment.first)?;
+            self.factors.clear();
+            self.factors.resize(opened.rows, 0.0);
+            let scores = &mut self.weight[opened.start..];
+            kernels.scores_sketch(&basis.sketch, record, opened.rows, self.len, scores, &mut self.factors);
+            for g in 0..group {
+                let noise = basis.norm2[g].sqrt() * segment.ladder.sketch_noise;
+                let places = g * self.len + opened.start..g * self.len + opened.start + opened.rows;
+                let (scores, deviations) =
+                    (&mut self.weight[places.clone()], &mut self.deviation[places.clone()]);
+                deviations.iter_mut().zip(&self.factors).for_each(|(d, factor)| *d = noise * factor);
+                let centre = clusters.uncapped[g * clusters.len + opened.cluster];
+                if softcap.0.is_some() {
+                    for (score, deviation) in scores.iter_mut().zip(deviations) {
+                        *score += centre;
+                        *deviation *= softcap.slope(*score, Z_ROW * *deviation);
+                        *score = softcap.apply(*score);
+                    }
+                } else {
+                    scores.iter_mut().for_each(|score| *score += centre);
+                }
+                let (scores, deviations) = (&mut self.weight[places.clone()], &self.deviation[places]);
+                let sums = kernels.weigh_rows(scores, deviations, clusters.top[g], SKETCH_MAX);
+                self.cluster_weight[g * clusters.len + opened.cluster] = sums.weight;
+                self.sums.push(sums);
+            }
+        }
+        Ok(())
+    }
+
+    /// No cluster is open.
+    pub(super) fn clear(&mut self) {
+        (self.opened.clear(), self.keys.clear(), self.values.clear());
+        (self.len, self.rows) = (0, 0);
+    }
+
+    /// Gives the rows of the opened clusters their places.
+    fn place(&mut self, head: &Head<'_>, clusters: &Clusters) {
+        self.clear();
+        for (number, run) in head.runs(&clusters.opened) {
+            let segment = &head.segments[number];
+            for &cluster in run {
+                let cluster = cluster as usize;
+                let offsets = &segment.offsets[cluster - segment.first..][..2];
+                let (first, rows) = (offsets[0] as usize, (offsets[1] - offsets[0]) as usize);
+                self.opened.push(Opened { cluster, segment: number, first, rows, start: self.len });
+                self.len += rows.next_multiple_of(ROW_STEP);
+                self.rows += rows;
+            }
+        }
+    }
+
+    /// An opened cluster's part of a plane.
+    pub(super) fn part<'a>(&self, planes: &'a [f32], g: usize, opened: &Opened) -> &'a [f32] {
+        &planes[g * self.len + opened.start..][..opened.rows]
+    }
+
+    /// Sums the rows of an opened cluster again, after some of them have been replaced.
+    pub(super) fn sum_again(&mut self, kernels: &Kernels, clusters: &Clusters, number: usize, group: usize) {
+        let opened = self.opened[number];
+        for g in 0..group {
+            let rows = (self.part(&self.weight, g, &opened), self.part(&self.deviation, g, &opened));
+            let sums = kernels.sum_rows(rows.0, rows.1);
+            self.cluster_weight[g * clusters.len + opened.cluster] = sums.weight;
+            self.sums[number * group + g] = sums;
+        }
+    }
+
+    /// Refers all weights of a head to `score` where it lies so far above `top` that its exponential could overflow a
+    /// sum: what is known of a row is not to be capped.
+    pub(super) fn lower(&mut self, clusters: &mut Clusters, g: usize, score: f32) {
+        if score - clusters.top[g] <= ABOVE_MAX {
+            return;
+        }
+        let factor = clusters.raise_top(g, score);
+        for (plane, len) in [(&mut self.weight, self.len), (&mut self.cluster_weight, clusters.len)] {
+            plane[g * len..(g + 1) * len].iter_mut().for_each(|weight| *weight *= factor);
+        }
+        let group = clusters.top.len();
+        for sums in self.sums.iter_mut().skip(g).step_by(group) {
+            sums.weight *= factor;
+            sums.weight_max *= factor;
+            sums.squared *= factor * factor;
+            sums.noise *= factor * factor;
+        }
+    }
+}
+
+impl Choice {
+    pub(super) fn clear(&mut self) {
+        (self.code.clear(), self.full.clear());
+    }
+
+    /// All rows chosen of an opened cluster, codes first.
+    pub(super) fn of(&self, number: usize) -> impl Iterator<Item = &Chosen> {
+        of(&self.code, number).iter().chain(of(&self.full, number))
+    }
+}
+
+/// The rows of an opened cluster in a list.
+pub(super) fn of(list: &[Chosen], number: usize) -> &[Chosen] {
+    let start = list.partition_point(|chosen| (chosen.opened as usize) < number);
+    let rest = &list[start..];
+    &rest[..rest.partition_point(|chosen| chosen.opened as usize == number)]
+}
