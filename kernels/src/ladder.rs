@@ -125,7 +125,12 @@ impl Kernels {
     /// # Panics
     /// Where the slices differ in length.
     pub fn sum_rows(&self, weights: &[f32], deviations: &[f32]) -> RowSums {
-        assert!(weights.len() == deviations.len(), "{} weights, {} deviations", weights.len(), deviations.len());
+        assert!(
+            weights.len() == deviations.len(),
+            "{} weights, {} deviations",
+            weights.len(),
+            deviations.len()
+        );
         (self.sum_rows)(weights, deviations)
     }
 

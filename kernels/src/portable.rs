@@ -4,8 +4,8 @@ use half::{bf16, f16};
 
 use crate::codec::{Records, SketchQuery};
 use crate::isa::{Isa, Kernels};
-use crate::lanes::Portable;
 use crate::ladder::{ClusterWeights, GainOf, Limits, RowSums, Spread, Uncertain};
+use crate::lanes::Portable;
 use crate::rows::{Ahead, Block, Rows};
 use crate::weigh::PerLane;
 use crate::{accumulate, codec, convert, exp, ladder, score, weigh};

@@ -102,8 +102,7 @@ impl Clusters {
     }
 
     fn weigh(&mut self, kernels: &Kernels, group: usize) {
-        let limits =
-            Limits { deviations: Z_CLUSTER, rise: RISE_MAX, centre: ABOVE_MAX, spread: SKETCH_MAX };
+        let limits = Limits { deviations: Z_CLUSTER, rise: RISE_MAX, centre: ABOVE_MAX, spread: SKETCH_MAX };
         for g in 0..group {
             let plane = g * self.len..(g + 1) * self.len;
             let spread = Spread {
@@ -120,7 +119,8 @@ impl Clusters {
             kernels.weigh_clusters(&spread, &limits, &mut weights);
             let mass = &self.mass[plane.clone()];
             let total = mass.iter().sum::<f32>() + self.steady[g];
-            let shares = mass.iter().zip(&self.above[plane]).map(|(mass, above)| mass / total * (1.0 + above));
+            let shares =
+                mass.iter().zip(&self.above[plane]).map(|(mass, above)| mass / total * (1.0 + above));
             self.mass_above.iter_mut().zip(shares).for_each(|(most, share)| *most = most.max(share));
         }
     }
@@ -185,7 +185,8 @@ impl Clusters {
 
     /// Opens the clusters whose gain, as [`Self::probe`] found it, is large enough.
     pub(super) fn open(&mut self, group: usize, tau: f32) {
-        (self.opened.clear(), self.closed.clear());
+        self.opened.clear();
+        self.closed.clear();
         self.is_open.fill(false);
         for (&cluster, gain) in self.means.iter().zip(self.off.iter().step_by(group)) {
             if *gain > PROBE * tau {

@@ -109,10 +109,7 @@ impl<'v> Head<'v> {
     }
 }
 
-fn runs<'l>(
-    ends: impl Iterator<Item = usize>,
-    mut list: &'l [u32],
-) -> impl Iterator<Item = (usize, &'l [u32])> {
+fn runs(ends: impl Iterator<Item = usize>, mut list: &[u32]) -> impl Iterator<Item = (usize, &[u32])> {
     let cut = ends.enumerate().map(move |(number, end)| {
         let (run, rest) = list.split_at(list.partition_point(|&entry| (entry as usize) < end));
         list = rest;

@@ -114,7 +114,7 @@ pub(crate) fn plan(
             call.open_zone(&mut threshold)?;
             call.select_keys(&mut threshold);
             call.select_values(&mut threshold);
-            let Room { clusters, zone, touched, .. } = &mut *call.room;
+            let Room { clusters, zone, touched, .. } = &mut call.room;
             touched.add(&call.head, clusters, zone);
             Ok(call.plan())
         })

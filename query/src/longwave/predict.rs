@@ -75,7 +75,9 @@ impl Prediction {
                 if read {
                     self.rows.clear();
                     self.rows.extend_from_slice(zone.part(&zone.weight, g, opened));
-                    for (list, left) in [(&zone.values.code, VALUE_CODE_NOISE.sqrt()), (&zone.values.full, 0.0)] {
+                    for (list, left) in
+                        [(&zone.values.code, VALUE_CODE_NOISE.sqrt()), (&zone.values.full, 0.0)]
+                    {
                         for chosen in of(list, number) {
                             let weight = &mut self.rows[chosen.at as usize - opened.start];
                             self.unread[at] -= *weight;

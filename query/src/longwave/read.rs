@@ -78,7 +78,8 @@ impl Reader<'_, '_> {
         let (group, dim) = (self.head.group, self.view.shape.key_dim);
         let segment = &self.head.segments[zone.opened[run[0].opened as usize].segment];
         let Buffers { rows, numbers: scores } = buffers;
-        (rows.clear(), scores.clear());
+        rows.clear();
+        scores.clear();
         rows.extend(run.iter().map(|chosen| chosen.row));
         scores.resize(rows.len() * group, 0.0);
         match resolution {
@@ -166,7 +167,8 @@ impl Reader<'_, '_> {
 
     /// Lists a run's rows and their weights, and returns their segment.
     fn weights(&self, zone: &Zone, run: &[Chosen], buffers: &mut Buffers) -> &super::head::HeadSegment<'_> {
-        (buffers.rows.clear(), buffers.numbers.clear());
+        buffers.rows.clear();
+        buffers.numbers.clear();
         for chosen in run {
             buffers.rows.push(chosen.row);
             let places = (0..self.head.group).map(|g| g * zone.len + chosen.at as usize);

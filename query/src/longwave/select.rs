@@ -100,8 +100,11 @@ impl Gains {
         let group = self.reach.len() / count.max(1);
         for g in 0..group {
             let [weights, deviations] = &mut self.plane;
-            (weights.clear(), deviations.clear());
-            for (sums, reach) in zone.sums[g..].iter().step_by(group).zip(self.reach[g..].iter().step_by(group)) {
+            weights.clear();
+            deviations.clear();
+            for (sums, reach) in
+                zone.sums[g..].iter().step_by(group).zip(self.reach[g..].iter().step_by(group))
+            {
                 weights.push(sums.weight_max * reach);
                 deviations.push(sums.deviation_max);
             }

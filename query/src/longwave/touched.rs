@@ -24,7 +24,8 @@ impl Touched {
     pub(super) fn clear(&mut self) {
         let lists = [&mut self.means, &mut self.sketched, &mut self.key_codes, &mut self.keys];
         lists.into_iter().for_each(Vec::clear);
-        (self.value_codes.clear(), self.values.clear());
+        self.value_codes.clear();
+        self.values.clear();
     }
 
     /// Adds an attempt.
@@ -45,7 +46,8 @@ impl Touched {
 
     /// Leaves what was read in full to whoever counts those rows by other means.
     pub(super) fn forget_full_rows(&mut self) {
-        (self.keys.clear(), self.values.clear());
+        self.keys.clear();
+        self.values.clear();
     }
 
     /// Rows read in 4 bits, of key, value or both; and in full.

@@ -74,7 +74,7 @@ pub(super) struct Call<'a, 'v> {
     /// Rows that are read one by one in any case.
     plain: Reading,
     timings: Timings,
-    pub(super) room: Box<Room>,
+    pub(super) room: Room,
 }
 
 /// Everything that a call works in. A thread keeps it from call to call, so that no call has to ask for memory.
@@ -95,7 +95,7 @@ pub(super) struct Room {
 }
 
 thread_local! {
-    static ROOMS: RefCell<Vec<Box<Room>>> = const { RefCell::new(Vec::new()) };
+    static ROOMS: RefCell<Vec<Room>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Drop for Call<'_, '_> {
@@ -160,7 +160,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         for attempts in 1.. {
             let answer = call.attempt(&mut threshold)?;
             let started = Instant::now();
-            let Room { clusters, zone, prediction, .. } = &mut *call.room;
+            let Room { clusters, zone, prediction, .. } = &mut call.room;
             let predicted = prediction.errors(kernels, &call.head, clusters, zone, &answer);
             let attempt = Attempt { position, kv_head, tau: threshold.tau, predicted: &predicted };
             // Without a summary in use the answer is exact already.
@@ -205,7 +205,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
     fn attempt(&mut self, threshold: &mut Threshold) -> Result<Rough, Error> {
         self.open_zone(threshold)?;
         let answer = self.read(threshold)?;
-        let Room { clusters, zone, touched, .. } = &mut *self.room;
+        let Room { clusters, zone, touched, .. } = &mut self.room;
         touched.add(&self.head, clusters, zone);
         Ok(answer)
     }
@@ -214,7 +214,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
     pub(super) fn open_zone(&mut self, threshold: &mut Threshold) -> Result<(), Error> {
         let mut started = Instant::now();
         let (kernels, head, steady) = (self.kernels, &self.head, &self.steady);
-        let Room { clusters, zone, closed, .. } = &mut *self.room;
+        let Room { clusters, zone, closed, .. } = &mut self.room;
         let fixed = Self::fixed(&self.view.shape, head).bytes();
         let record = record_len(self.view.shape.value_dim) as u64;
         threshold.raise(fixed, 1, |tau| clusters.means_wanted(tau) * record);
@@ -236,7 +236,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
 
     /// The answer as it stands when every cluster's rows have its mean value.
     fn rough(&mut self) -> Rough {
-        let Room { clusters, zone, closed, coded, .. } = &mut *self.room;
+        let Room { clusters, zone, closed, coded, .. } = &mut self.room;
         coded.copy(closed);
         let weights = &zone.cluster_weight;
         coded.add(self.kernels, &self.head, clusters, &clusters.opened, weights);
@@ -247,7 +247,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
     pub(super) fn select_keys(&mut self, threshold: &mut Threshold) {
         let started = Instant::now();
         let rough = self.rough();
-        let Room { clusters, zone, off, gains, .. } = &mut *self.room;
+        let Room { clusters, zone, off, gains, .. } = &mut self.room;
         rough.distances(self.kernels, &self.head, clusters, &clusters.opened, off);
         gains.select_keys(self.kernels, zone, clusters, (&rough, off), threshold.tau);
         let fixed = Self::fixed(&self.view.shape, &self.head).bytes();
@@ -262,7 +262,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
     pub(super) fn select_values(&mut self, threshold: &mut Threshold) {
         let started = Instant::now();
         let rough = self.rough();
-        let Room { clusters, zone, gains, .. } = &mut *self.room;
+        let Room { clusters, zone, gains, .. } = &mut self.room;
         gains.select_values(self.kernels, zone, clusters, &rough, threshold.tau);
         let fixed = Self::fixed(&self.view.shape, &self.head).bytes();
         threshold.raise(fixed, 4, |tau| {
@@ -276,7 +276,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
     fn read(&mut self, threshold: &mut Threshold) -> Result<Rough, Error> {
         self.select_keys(threshold);
         let mut started = Instant::now();
-        let Room { clusters, zone, buffers, closed, .. } = &mut *self.room;
+        let Room { clusters, zone, buffers, closed, .. } = &mut self.room;
         let tops = clusters.top.clone();
         let reader = Reader {
             kernels: self.kernels,
@@ -298,7 +298,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             queries: &self.queries,
             kv_head: self.kv_head,
         };
-        let Room { clusters, zone, closed, coded, buffers, values, on_mean, .. } = &mut *self.room;
+        let Room { clusters, zone, closed, coded, buffers, values, on_mean, .. } = &mut self.room;
         reader.read_values(zone, clusters, (values, on_mean), buffers)?;
         coded.copy(closed);
         coded.add(self.kernels, &self.head, clusters, &clusters.opened, on_mean);
@@ -378,7 +378,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
 
     /// What was read: the zone is what the answer rests on, the bytes are those of all attempts.
     pub(super) fn plan(&self) -> HeadPlan {
-        let Room { zone, touched, .. } = &*self.room;
+        let Room { zone, touched, .. } = &self.room;
         let [coded, full] = touched.coded_and_full();
         let mut traffic = self.plain.traffic + Self::traffic(&self.view.shape, &self.head, touched);
         traffic.pages += self.pages(touched);

@@ -114,7 +114,9 @@ impl Zone {
 
     /// No cluster is open.
     pub(super) fn clear(&mut self) {
-        (self.opened.clear(), self.keys.clear(), self.values.clear());
+        self.opened.clear();
+        self.keys.clear();
+        self.values.clear();
         (self.len, self.rows) = (0, 0);
     }
 
@@ -172,7 +174,8 @@ impl Zone {
 
 impl Choice {
     pub(super) fn clear(&mut self) {
-        (self.code.clear(), self.full.clear());
+        self.code.clear();
+        self.full.clear();
     }
 
     /// All rows chosen of an opened cluster, codes first.

@@ -7,8 +7,8 @@ use crate::output;
 use crate::progress;
 use anyhow::Result;
 use longwave::{
-    Budget, Context, Dtype, Kernels, ModelIdentity, ModelSpec, Report, Snapshot, Store, StoreOptions,
-    TensorView,
+    Budget, Context, Dtype, Kernels, ModelIdentity, ModelSpec, Operator, Report, Snapshot, Store,
+    StoreOptions, TensorView,
 };
 use rayon::prelude::*;
 use std::hint::black_box;
@@ -50,6 +50,9 @@ pub(crate) struct Arguments {
     /// Calls of each method, each with a query of its own.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=QUERIES_MAX))]
     queries: u32,
+    /// Also print where the time goes: milliseconds of each operator, summed over the threads.
+    #[arg(long)]
+    operators: bool,
     /// One JSON object a line instead of a table.
     #[arg(long)]
     json: bool,
@@ -68,7 +71,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             built.iter().find(|(built, _)| *built == kind).map(|(_, snapshot)| (*budget, snapshot))
         })
         .collect();
-    let rows = measure(arguments, &timed, &pool)?;
+    let (rows, operators) = measure(arguments, &timed, &pool)?;
+    if arguments.operators {
+        eprint!("{operators}");
+    }
     if arguments.json { output::print_lines(&rows) } else { output::print(&table(&rows)) }
 }
 
@@ -172,6 +178,8 @@ fn append(context: &mut Context, rows: &(Vec<half::f16>, Vec<half::f16>), shape:
 struct Times {
     ms: Vec<f64>,
     bytes: Vec<f64>,
+    /// Milliseconds of each operator, one number a call.
+    operators: [Vec<f64>; Operator::ALL.len()],
 }
 
 /// The figures of one method. Keys are a contract: see docs/cli.md.
@@ -193,7 +201,7 @@ fn measure(
     arguments: &Arguments,
     timed: &[(Budget, &Snapshot)],
     pool: &rayon::ThreadPool,
-) -> Result<Vec<Row>> {
+) -> Result<(Vec<Row>, String)> {
     let synthetic = Synthetic::new(SEED, arguments.kv_heads, arguments.head_dim);
     let buffer = vec![1_u64; plain_read_bytes(arguments) / size_of::<u64>()];
     // The first call of each touches and verifies what it reads.
@@ -211,6 +219,9 @@ fn measure(
             let report = attend(arguments, snapshot, &query, budget)?;
             times.ms.push(started.elapsed().as_secs_f64() * 1e3);
             times.bytes.push(bytes(arguments, &report) as f64);
+            for (operator, ms) in Operator::ALL.iter().zip(&mut times.operators) {
+                ms.push(report.timings.of(*operator).as_secs_f64() * 1e3);
+            }
         }
         let started = Instant::now();
         black_box(read(&buffer, pool));
@@ -237,7 +248,18 @@ fn measure(
             speedup_vs_exact: exact_ms / ms_p50,
         }
     });
-    Ok(rows.collect())
+    let rows = rows.collect();
+    let operators = timed.iter().zip(&mut times).map(|((budget, _), times)| operators(budget, times));
+    Ok((rows, operators.collect()))
+}
+
+/// The median time of each operator, in one line.
+fn operators(budget: &Budget, times: &mut Times) -> String {
+    let mut text = format!("{:<12} {budget}:", budget.method().name());
+    for (operator, ms) in Operator::ALL.iter().zip(&mut times.operators) {
+        text += &format!("  {} {:.3}", operator.name(), share(ms, 0.5));
+    }
+    text + "  ms\n"
 }
 
 fn attend(arguments: &Arguments, snapshot: &Snapshot, query: &[f32], budget: &Budget) -> Result<Report> {
