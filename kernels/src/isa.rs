@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use half::{bf16, f16};
 
 use crate::codec::{Records, SketchQuery};
-use crate::ladder::{ClusterWeights, GainOf, Limits, RowSums, Spread, Uncertain};
+use crate::ladder::{ClusterWeights, Estimated, GainOf, Limits, RowSums, Spread, Uncertain};
 use crate::portable;
 use crate::rows::{Ahead, Block, Rows};
 use crate::weigh::PerLane;
@@ -77,6 +77,8 @@ pub struct Kernels {
     /// queries, heads, rows of 8-bit integers, scores `[row][head]`
     pub(crate) scores_i8: fn(&[f32], usize, &[i8], &mut [f32]),
     pub(crate) weigh_clusters: fn(&Spread<'_>, &Limits, &mut ClusterWeights<'_>),
+    /// clusters, shifts; the squared error
+    pub(crate) cluster_noise: fn(&Estimated<'_>, &mut [f32]) -> f32,
     /// scores, deviations, top, the most that a score counts above it
     pub(crate) weigh_rows: fn(&mut [f32], &[f32], f32, f32) -> RowSums,
     pub(crate) sum_rows: fn(&[f32], &[f32]) -> RowSums,

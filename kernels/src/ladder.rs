@@ -47,6 +47,29 @@ pub struct ClusterWeights<'a> {
     pub estimate: &'a mut [f32],
 }
 
+/// The clusters of one query head as an answer rests on them, one number a cluster.
+#[derive(Clone, Copy, Debug)]
+pub struct Estimated<'a> {
+    /// Weights, ...
+    pub weights: &'a [f32],
+    /// ... and the parts of them that rest on the value mean.
+    pub on_mean: &'a [f32],
+    /// 1 for a cluster that its summary stands for, 0 for one whose rows were looked at.
+    pub closed: &'a [f32],
+    /// Variances of the scores inside.
+    pub within: &'a [f32],
+    /// Squared distances of the value means to the output.
+    pub off: &'a [f32],
+    /// Mean squared distances of values to their mean.
+    pub value_spread: &'a [f32],
+    /// Squared errors of the value means.
+    pub mean_error: &'a [f32],
+    /// Rows.
+    pub counts: &'a [f32],
+    /// What makes a weight a share: 1 by the sum of the weights.
+    pub scale: f32,
+}
+
 /// Rows of one query head: their weights, the standard deviations of their scores, and the error of the answer for each
 /// unit of weight that a row is off.
 #[derive(Clone, Copy, Debug)]
@@ -108,6 +131,21 @@ impl Kernels {
         let same = [spread.within.len(), spread.counts.len(), weights.above.len(), weights.mass.len()];
         assert!(same.iter().all(|&other| other == len) && weights.estimate.len() == len, "{len} clusters");
         (self.weigh_clusters)(spread, limits, weights);
+    }
+
+    /// Squared error that clusters leave in the output of one query head. With `share = closed * scale * weight` and
+    /// `w = min(within, 2)` it is the sum of
+    /// `share² / count * ((exp(w) - 1) * (off + spread) + spread) + (scale * on_mean)² * mean_error`. `shifts` gets how
+    /// much a share may lie too high or too low, `share * (exp(w / 4) - 1)`.
+    ///
+    /// # Panics
+    /// Where the slices differ in length.
+    pub fn cluster_noise(&self, clusters: &Estimated<'_>, shifts: &mut [f32]) -> f32 {
+        let c = clusters;
+        let slices =
+            [c.weights, c.on_mean, c.closed, c.within, c.off, c.value_spread, c.mean_error, c.counts];
+        assert!(slices.iter().all(|slice| slice.len() == shifts.len()), "{} clusters", shifts.len());
+        (self.cluster_noise)(clusters, shifts)
     }
 
     /// Turns scores into weights in place, `exp(min(score + min(deviation² / 2, 1) - top, most))`: the exponential of an
@@ -190,6 +228,49 @@ pub(crate) fn weigh_clusters<L: Lanes>(
         let spread = exp(isa, isa.min(isa.add(over, allowance), isa.splat(limits.spread)));
         store(isa, isa.mul(count, spread), estimate);
     }
+}
+
+/// Variances of scores inside a cluster count up to this in its noise.
+const WITHIN_MAX: f32 = 2.0;
+
+#[inline(always)]
+pub(crate) fn cluster_noise<L: Lanes>(isa: L, clusters: &Estimated<'_>, shifts: &mut [f32]) -> f32 {
+    let (scale, two) = (isa.splat(clusters.scale), isa.splat(2.0));
+    let mut sums = [isa.splat(0.0); 8];
+    for (number, shifts) in shifts.chunks_mut(8).enumerate() {
+        let places = number * 8..number * 8 + shifts.len();
+        let of = |slice: &[f32]| -> [f32; 8] {
+            let mut lanes = [0.0; 8];
+            lanes[..places.len()].copy_from_slice(&slice[places.clone()]);
+            lanes
+        };
+        let share = isa.mul(isa.mul(isa.load(&of(clusters.weights)), scale), isa.load(&of(clusters.closed)));
+        let within = isa.min(isa.load(&of(clusters.within)), isa.splat(WITHIN_MAX));
+        let quarter = small_exp_m1(isa, isa.mul(within, isa.splat(0.25)));
+        let double = isa.mul(quarter, isa.add(quarter, two));
+        let whole = isa.mul(double, isa.add(double, two));
+        let spread = isa.load(&of(clusters.value_spread));
+        let noise = isa.mul_add(whole, isa.add(isa.load(&of(clusters.off)), spread), spread);
+        // Lanes without a cluster have a share of 0, and must not divide it by 0.
+        let count = isa.max(isa.load(&of(clusters.counts)), isa.splat(1.0));
+        sums[0] = isa.add(sums[0], isa.mul(isa.div(isa.mul(share, share), count), noise));
+        let unread = isa.mul(isa.load(&of(clusters.on_mean)), scale);
+        sums[1] = isa.mul_add(isa.mul(unread, unread), isa.load(&of(clusters.mean_error)), sums[1]);
+        store(isa, isa.mul(share, quarter), shifts);
+    }
+    let mut totals = [0.0; 8];
+    isa.store(isa.sum_each(sums), &mut totals);
+    totals[0] + totals[1]
+}
+
+/// `exp(x) - 1` for x from 0 to 1/2, within a relative 4e-7: the series, whose first left-out term is less than 1e-7.
+#[inline(always)]
+fn small_exp_m1<L: Lanes>(isa: L, x: L::V) -> L::V {
+    let mut sum = isa.splat(1.0 / 5040.0);
+    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0] {
+        sum = isa.mul_add(sum, x, isa.splat(coefficient));
+    }
+    isa.mul(x, sum)
 }
 
 /// Sums under way, lane by lane.

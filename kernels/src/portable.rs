@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use crate::codec::{Records, SketchQuery};
 use crate::isa::{Isa, Kernels};
-use crate::ladder::{ClusterWeights, GainOf, Limits, RowSums, Spread, Uncertain};
+use crate::ladder::{ClusterWeights, Estimated, GainOf, Limits, RowSums, Spread, Uncertain};
 use crate::lanes::Portable;
 use crate::rows::{Ahead, Block, Rows};
 use crate::weigh::PerLane;
@@ -37,6 +37,7 @@ shells! {
     fn scores_i8(queries: &[f32], heads: usize, rows: &[i8], scores: &mut [f32]) = score::scores_i8;
     fn weigh_clusters(spread: &Spread<'_>, limits: &Limits, weights: &mut ClusterWeights<'_>)
         = ladder::weigh_clusters;
+    fn cluster_noise(clusters: &Estimated<'_>, shifts: &mut [f32]) -> f32 = ladder::cluster_noise;
     fn weigh_rows(scores: &mut [f32], deviations: &[f32], top: f32, most: f32) -> RowSums = ladder::weigh_rows;
     fn sum_rows(weights: &[f32], deviations: &[f32]) -> RowSums = ladder::sum_rows;
     fn row_gains(rows: Uncertain<'_>, kind: GainOf, gains: &mut [f32]) = ladder::row_gains;
@@ -59,6 +60,7 @@ pub(crate) fn kernels() -> &'static Kernels {
         scores_sketch,
         scores_i8,
         weigh_clusters,
+        cluster_noise,
         weigh_rows,
         sum_rows,
         row_gains,

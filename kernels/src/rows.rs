@@ -156,7 +156,7 @@ pub(crate) struct Block<'a> {
     /// Vectors of eight elements in a row.
     pub(crate) vectors: usize,
     /// At which vector of the matrix each row begins; places past `count` repeat the last row.
-    pub(crate) starts: [usize; BLOCK_ROWS],
+    pub(crate) starts: [u32; BLOCK_ROWS],
     /// Rows in the block, at least one.
     pub(crate) count: usize,
     /// Whether the rows follow each other in memory.
@@ -169,7 +169,7 @@ pub(crate) struct BlockOf<'a, T> {
     elements: &'a [[T; 8]],
     /// Whether the rows follow each other in memory.
     pub(crate) contiguous: bool,
-    starts: &'a [usize; BLOCK_ROWS],
+    starts: &'a [u32; BLOCK_ROWS],
     pub(crate) vectors: usize,
     pub(crate) count: usize,
 }
@@ -197,19 +197,19 @@ impl<'a, T> BlockOf<'a, T> {
     /// Row `row`; past the last, the last again.
     #[inline(always)]
     pub(crate) fn row(&self, row: usize) -> &'a [[T; 8]] {
-        &self.elements[self.starts[row.min(BLOCK_ROWS - 1)]..][..self.vectors]
+        &self.elements[self.starts[row.min(BLOCK_ROWS - 1)] as usize..][..self.vectors]
     }
 
     /// The rows in turn, where they follow each other: no row then costs a check of its own.
     #[inline(always)]
     pub(crate) fn following(&self) -> ChunksExact<'a, [T; 8]> {
-        self.elements[self.starts[0]..][..self.count * self.vectors].chunks_exact(self.vectors)
+        self.elements[self.starts[0] as usize..][..self.count * self.vectors].chunks_exact(self.vectors)
     }
 
     /// The rows in turn, wherever they are.
     #[inline(always)]
     pub(crate) fn scattered(&self) -> impl Iterator<Item = &'a [[T; 8]]> + Clone {
-        self.starts[..self.count].iter().map(|&start| &self.elements[start..][..self.vectors])
+        self.starts[..self.count].iter().map(|&start| &self.elements[start as usize..][..self.vectors])
     }
 }
 
@@ -237,6 +237,8 @@ impl<'a> Matrix<'a> {
         assert!(is_supported_dim(dim), "dimension {dim} is not a multiple of {DIM_STEP} from 8 to {DIM_MAX}");
         let stored = rows.len() / dim;
         assert!(rows.len() == stored * dim, "{} elements are not whole rows of {dim}", rows.len());
+        // Blocks count in vectors, in 32 bits.
+        assert!(u32::try_from(rows.len() / DIM_STEP).is_ok(), "{} elements are too many", rows.len());
         let len = match pick {
             Pick::All => stored,
             Pick::Listed(indices) => {
@@ -296,13 +298,13 @@ impl<'a> Matrix<'a> {
         match self.pick {
             Pick::All => {
                 for (row, place) in starts.iter_mut().enumerate() {
-                    *place = (start + row.min(count - 1)) * vectors;
+                    *place = ((start + row.min(count - 1)) * vectors) as u32;
                 }
             }
             Pick::Listed(indices) => {
                 let indices = &indices[start..start + count];
                 for (row, place) in starts.iter_mut().enumerate() {
-                    *place = indices[row.min(count - 1)] as usize * vectors;
+                    *place = (indices[row.min(count - 1)] as usize * vectors) as u32;
                 }
             }
         }
@@ -337,7 +339,8 @@ impl<'a> Ahead<'a> {
 
     /// All rows of `block`, which follow each other in memory.
     pub(crate) fn whole(block: &'a Block<'a>) -> Ahead<'a> {
-        let (start, row_size) = (block.starts[0] * block.vector_size(), block.vectors * block.vector_size());
+        let (start, row_size) =
+            (block.starts[0] as usize * block.vector_size(), block.vectors * block.vector_size());
         Ahead { bytes: &block.rows.as_bytes()[start..][..block.count * row_size], ..Ahead::NOTHING }
     }
 
@@ -370,7 +373,7 @@ impl<'a> Ahead<'a> {
             let from = (first + step * share).min(end);
             let (bytes, row_size) = (block.rows.as_bytes(), block.vectors * block.vector_size());
             for start in &block.starts[from..(from + share).min(end)] {
-                let row = &bytes[start * block.vector_size()..][..row_size];
+                let row = &bytes[*start as usize * block.vector_size()..][..row_size];
                 for line in row.iter().step_by(LINE) {
                     isa.prefetch_address(line);
                 }

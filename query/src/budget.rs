@@ -11,6 +11,9 @@ pub enum Budget {
     /// The resolution ladder: a step down is taken where its expected contribution to the relative error of the
     /// output exceeds this threshold. 0 reads everything in full.
     Tau(f64),
+    /// The resolution ladder at this threshold, above 0, or every row where that is expected to be sooner: in short
+    /// contexts, whose rows come faster than the choice between them.
+    Soonest(f64),
     /// The resolution ladder, at most this share (above 0, to 1) of the bytes that exact attention over 16-bit rows
     /// reads: tau is steered so that the running mean over calls holds, and no call reads more than a few times the
     /// share. Needs the state of a context.
@@ -44,7 +47,7 @@ impl Budget {
     pub fn method(&self) -> Method {
         match self {
             Budget::Exact => Method::Exact,
-            Budget::Tau(_) | Budget::Bytes(_) | Budget::Error { .. } => Method::Longwave,
+            Budget::Tau(_) | Budget::Soonest(_) | Budget::Bytes(_) | Budget::Error { .. } => Method::Longwave,
             Budget::RetroInfer { .. } => Method::RetroInfer,
         }
     }
@@ -55,6 +58,9 @@ impl Budget {
             Budget::Exact => None,
             Budget::Tau(tau) => {
                 (!(tau.is_finite() && tau >= 0.0)).then(|| format!("a tau of 0 or more, not {tau}"))
+            }
+            Budget::Soonest(tau) => {
+                (!(tau.is_finite() && tau > 0.0)).then(|| format!("a tau above 0, not {tau}"))
             }
             Budget::Bytes(share) => {
                 (!(share > 0.0 && share <= 1.0)).then(|| format!("a share above 0, to 1, not {share}"))
@@ -119,6 +125,7 @@ impl fmt::Display for Budget {
         match self {
             Budget::Exact => f.write_str("all"),
             Budget::Tau(tau) => write!(f, "tau={tau}"),
+            Budget::Soonest(tau) => write!(f, "soonest,tau={tau}"),
             Budget::Bytes(share) => write!(f, "bytes={share}"),
             Budget::Error { target, confidence } => write!(f, "error={target},confidence={confidence}"),
             Budget::RetroInfer { retrieve, estimate } => write!(f, "retrieve={retrieve},estimate={estimate}"),

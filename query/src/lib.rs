@@ -15,6 +15,7 @@ mod error;
 mod exact;
 mod longwave;
 mod plan;
+mod planner;
 mod report;
 mod retroinfer;
 mod rule;
@@ -38,7 +39,8 @@ pub fn explain(view: &LayerView<'_>, queries: &QueryBatch<'_>, budget: &Budget) 
     match *budget {
         // At a tau of 0 every row is read in full, which `exact` does without looking first.
         Budget::Exact | Budget::Tau(0.0) => exact::plan(view, queries),
-        Budget::Tau(tau) => longwave::plan(Kernels::get(), view, queries, tau as f32),
+        Budget::Soonest(tau) if planner::exact_is_sooner(view, queries, tau) => exact::plan(view, queries),
+        Budget::Tau(tau) | Budget::Soonest(tau) => longwave::plan(Kernels::get(), view, queries, tau as f32),
         Budget::Bytes(_) | Budget::Error { .. } => Err(Error::NeedsState { budget: *budget }),
         Budget::RetroInfer { retrieve, estimate } => {
             retroinfer::plan(Kernels::get(), view, queries, retrieve, estimate).map(|planned| planned.plan)
@@ -55,7 +57,12 @@ pub fn attend(view: &LayerView<'_>, queries: &QueryBatch<'_>, budget: &Budget) -
     let kernels = Kernels::get();
     match *budget {
         Budget::Exact | Budget::Tau(0.0) => exact::attend(kernels, view, queries),
-        Budget::Tau(tau) => longwave::attend(kernels, view, queries, &FixedTau::new(tau)),
+        Budget::Soonest(tau) if planner::exact_is_sooner(view, queries, tau) => {
+            longwave::attend(kernels, view, queries, &FixedTau::new(0.0))
+        }
+        Budget::Tau(tau) | Budget::Soonest(tau) => {
+            longwave::attend(kernels, view, queries, &FixedTau::new(tau))
+        }
         Budget::Bytes(_) | Budget::Error { .. } => Err(Error::NeedsState { budget: *budget }),
         Budget::RetroInfer { retrieve, estimate } => {
             let planned = retroinfer::plan(kernels, view, queries, retrieve, estimate)?;

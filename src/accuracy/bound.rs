@@ -14,7 +14,9 @@ pub(crate) fn attend(
     (calibration, steering): (&Calibration, &Steering),
 ) -> Result<Answer, Error> {
     let mut answer = match *budget {
-        Budget::Tau(tau) if tau > 0.0 => longwave_query::attend(view, queries, budget)?,
+        Budget::Tau(tau) | Budget::Soonest(tau) if tau > 0.0 => {
+            longwave_query::attend(view, queries, budget)?
+        }
         Budget::Bytes(share) => {
             let rule = FixedTau::new(steering.tau(share)).capped(CALL_MAX * share);
             longwave_query::attend_by(view, queries, &rule)?

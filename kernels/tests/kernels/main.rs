@@ -5,6 +5,7 @@ mod attention;
 mod convert;
 mod exp;
 mod isas;
+mod ladder;
 mod sample;
 mod scores;
 mod state;

@@ -45,6 +45,7 @@ pub(super) struct Clusters {
     off: Vec<f32>,
     coded: CodedMeans,
     scores: Vec<f32>,
+    key_spread: Vec<f32>,
 }
 
 impl Clusters {
@@ -60,12 +61,12 @@ impl Clusters {
         let (group, len) = (head.group, head.clusters);
         self.len = len;
         for numbers in [&mut self.count, &mut self.value_spread, &mut self.mean_error, &mut self.mass_above] {
-            numbers.clear();
             numbers.resize(len, 0.0);
         }
+        self.mass_above.fill(0.0);
+        // What is left in the planes from an earlier call is written over.
         let planes = [&mut self.uncapped, &mut self.within, &mut self.centre, &mut self.above];
         for plane in planes.into_iter().chain([&mut self.mass, &mut self.estimate]) {
-            plane.clear();
             plane.resize(group * len, 0.0);
         }
         self.means.clear();
@@ -78,22 +79,31 @@ impl Clusters {
         for segment in &head.segments {
             let dim = queries.data.len() / group;
             segment.score_centroids(kernels, &head.bases, queries, dim, &mut self.scores);
-            let variance = segment.unit_variance(&head.bases);
-            for (local, scores) in self.scores.chunks_exact(group).enumerate() {
-                let (at, summary) = (segment.first + local, segment.ladder.cluster(local));
+            self.key_spread.clear();
+            for (at, local) in segment.clusters().zip(0..) {
+                let summary = segment.ladder.cluster(local);
                 self.count[at] = summary.count;
                 self.value_spread[at] = summary.value_spread;
                 self.mean_error[at] = summary.mean_error;
-                for (g, &score) in scores.iter().enumerate() {
-                    self.uncapped[g * len + at] = score;
-                    let variance = variance[g] * summary.key_spread;
-                    let slope = softcap.slope(score, Z_CLUSTER * variance.sqrt());
-                    self.within[g * len + at] = variance * slope * slope;
-                    let centre = softcap.apply(score);
-                    self.centre[g * len + at] = centre;
-                    self.top[g] = self.top[g].max(centre);
-                }
+                self.key_spread.push(summary.key_spread);
             }
+            for (g, variance) in segment.unit_variance(&head.bases).into_iter().enumerate() {
+                let places = g * len + segment.first..g * len + segment.clusters().end;
+                let scores = self.scores[g..].iter().step_by(group);
+                self.uncapped[places.clone()].iter_mut().zip(scores).for_each(|(to, score)| *to = *score);
+                let within = self.within[places].iter_mut().zip(&self.key_spread);
+                within.for_each(|(within, spread)| *within = variance * spread);
+            }
+        }
+        self.centre.clone_from(&self.uncapped);
+        if softcap.0.is_some() {
+            for (centre, within) in self.centre.iter_mut().zip(&mut self.within) {
+                *within *= softcap.slope(*centre, Z_CLUSTER * within.sqrt()).powi(2);
+                *centre = softcap.apply(*centre);
+            }
+        }
+        for (top, centres) in self.top.iter_mut().zip(self.centre.chunks_exact(len.max(1))) {
+            *top = centres.iter().fold(*top, |top, &centre| if centre > top { centre } else { top });
         }
         let weights = steady.lse.iter().zip(&self.top).map(|(lse, top)| (lse - top).exp());
         self.steady.clear();

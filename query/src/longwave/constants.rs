@@ -4,7 +4,7 @@
 /// Thresholds in units of tau: probe a cluster, read its value mean, read a value; and read 16-bit rows, in units of the
 /// threshold of their codes. A key is read at tau itself.
 pub(super) const PROBE: f32 = 0.2;
-pub(super) const MEAN: f32 = 0.1;
+pub(super) const MEAN: f32 = 0.2;
 pub(super) const VALUE: f32 = 0.7;
 pub(super) const FULL: f32 = 14.0;
 /// How far above its estimate a score is allowed for, in standard deviations. In sharp heads the row that matters

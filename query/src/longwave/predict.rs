@@ -6,9 +6,7 @@ use super::constants::VALUE_CODE_NOISE;
 use super::head::Head;
 use super::zone::{Zone, of};
 use longwave_kernels::Kernels;
-
-/// The variance of scores inside a cluster counts up to this.
-const WITHIN_MAX: f32 = 2.0;
+use longwave_kernels::ladder::Estimated;
 
 /// Predicted relative errors under way, and room for what they are computed from.
 #[derive(Default)]
@@ -23,6 +21,9 @@ pub(super) struct Prediction {
     distances: Vec<f32>,
     bias: CodedMeans,
     rows: Vec<f32>,
+    /// One number a cluster: squared error of the value that stands for it, and 1 where it is not open.
+    mean_error: Vec<f32>,
+    closed: Vec<f32>,
 }
 
 impl Prediction {
@@ -40,13 +41,12 @@ impl Prediction {
         self.squared.resize(head.group, 0.0);
         self.distances(kernels, head, clusters, answer);
         self.zone_noise(head, clusters, zone, answer);
-        self.cluster_noise(head, clusters, zone, answer);
+        self.cluster_noise(kernels, head, clusters, zone, answer);
         self.bias(kernels, head, clusters, answer);
         self.squared.iter().zip(&answer.norm).map(|(squared, norm)| squared.sqrt() / norm).collect()
     }
 
     fn distances(&mut self, kernels: &Kernels, head: &Head<'_>, clusters: &Clusters, answer: &Rough) {
-        self.off.clear();
         self.off.resize(head.group * clusters.len, 0.0);
         for (number, segment) in head.segments.iter().enumerate() {
             for g in 0..head.group {
@@ -93,33 +93,36 @@ impl Prediction {
     }
 
     /// Noise of the clusters that are estimated, and of the value means.
-    fn cluster_noise(&mut self, head: &Head<'_>, clusters: &Clusters, zone: &Zone, answer: &Rough) {
-        self.shift.clear();
+    fn cluster_noise(
+        &mut self,
+        kernels: &Kernels,
+        head: &Head<'_>,
+        clusters: &Clusters,
+        zone: &Zone,
+        answer: &Rough,
+    ) {
         self.shift.resize(head.group * clusters.len, 0.0);
+        self.mean_error.clone_from(&clusters.mean_error);
         for segment in &head.segments {
-            let unread_noise = segment.ladder.mean_deviation;
-            for g in 0..head.group {
-                let scale = 1.0 / answer.total[g];
-                let mut sum = 0.0;
-                for cluster in segment.clusters() {
-                    let at = g * clusters.len + cluster;
-                    let read = clusters.mean_read[cluster];
-                    let mean_noise = if read { clusters.mean_error[cluster] } else { unread_noise };
-                    let unread = self.unread[at] * scale;
-                    sum += unread * unread * mean_noise;
-                    // Not the sums of rows that were opened: their noise is counted.
-                    let share = zone.cluster_weight[at] * scale;
-                    let share = if clusters.is_open[cluster] { 0.0 } else { share };
-                    let quarter = exp_m1(clusters.within[at].min(WITHIN_MAX) / 4.0);
-                    let double = quarter * (quarter + 2.0);
-                    let whole = double * (double + 2.0);
-                    let spread = clusters.value_spread[cluster];
-                    let noise = whole * (self.off[at] + spread) + spread;
-                    sum += share * share / clusters.count[cluster] * noise;
-                    self.shift[at] = share * quarter;
-                }
-                self.squared[g] += sum;
+            for cluster in segment.clusters().filter(|&cluster| !clusters.mean_read[cluster]) {
+                self.mean_error[cluster] = segment.ladder.mean_deviation;
             }
+        }
+        self.closed.clear();
+        self.closed.extend(clusters.is_open.iter().map(|&open| if open { 0.0 } else { 1.0 }));
+        for (g, shifts) in self.shift.chunks_exact_mut(clusters.len.max(1)).enumerate() {
+            let estimated = Estimated {
+                weights: clusters.plane(&zone.cluster_weight, g),
+                on_mean: clusters.plane(&self.unread, g),
+                closed: &self.closed,
+                within: clusters.plane(&clusters.within, g),
+                off: clusters.plane(&self.off, g),
+                value_spread: &clusters.value_spread,
+                mean_error: &self.mean_error,
+                counts: &clusters.count,
+                scale: 1.0 / answer.total[g],
+            };
+            self.squared[g] += kernels.cluster_noise(&estimated, shifts);
         }
     }
 
@@ -146,26 +149,6 @@ impl Prediction {
         for (g, (output, bias)) in outputs.enumerate() {
             let terms = bias.iter().zip(output).map(|(b, o)| (b - total[g] * o).powi(2));
             self.squared[g] += terms.sum::<f32>();
-        }
-    }
-}
-
-/// `exp(x) - 1` for x from 0 to 1/2, within a relative 2e-7: the series, whose first left-out term is less.
-fn exp_m1(x: f32) -> f32 {
-    let series = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0f32];
-    x * series.iter().fold(1.0 / 5040.0, |sum, coefficient| sum * x + coefficient)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn small_differences_of_exponentials_keep_their_digits() {
-        for i in 0..2000 {
-            let x = 0.5 * (i as f32 / 1999.0).powi(6);
-            let expected = f64::from(x).exp_m1();
-            assert!((f64::from(exp_m1(x)) - expected).abs() <= 4e-7 * expected, "{x}");
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::error::Error;
 use longwave_kernels::Kernels;
 use longwave_kernels::ladder::RowSums;
 
-/// Rows of a cluster begin at a multiple of this in the planes of a zone.
+/// Rows of a cluster begin at a multiple of this in the planes of a zone. Places between clusters are no row's.
 const ROW_STEP: usize = 8;
 
 /// An opened cluster.
@@ -41,7 +41,7 @@ pub(super) struct Choice {
     pub(super) full: Vec<Chosen>,
 }
 
-/// The rows of the zone, in planes of `len` places for each query head, `[group, len]`. A place that is no row's weighs 0.
+/// The rows of the zone, in planes of `len` places for each query head, `[group, len]`; see [`Zone::part`].
 #[derive(Default)]
 pub(super) struct Zone {
     pub(super) opened: Vec<Opened>,
@@ -73,7 +73,7 @@ impl Zone {
         let group = head.group;
         self.place(head, clusters);
         for plane in [&mut self.weight, &mut self.deviation] {
-            plane.clear();
+            // Every row's place is written below; what an earlier call left in them is not read.
             plane.resize(group * self.len, 0.0);
         }
         self.sums.clear();

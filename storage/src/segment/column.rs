@@ -266,4 +266,19 @@ mod tests {
         let values = segment.column(ColumnKind::VALUES).unwrap();
         assert_eq!(values.state.unverified.load(Ordering::Relaxed), 139, "other columns are untouched");
     }
+
+    #[test]
+    fn listed_records_are_verified_and_no_others() {
+        let segment = segment();
+        let column = segment.column(ColumnKind::KEYS).unwrap();
+        // Records of one key, 32 bytes; those of the second head.
+        let bytes = column.listed(32, 1770..3540, &[0, 200, 1769]).unwrap();
+        assert_eq!((bytes.len(), bytes.as_ptr()), (1770 * 32, column.bytes[1770 * 32..].as_ptr()));
+        let verified: u32 =
+            column.state.verified.iter().map(|word| word.load(Ordering::Acquire).count_ones()).sum();
+        assert_eq!(verified, 3);
+        let error = column.listed(32, 1770..3540, &[4, 1770]).unwrap_err();
+        assert!(matches!(error, Error::Range { start, .. } if start == 3540 * 32), "{error}");
+        assert!(matches!(column.listed(32, 0..8851, &[0]).unwrap_err(), Error::Range { .. }));
+    }
 }

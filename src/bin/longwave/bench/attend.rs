@@ -45,6 +45,9 @@ pub(crate) struct Arguments {
     /// Thresholds of `longwave`, separated by commas.
     #[arg(long, value_delimiter = ',', default_values_t = [TAUS[1]])]
     tau: Vec<f64>,
+    /// Have `longwave` read every row where the planner expects that to be sooner; with `false` it never does.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    planner: bool,
     #[command(flatten)]
     shares: Shares,
     /// Calls of each method, each with a query of its own.
@@ -83,7 +86,10 @@ impl Arguments {
     fn budgets(&self) -> Result<Vec<Budget>> {
         let mut budgets = vec![Budget::Exact];
         for method in self.methods.iter().filter(|&&method| method != MethodName::Exact) {
-            budgets.extend(method.budgets(&self.tau, &self.shares)?);
+            budgets.extend(method.budgets(&self.tau, &self.shares)?.into_iter().map(|budget| match budget {
+                Budget::Tau(tau) if self.planner && tau > 0.0 => Budget::Soonest(tau),
+                other => other,
+            }));
         }
         Ok(budgets)
     }
@@ -238,7 +244,7 @@ fn measure(
         let (ms_p50, bytes) = (share(&mut times.ms, 0.5), share(&mut times.bytes, 0.5));
         Row {
             method: budget.method().name(),
-            tau: if let Budget::Tau(tau) = *budget { Some(tau) } else { None },
+            tau: if let Budget::Tau(tau) | Budget::Soonest(tau) = *budget { Some(tau) } else { None },
             tokens: arguments.tokens,
             ms_p50,
             ms_p95: share(&mut times.ms, 0.95),

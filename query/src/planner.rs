@@ -1,0 +1,26 @@
+//! Which of two ways to answer is expected to be sooner: every row, or the resolution ladder.
+
+use crate::view::{LayerView, QueryBatch};
+
+/// Bytes of rows that a thread reads and works on in a nanosecond when it reads all of them.
+const EXACT_BYTES_PER_NS: f64 = 13.0;
+/// What the ladder costs a position and KV head, in nanoseconds times tau for each dimension of key and value: the rows
+/// that matter at a threshold are about as many in a short context as in a long one.
+const LADDER_NS_BY_TAU: f64 = 3.0;
+/// What it costs for each row beside that, in nanoseconds: centroids, and sketches of a zone that grows slowly.
+const LADDER_NS_PER_ROW: f64 = 4.0;
+
+/// Whether reading every row of `view` is expected to be sooner than the ladder at `tau`.
+///
+/// The constants were measured on one machine on synthetic rows (docs/performance.md). The ladder answers each position
+/// and KV head on one thread, whereas all threads share the rows where all are read.
+pub(crate) fn exact_is_sooner(view: &LayerView<'_>, queries: &QueryBatch<'_>, tau: f64) -> bool {
+    let shape = &view.shape;
+    let rows: usize = view.segments.iter().map(|segment| segment.rows()).sum();
+    let (rows, dims) = (rows as f64, (shape.key_dim + shape.value_dim) as f64);
+    let exact = rows * (shape.key_bytes() + shape.value_bytes()) as f64 / EXACT_BYTES_PER_NS;
+    let ladder = LADDER_NS_BY_TAU * dims / tau + LADDER_NS_PER_ROW * rows;
+    let units = (queries.positions * shape.kv_heads) as f64;
+    let threads = rayon::current_num_threads() as f64;
+    exact * units / threads <= ladder * (units / threads).ceil()
+}
