@@ -139,4 +139,17 @@ fn bench_attend_times_methods_beside_a_plain_read() {
     let one = run(&["--method", "retroinfer", "--threads", "1"]);
     assert_eq!((one.len(), &one[0]["method"]), (1, &json!("retroinfer")));
     assert_eq!(one[0]["bytes"], retroinfer["bytes"], "the same rows are read at any number of threads");
+
+    let file = ["--method", "exact", "--export", "rows.safetensors"];
+    assert_eq!(run(&file)[0]["bytes"], exact["bytes"]);
+    let bytes = std::fs::read(setting.path("rows.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let shape = |name| tensors.tensor(name).unwrap().shape().to_vec();
+    assert_eq!((shape("keys"), shape("values")), (vec![2, 3000, 24], vec![2, 3000, 24]));
+    assert_eq!(shape("queries"), [1 + 3, 6, 24]);
+    // Heads differ, and every row was written.
+    let keys = tensors.tensor("keys").unwrap().data().to_vec();
+    let heads: Vec<&[u8]> = keys.chunks_exact(3000 * 24 * 2).collect();
+    assert_ne!(heads[0][..48], heads[1][..48]);
+    assert!(keys.chunks_exact(48).all(|row| row.iter().any(|&byte| byte != 0)), "a row was not written");
 }

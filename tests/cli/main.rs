@@ -1,6 +1,7 @@
 //! The `longwave` command, run as a user runs it: on a small synthetic trace that the tests write.
 
 mod bad_input;
+mod bench;
 mod check;
 mod compare;
 mod ladder;

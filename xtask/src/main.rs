@@ -1,11 +1,12 @@
 //! Tasks of the workspace, run as `cargo xtask <task>`. Each does its own set-up, so that a fresh clone needs nothing
-//! but Rust and Python: [`suite`] tests everything, [`demo`] shows the engine on a real model.
+//! but Rust and Python: [`suite`] tests everything, [`demo`] shows the engine on a real model, [`peers`] times it beside others.
 
 mod command;
 mod demo;
 mod digest;
 mod licences;
 mod model;
+mod peers;
 mod python;
 mod step;
 mod suite;
@@ -21,6 +22,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::demo::DemoOptions;
+use crate::peers::PeersOptions;
 use crate::python::Python;
 use crate::workspace::Workspace;
 
@@ -41,12 +43,21 @@ enum Task {
     },
     /// Prefill a long text on a real model, then go on decoding from the store in a second process
     Demo(DemoOptions),
+    /// Measure beside others
+    #[command(subcommand)]
+    Bench(Bench),
     /// Fetch the model of the tests and the demo, and print where it is
     Model,
     /// Check the rules of the code base that the compiler does not know
     Tidy,
     /// Check the licences of all dependencies
     Licences,
+}
+
+#[derive(Debug, PartialEq, Subcommand)]
+enum Bench {
+    /// Time attention of PyTorch, and faiss retrieval with attention over what it finds, in turn with ours
+    Peers(PeersOptions),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +75,7 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Test { model } => return suite::run(&workspace, model.as_deref()),
         Task::Demo(options) => demo::run(&workspace, &options)?,
+        Task::Bench(Bench::Peers(options)) => peers::run(&workspace, &options)?,
         Task::Model => {
             println!("{}", model::fetch(&workspace.data_directory(), &Python::default())?.display())
         }
@@ -109,8 +121,13 @@ mod tests {
 
     #[test]
     fn senseless_lines_are_refused() {
-        for line in [&["demo", "--tokens", "0"][..], &["demo", "--tokens", "many"], &["test", "--fresh"], &[]]
-        {
+        for line in [
+            &["demo", "--tokens", "0"][..],
+            &["demo", "--tokens", "many"],
+            &["test", "--fresh"],
+            &["bench"],
+            &[],
+        ] {
             assert!(parse(line).is_err(), "{line:?} was accepted");
         }
     }

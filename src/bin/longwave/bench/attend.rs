@@ -1,44 +1,23 @@
 //! `longwave bench attend`: the time of one attention call.
 
-use super::synthetic::Synthetic;
-use crate::eval::percentile;
+use super::layer::{Layer, QUERIES_MAX};
 use crate::method::{IndexKind, MethodName, Shares, TAUS};
 use crate::output;
 use crate::progress;
 use anyhow::Result;
-use longwave::{
-    Budget, Context, Dtype, Kernels, ModelIdentity, ModelSpec, Operator, Report, Snapshot, Store,
-    StoreOptions, TensorView,
-};
+use longwave::{Budget, Context, Dtype, Kernels, LayerKind, Operator, Report, Snapshot, Store};
 use rayon::prelude::*;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Rows generated and appended at a time.
-const CHUNK: usize = 8192;
-const SEED: u64 = 20;
-const QUERIES_MAX: i64 = 1 << 20;
 /// The plain read goes over a buffer of the KV's size, up to this many bytes.
 const READ_BYTES_MAX: usize = 256 << 20;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Tokens of the context.
-    #[arg(long, default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
-    tokens: u32,
-    /// KV heads.
-    #[arg(long, default_value_t = 8)]
-    kv_heads: usize,
-    /// Query heads, a multiple of the KV heads.
-    #[arg(long, default_value_t = 32)]
-    query_heads: usize,
-    /// Elements of a key, and of a value.
-    #[arg(long, default_value_t = 128)]
-    head_dim: usize,
-    /// Threads that attention runs on; as many as the machine has by default.
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    layer: Layer,
     /// Methods to time.
     #[arg(long = "method", value_enum, default_values = ["exact", "longwave", "retroinfer"])]
     methods: Vec<MethodName>,
@@ -56,16 +35,21 @@ pub(crate) struct Arguments {
     /// Also print where the time goes: milliseconds of each operator, summed over the threads.
     #[arg(long)]
     operators: bool,
+    /// Also write the rows and the queries to this file, for programs that are to be timed on the same ones.
+    #[arg(long, value_name = "FILE.safetensors")]
+    export: Option<std::path::PathBuf>,
     /// One JSON object a line instead of a table.
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let threads = arguments.threads.map_or(0, usize::from);
-    let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(threads).build()?);
+    let pool = arguments.layer.pool()?;
     let budgets = arguments.budgets()?;
     let built = build(arguments, &budgets, &pool)?;
+    if let Some(path) = &arguments.export {
+        super::export::write(&arguments.layer, arguments.queries as usize, path)?;
+    }
     eprintln!("timing {} calls of each method on {} threads", arguments.queries, pool.current_num_threads());
     let timed: Vec<(Budget, &Snapshot)> = budgets
         .iter()
@@ -95,26 +79,6 @@ impl Arguments {
     }
 }
 
-fn model(arguments: &Arguments) -> ModelSpec {
-    let dim = arguments.head_dim;
-    ModelSpec {
-        identity: ModelIdentity { weights: [0; 32], tokenizer: [0; 32], rope: "synthetic".into() },
-        layers: 1,
-        query_heads: arguments.query_heads,
-        kv_heads: arguments.kv_heads,
-        key_dim: dim,
-        value_dim: dim,
-        dtype: Dtype::F16,
-        scale: (dim as f32).sqrt().recip(),
-        softcap: None,
-        layer_kinds: Vec::new(),
-        sink_logits: Vec::new(),
-    }
-}
-
-/// Queries that a context observes before its rows come: they give the ladder its metric.
-const OBSERVED: usize = 128;
-
 /// A context for each kind of index that the budgets read, in memory, with one layer of the same synthetic rows, sealed.
 fn build(
     arguments: &Arguments,
@@ -122,42 +86,37 @@ fn build(
     pool: &Arc<rayon::ThreadPool>,
 ) -> Result<Vec<(IndexKind, Snapshot)>> {
     let asked = |method| arguments.methods.contains(&method);
+    let layer = &arguments.layer;
     // `exact` reads the rows of any context.
     let only_ladder = asked(MethodName::Longwave) && !asked(MethodName::Retroinfer);
     let mut contexts: Vec<(IndexKind, Context)> = Vec::new();
     for budget in budgets.iter().filter(|budget| !only_ladder || **budget != Budget::Exact) {
         let kind = IndexKind::of(budget);
         if contexts.iter().all(|(built, _)| *built != kind) {
-            let mut options = StoreOptions::default();
-            options.pool = Some(Arc::clone(pool));
-            let store = Store::in_memory(options)?;
+            let store = Store::in_memory(Layer::store_options(pool))?;
             // Refuses a geometry that cannot be worked with, before anything is generated.
-            contexts.push((kind, store.create_with("bench", &model(arguments), kind.options(None))?));
+            let model = layer.model(LayerKind::Clustered);
+            contexts.push((kind, store.create_with("bench", &model, kind.options(None))?));
         }
     }
-    let (tokens, kv_heads, dim) = (arguments.tokens as usize, arguments.kv_heads, arguments.head_dim);
     eprintln!(
-        "building: {tokens} synthetic tokens, {} query heads on {kv_heads} KV heads of dim {dim}, f16, {}",
-        arguments.query_heads,
+        "building: {} synthetic tokens, {} query heads on {} KV heads of dim {}, f16, {}",
+        layer.tokens,
+        layer.query_heads,
+        layer.kv_heads,
+        layer.head_dim,
         Kernels::get().isa()
     );
-    let synthetic = Synthetic::new(SEED, kv_heads, dim);
-    let bar = progress::bar("building", tokens);
+    let synthetic = layer.synthetic();
+    let bar = progress::bar("building", layer.tokens as usize);
     for (_, context) in &mut contexts {
-        for number in 0..OBSERVED {
-            // Those that are timed have lower numbers.
-            let query = synthetic.query(QUERIES_MAX as usize + 1 + number, arguments.query_heads);
-            let query = TensorView::token_major(&query[..], 1, arguments.query_heads, dim);
-            context.observe_at(0, number as u64, &query)?;
-        }
+        layer.observe(&synthetic, context)?;
     }
-    for first in (0..tokens).step_by(CHUNK) {
-        let count = CHUNK.min(tokens - first);
-        let rows = synthetic.rows(first, count);
+    for chunk in layer.chunks(&synthetic) {
         for (_, context) in &mut contexts {
-            append(context, &rows, [count, kv_heads, dim])?;
+            layer.append(context, &chunk)?;
         }
-        bar.inc(count as u64);
+        bar.inc(chunk.count as u64);
     }
     let mut built = Vec::new();
     for (kind, mut context) in contexts {
@@ -170,13 +129,6 @@ fn build(
         built.push((IndexKind::Clusters, ladder.clone()));
     }
     Ok(built)
-}
-
-fn append(context: &mut Context, rows: &(Vec<half::f16>, Vec<half::f16>), shape: [usize; 3]) -> Result<()> {
-    let [count, kv_heads, dim] = shape;
-    let keys = TensorView::head_major(&rows.0[..], count, kv_heads, dim);
-    let values = TensorView::head_major(&rows.1[..], count, kv_heads, dim);
-    Ok(context.append(0, &keys, &values)?)
 }
 
 /// What was timed of one method.
@@ -208,18 +160,18 @@ fn measure(
     timed: &[(Budget, &Snapshot)],
     pool: &rayon::ThreadPool,
 ) -> Result<(Vec<Row>, String)> {
-    let synthetic = Synthetic::new(SEED, arguments.kv_heads, arguments.head_dim);
+    let synthetic = arguments.layer.synthetic();
     let buffer = vec![1_u64; plain_read_bytes(arguments) / size_of::<u64>()];
     // The first call of each touches and verifies what it reads.
     for (budget, snapshot) in timed {
-        attend(arguments, snapshot, &synthetic.query(0, arguments.query_heads), budget)?;
+        attend(arguments, snapshot, &synthetic.query(0, arguments.layer.query_heads), budget)?;
     }
     black_box(read(&buffer, pool));
     let mut times: Vec<Times> = timed.iter().map(|_| Times::default()).collect();
     let mut reads = Vec::new();
     let bar = progress::bar("timing", arguments.queries as usize);
     for number in 1..=arguments.queries as usize {
-        let query = synthetic.query(number, arguments.query_heads);
+        let query = synthetic.query(number, arguments.layer.query_heads);
         for ((budget, snapshot), times) in timed.iter().zip(&mut times) {
             let started = Instant::now();
             let report = attend(arguments, snapshot, &query, budget)?;
@@ -235,19 +187,19 @@ fn measure(
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let read_ms = share(&mut reads, 0.5);
+    let read_ms = super::share(&mut reads, 0.5);
     let read_gb_per_s = size_of_val(&buffer[..]) as f64 / read_ms / 1e6;
-    let exact_ms = share(&mut times[0].ms, 0.5);
+    let exact_ms = super::share(&mut times[0].ms, 0.5);
     let asked = |budget: &Budget| *budget != Budget::Exact || arguments.methods.contains(&MethodName::Exact);
     let rows = timed.iter().map(|(budget, _)| budget).zip(&mut times).filter(|(budget, _)| asked(budget));
     let rows = rows.map(|(budget, times)| {
-        let (ms_p50, bytes) = (share(&mut times.ms, 0.5), share(&mut times.bytes, 0.5));
+        let (ms_p50, bytes) = (super::share(&mut times.ms, 0.5), super::share(&mut times.bytes, 0.5));
         Row {
             method: budget.method().name(),
             tau: if let Budget::Tau(tau) | Budget::Soonest(tau) = *budget { Some(tau) } else { None },
-            tokens: arguments.tokens,
+            tokens: arguments.layer.tokens,
             ms_p50,
-            ms_p95: share(&mut times.ms, 0.95),
+            ms_p95: super::share(&mut times.ms, 0.95),
             bytes: bytes as u64,
             gb_per_s: bytes / ms_p50 / 1e6,
             read_gb_per_s,
@@ -263,27 +215,25 @@ fn measure(
 fn operators(budget: &Budget, times: &mut Times) -> String {
     let mut text = format!("{:<12} {budget}:", budget.method().name());
     for (operator, ms) in Operator::ALL.iter().zip(&mut times.operators) {
-        text += &format!("  {} {:.3}", operator.name(), share(ms, 0.5));
+        text += &format!("  {} {:.3}", operator.name(), super::share(ms, 0.5));
     }
     text + "  ms\n"
 }
 
 fn attend(arguments: &Arguments, snapshot: &Snapshot, query: &[f32], budget: &Budget) -> Result<Report> {
-    let queries = TensorView::token_major(query, 1, arguments.query_heads, arguments.head_dim);
-    let answer = snapshot.attend(0, &queries, budget)?;
+    let answer = snapshot.attend(0, &arguments.layer.query_view(query), budget)?;
     black_box(answer.output.len());
     Ok(answer.report)
 }
 
 /// Bytes that a call read: sealed columns, and the rows of the tail.
 fn bytes(arguments: &Arguments, report: &Report) -> u64 {
-    let row = 2 * arguments.head_dim * Dtype::F16.size_of();
+    let row = 2 * arguments.layer.head_dim * Dtype::F16.size_of();
     report.traffic.bytes() + report.tail_rows * row as u64
 }
 
 fn plain_read_bytes(arguments: &Arguments) -> usize {
-    let row = 2 * arguments.kv_heads * arguments.head_dim * Dtype::F16.size_of();
-    (arguments.tokens as usize).saturating_mul(row).clamp(1 << 20, READ_BYTES_MAX)
+    usize::try_from(arguments.layer.kv_bytes()).unwrap_or(usize::MAX).clamp(1 << 20, READ_BYTES_MAX)
 }
 
 /// Reads the buffer once on all threads. The sum keeps the compiler from leaving the read out.
@@ -294,11 +244,6 @@ fn read(buffer: &[u64], pool: &rayon::ThreadPool) -> u64 {
             buffer.par_chunks(part).map(|part| part.iter().fold(0_u64, |sum, &word| sum.wrapping_add(word)));
         sums.reduce(|| 0, u64::wrapping_add)
     })
-}
-
-fn share(values: &mut [f64], share: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    percentile(values, share)
 }
 
 fn table(rows: &[Row]) -> String {
