@@ -11,6 +11,7 @@ mod step;
 mod suite;
 mod text;
 mod tidy;
+mod trials;
 mod whole_file;
 mod workspace;
 
@@ -47,6 +48,25 @@ enum Task {
     Tidy,
     /// Check the licences of all dependencies
     Licences,
+    /// Crash the store at every operation in every way, kill its processes, flip every bit and cut every length
+    Crash,
+    /// Feed every parser of untrusted bytes with libFuzzer (needs a nightly compiler and a C++ compiler)
+    Fuzz {
+        /// Time in all, shared evenly by the targets
+        #[arg(long, default_value_t = 20.0, value_parser = minutes)]
+        minutes: f64,
+        /// One target only; the targets are the directories of fuzz/corpus
+        #[arg(long)]
+        target: Option<String>,
+    },
+    /// Let writers, readers and removals work on one store from several threads and processes, every answer checked
+    Soak {
+        /// How long
+        #[arg(long, default_value_t = 10.0, value_parser = minutes)]
+        minutes: f64,
+    },
+    /// Run the tests of what has `unsafe` under the address sanitizer (needs a nightly compiler)
+    Sanitize,
 }
 
 fn main() -> ExitCode {
@@ -69,8 +89,20 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Tidy => println!("{}", tidy::run(&workspace.root)?),
         Task::Licences => println!("{}", licences::run(&workspace.root)?),
+        Task::Crash => println!("{}", trials::crash(&workspace.root)?),
+        Task::Fuzz { minutes, target } => {
+            println!("{}", trials::fuzz(&workspace, minutes, target.as_deref())?)
+        }
+        Task::Soak { minutes } => println!("{}", trials::soak(&workspace.root, minutes)?),
+        Task::Sanitize => println!("{}", trials::sanitize(&workspace)?),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A time above zero, and at most a week.
+fn minutes(text: &str) -> Result<f64, String> {
+    let minutes: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if minutes > 0.0 && minutes <= 10_080.0 { Ok(minutes) } else { Err("above 0, at most 10080".into()) }
 }
 
 #[cfg(test)]
@@ -109,8 +141,13 @@ mod tests {
 
     #[test]
     fn senseless_lines_are_refused() {
-        for line in [&["demo", "--tokens", "0"][..], &["demo", "--tokens", "many"], &["test", "--fresh"], &[]]
-        {
+        for line in [
+            &["demo", "--tokens", "0"][..],
+            &["demo", "--tokens", "many"],
+            &["test", "--fresh"],
+            &["soak", "--minutes", "0"],
+            &[],
+        ] {
             assert!(parse(line).is_err(), "{line:?} was accepted");
         }
     }
