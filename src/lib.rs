@@ -42,6 +42,7 @@ mod profile;
 mod record;
 mod replay;
 mod rows;
+mod salvage;
 mod sample;
 mod sealing;
 #[expect(unsafe_code, reason = "reading a published pointer under an epoch guard is unsafe")]
@@ -52,10 +53,12 @@ mod tensor;
 pub use accuracy::{
     BANDS, Band, CONFIDENCE, Calibration, KvHeadSpending, QueryHeadSpending, Spending, WINDOW,
 };
+pub use check::check;
 pub use context::Context;
 pub use error::Error;
 pub use model::{HEADS_MAX, LAYERS_MAX, LayerKind, Mismatch, ModelIdentity, ModelSpec};
 pub use options::{AuditOptions, ContextOptions, Rebuild, SEGMENT_ROWS_MAX, StoreOptions};
+pub use salvage::{Salvaged, salvage};
 pub use snapshot::{Reader, Snapshot};
 pub use store::Store;
 pub use tensor::TensorView;

@@ -19,6 +19,7 @@ mod readers;
 mod rebuild;
 mod reference;
 mod retroinfer;
+mod salvage;
 mod sample;
 mod soak;
 mod spending;

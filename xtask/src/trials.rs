@@ -11,10 +11,6 @@ use crate::workspace::Workspace;
 /// What must be reached, at least.
 const CRASH_POINTS_MIN: u64 = 10_000;
 const KILLS_MIN: u64 = 200;
-/// Instruments the code for libFuzzer, with the address sanitizer.
-const FUZZ_FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
-    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
-    -Cllvm-args=-sanitizer-coverage-trace-compares -Zsanitizer=address --cfg fuzzing";
 /// The one target that the sanitizers are built for here.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -80,12 +76,12 @@ fn nightly(arguments: &[&str]) -> CommandLine {
 pub fn fuzz(workspace: &Workspace, minutes: f64, only: Option<&str>) -> Result<String> {
     let root = workspace.root.as_path();
     let build = workspace.data_directory().join("fuzz");
+    // Its manifest says which crates are instrumented.
     let line = nightly(&["build", "--release", "--manifest-path", "fuzz/libfuzzer/Cargo.toml"])
-        .args(&["--target", TARGET])
-        .env("RUSTFLAGS", FUZZ_FLAGS)
+        .env("RUSTFLAGS", "--cfg fuzzing")
         .env("CARGO_TARGET_DIR", &build);
     line.run(root)?;
-    let binary = build.join(TARGET).join("release/longwave-libfuzzer");
+    let binary = build.join("release/longwave-libfuzzer");
     let kept = root.join("fuzz/corpus");
     let mut targets: Vec<String> = std::fs::read_dir(&kept)?
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
@@ -93,11 +89,13 @@ pub fn fuzz(workspace: &Workspace, minutes: f64, only: Option<&str>) -> Result<S
     targets.retain(|name| only.is_none_or(|only| only == name));
     targets.sort();
     ensure!(!targets.is_empty(), "no such target: the targets are the directories of {}", kept.display());
+    CommandLine::cargo(&["run", "--quiet", "--package", "longwave-fuzz", "--bin", "seeds", "--"])
+        .arg(build.join("corpus"))
+        .run(root)?;
     let each = Duration::from_secs_f64(minutes * 60.0 / targets.len() as f64);
     let mut total = 0;
     for target in &targets {
         let found = build.join("corpus").join(target);
-        std::fs::create_dir_all(&found)?;
         let executions = feed(&binary, root, target, [&found, &kept.join(target)], each)?;
         eprintln!("{target}: {executions} executions without a finding");
         total += executions;
@@ -112,7 +110,6 @@ fn feed(binary: &Path, root: &Path, target: &str, corpora: [&PathBuf; 2], time: 
     let status = std::process::Command::new(binary)
         .current_dir(corpora[0].parent().unwrap_or(root))
         .env("LONGWAVE_FUZZ_TARGET", target)
-        .env("ASAN_OPTIONS", "detect_leaks=0")
         .args(["-rss_limit_mb=4096", "-malloc_limit_mb=1024", "-timeout=20", "-print_final_stats=1"])
         .arg(format!("-max_total_time={}", time.as_secs().max(1)))
         .args(corpora)
