@@ -39,13 +39,14 @@ mod metric;
 mod model;
 mod options;
 mod profile;
+#[expect(unsafe_code, reason = "reading a published pointer under an epoch guard is unsafe")]
+mod published;
 mod record;
 mod replay;
 mod rows;
 mod salvage;
 mod sample;
 mod sealing;
-#[expect(unsafe_code, reason = "reading a published pointer under an epoch guard is unsafe")]
 mod snapshot;
 mod store;
 mod tensor;

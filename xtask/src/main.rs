@@ -65,6 +65,8 @@ enum Task {
         #[arg(long, default_value_t = 10.0, value_parser = minutes)]
         minutes: f64,
     },
+    /// Try every interleaving of a writer and a reader of the published snapshot
+    Loom,
     /// Run the tests of what has `unsafe` under the address sanitizer (needs a nightly compiler)
     Sanitize,
 }
@@ -94,6 +96,7 @@ fn run(task: Task) -> Result<ExitCode> {
             println!("{}", trials::fuzz(&workspace, minutes, target.as_deref())?)
         }
         Task::Soak { minutes } => println!("{}", trials::soak(&workspace.root, minutes)?),
+        Task::Loom => println!("{}", trials::loom(&workspace)?),
         Task::Sanitize => println!("{}", trials::sanitize(&workspace)?),
     }
     Ok(ExitCode::SUCCESS)

@@ -161,6 +161,18 @@ pub fn sanitize(workspace: &Workspace) -> Result<String> {
     Ok("kernels, storage, snapshots and the engine on them: nothing found".to_owned())
 }
 
+/// Every interleaving of a writer and a reader of the published snapshot, with loom.
+///
+/// # Errors
+/// If one of them gives something else than whole snapshots in order.
+pub fn loom(workspace: &Workspace) -> Result<String> {
+    CommandLine::cargo(&["test", "--manifest-path", "interleavings/Cargo.toml"])
+        .env("RUSTFLAGS", "--cfg crossbeam_loom")
+        .env("CARGO_TARGET_DIR", workspace.data_directory().join("loom"))
+        .run(&workspace.root)?;
+    Ok("all interleavings of the published snapshot are sound".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
