@@ -1,37 +1,52 @@
 //! Verifying a store: every byte of every file, the index of every segment, and what the logs say.
 
 use crate::error::Error;
+use crate::options::StoreOptions;
 use crate::store::Store;
-use longwave_storage::check::{CheckOptions, Report, check_store};
-use longwave_storage::{Error as StorageError, Manifest, Record, RecordKind};
+use longwave_storage::check::{CheckOptions, Fault, Report, check_store};
+use longwave_storage::{
+    Backend, Error as StorageError, MANIFEST_FILE, Manifest, Record, RecordKind, context_file, read_store,
+};
+use std::sync::Arc;
+
+/// Verifies everything in the store on `backend`, on the threads of rayon's pool, and names each fault with file, column
+/// and offset. The store may be too damaged to be opened; looking at it changes nothing. `progress` is told the bytes
+/// read so far, from several threads.
+pub fn check(backend: &Arc<dyn Backend>, progress: Option<&(dyn Fn(u64) + Sync)>) -> Report {
+    let mut report = check_store(backend, &options(progress));
+    // A store that cannot be opened or listed has been named by the check of the files.
+    if read_store(backend.as_ref()).is_err() {
+        return report;
+    }
+    let Ok(store) = Store::on_backend(Arc::clone(backend), StoreOptions::default()) else { return report };
+    for name in store.contexts().unwrap_or_default() {
+        // What verifies file by file must also open as a whole.
+        let Err(error) = store.snapshot(&name) else { continue };
+        let fault = fault(context_file(&name, MANIFEST_FILE), error);
+        if report.faults.iter().all(|known| known.file != fault.file) {
+            report.faults.push(fault);
+        }
+    }
+    report
+}
+
+/// What the engine knows beyond checksums.
+pub(crate) fn options(progress: Option<&(dyn Fn(u64) + Sync)>) -> CheckOptions<'_> {
+    CheckOptions { segment: Some(longwave_index::validate), record: Some(check_record), progress }
+}
 
 impl Store {
-    /// Verifies everything in the store and names each fault with file, column and offset. `progress` is told the
-    /// bytes that have been read since it was last called.
-    ///
-    /// # Errors
-    /// [`Error::Storage`] when the contexts cannot be listed; what is wrong inside the store is in the report.
-    pub fn check(&self, progress: Option<&dyn Fn(u64)>) -> Result<Report, Error> {
-        let options =
-            CheckOptions { segment: Some(longwave_index::validate), record: Some(check_record), progress };
-        let mut report = check_store(self.backend(), &options);
-        for name in self.contexts()? {
-            // What verifies file by file must also open as a whole.
-            if let Err(error) = self.snapshot(&name) {
-                let file = longwave_storage::context_dir(&name);
-                if !report.faults.iter().any(|fault| fault.file.starts_with(&file)) {
-                    report.faults.push(fault(file, error));
-                }
-            }
-        }
-        Ok(report)
+    /// As [`check`], for a store that is open.
+    pub fn check(&self, progress: Option<&(dyn Fn(u64) + Sync)>) -> Report {
+        check(self.backend(), progress)
     }
 }
 
-fn fault(file: String, error: Error) -> longwave_storage::check::Fault {
+/// An error as a line of a report; `file` where it names none.
+pub(crate) fn fault(file: String, error: Error) -> Fault {
     match error {
         Error::Storage(error) => error.into(),
-        other => longwave_storage::check::Fault { file, column: None, offset: None, what: other.to_string() },
+        other => Fault { file, column: None, offset: None, what: other.to_string() },
     }
 }
 

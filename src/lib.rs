@@ -39,12 +39,14 @@ mod metric;
 mod model;
 mod options;
 mod profile;
+#[expect(unsafe_code, reason = "reading a published pointer under an epoch guard is unsafe")]
+mod published;
 mod record;
 mod replay;
 mod rows;
+mod salvage;
 mod sample;
 mod sealing;
-#[expect(unsafe_code, reason = "reading a published pointer under an epoch guard is unsafe")]
 mod snapshot;
 mod store;
 mod tensor;
@@ -52,10 +54,12 @@ mod tensor;
 pub use accuracy::{
     BANDS, Band, CONFIDENCE, Calibration, KvHeadSpending, QueryHeadSpending, Spending, WINDOW,
 };
+pub use check::check;
 pub use context::Context;
 pub use error::Error;
 pub use model::{HEADS_MAX, LAYERS_MAX, LayerKind, Mismatch, ModelIdentity, ModelSpec};
 pub use options::{AuditOptions, ContextOptions, Rebuild, SEGMENT_ROWS_MAX, StoreOptions};
+pub use salvage::{Salvaged, salvage};
 pub use snapshot::{Reader, Snapshot};
 pub use store::Store;
 pub use tensor::TensorView;

@@ -119,12 +119,12 @@ impl<'a> Replay<'a> {
         }
     }
 
-    fn open(&self, log: &LogRecord) -> Result<LogReader, StorageError> {
+    pub(crate) fn open(&self, log: &LogRecord) -> Result<LogReader, StorageError> {
         let header = LogHeader { log_id: log.id, identity: self.manifest.model.identity };
         LogReader::open(self.backend, &context_file(self.name, &log.file), header, log.len)
     }
 
-    fn block(&self, record: &Record) -> Result<Block, (String, String)> {
+    pub(crate) fn block(&self, record: &Record) -> Result<Block, (String, String)> {
         let Shape { kv_heads, key_dim, value_dim, dtype, .. } = self.shape;
         let (rows, size) = (record.header.count as usize, dtype.size_of());
         let row_bytes = kv_heads * (key_dim + value_dim) * size;

@@ -58,6 +58,15 @@ impl RowBuffer {
         }
     }
 
+    /// Keeps the first `elements` elements.
+    pub(crate) fn truncate(&mut self, elements: usize) {
+        match self {
+            RowBuffer::F16(data) => data.truncate(elements),
+            RowBuffer::Bf16(data) => data.truncate(elements),
+            RowBuffer::F32(data) => data.truncate(elements),
+        }
+    }
+
     /// The first element that is not finite.
     fn first_not_finite(&self) -> Option<usize> {
         match self {

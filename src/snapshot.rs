@@ -1,17 +1,14 @@
-//! Immutable views of a context, and the place where a writer leaves its newest one.
-//!
-//! The only unsafe code of the crate is here: reading the published pointer under an epoch guard.
+//! Immutable views of a context, and a handle that follows the newest one.
 
 use crate::accuracy::{Calibration, Spending};
 use crate::error::Error;
 use crate::layer::LayerRows;
 use crate::model::ModelSpec;
+use crate::published::Published;
 use crate::tensor::TensorView;
-use crossbeam_epoch::{self as epoch, Atomic, Owned, Shared};
 use half::f16;
 use longwave_query::{Answer, Budget, LayerSegment, Plan};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// The rows of a context at one moment. It never changes; it keeps what it reads alive. Cloning is cheap.
 #[derive(Clone, Debug)]
@@ -139,48 +136,10 @@ pub(crate) fn on_pool<R: Send>(pool: Option<&rayon::ThreadPool>, run: impl FnOnc
     }
 }
 
-/// Where a writer leaves its newest snapshot. Readers take it without a lock; the epoch guards the load of the
-/// pointer only, and the snapshot itself is counted.
-#[derive(Debug)]
-pub(crate) struct Published {
-    newest: Atomic<Snapshot>,
-}
-
-impl Published {
-    pub(crate) fn new(first: Snapshot) -> Self {
-        Published { newest: Atomic::new(first) }
-    }
-
-    pub(crate) fn store(&self, snapshot: Snapshot) {
-        let guard = epoch::pin();
-        let old = self.newest.swap(Owned::new(snapshot), Ordering::AcqRel, &guard);
-        // SAFETY: `old` was reachable through `newest` only and was swapped out just now, so no thread that pins
-        // later can reach it, and it is destroyed only after every thread pinned now has let go. It is never null:
-        // `newest` starts with a snapshot and only snapshots are swapped in.
-        unsafe { guard.defer_destroy(old) };
-    }
-
-    pub(crate) fn load(&self) -> Snapshot {
-        let guard = epoch::pin();
-        let newest: Shared<'_, Snapshot> = self.newest.load(Ordering::Acquire, &guard);
-        // SAFETY: `newest` is not null (see `store`), points to a snapshot that was fully built before it was swapped
-        // in with release ordering, and is not destroyed while the guard is held.
-        unsafe { newest.deref() }.clone()
-    }
-}
-
-impl Drop for Published {
-    fn drop(&mut self) {
-        let newest = std::mem::take(&mut self.newest);
-        // SAFETY: `&mut self` says that no other thread can reach the pointer, and it is not null (see `store`).
-        drop(unsafe { newest.into_owned() });
-    }
-}
-
 /// Follows a context that another thread writes.
 #[derive(Clone, Debug)]
 pub struct Reader {
-    pub(crate) published: Arc<Published>,
+    pub(crate) published: Arc<Published<Snapshot>>,
 }
 
 impl Reader {
@@ -193,7 +152,7 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     fn numbered(generation: u64) -> Snapshot {
         let inner = SnapshotInner {

@@ -11,9 +11,10 @@ use crate::error::Error;
 use crate::layer::{LayerRows, OwnedBatch};
 use crate::model::ModelSpec;
 use crate::options::ContextOptions;
+use crate::published::Published;
 use crate::sample::QuerySample;
 use crate::sealing::{Sealed, Sealing, bases_of};
-use crate::snapshot::{Published, Reader, Snapshot, SnapshotInner, layer_of, on_pool};
+use crate::snapshot::{Reader, Snapshot, SnapshotInner, layer_of, on_pool};
 use crate::store::Shared;
 use crate::tensor::TensorView;
 use half::f16;
@@ -44,7 +45,7 @@ pub struct Context {
     logs: Logs,
     /// Where sealing failed; told once, by the next call that waits for it.
     seal_failure: Option<Error>,
-    published: Option<Arc<Published>>,
+    published: Option<Arc<Published<Snapshot>>>,
     cancelled: Arc<AtomicBool>,
     audits: audit::Audits,
     /// The model's profile, once it was asked for; `None` where there is none that can be used.

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -105,8 +106,8 @@ pub struct CheckOptions<'a> {
     pub segment: Option<Validator>,
     /// Called for every record of a log that is all right.
     pub record: Option<RecordValidator>,
-    /// Called with the bytes read so far, now and then.
-    pub progress: Option<&'a dyn Fn(u64)>,
+    /// Called with the bytes read so far, now and then, from several threads.
+    pub progress: Option<&'a (dyn Fn(u64) + Sync)>,
 }
 
 impl fmt::Debug for CheckOptions<'_> {
@@ -287,9 +288,9 @@ impl<'a> Check<'a> {
         self.report.files += 1;
         self.report.blocks += segment.block_count();
         let (before, options) = (self.report.bytes, self.options);
-        let mut bytes = before;
-        let faults = segment.verify_with(&mut |block_len| {
-            bytes += block_len;
+        let bytes = AtomicU64::new(before);
+        let faults = segment.verify_with(&|block_len| {
+            let bytes = bytes.fetch_add(block_len, Ordering::Relaxed) + block_len;
             if let Some(progress) = options.progress {
                 progress(bytes);
             }

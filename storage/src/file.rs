@@ -18,17 +18,32 @@ pub const DEFAULT_MAPPING_LIMIT: usize = 49_152;
 const FILE_MODE: u32 = 0o600;
 const DIR_MODE: u32 = 0o700;
 
-/// A store in a directory. Files are made with mode 0600 and directories with 0700.
+/// A store in a directory. Files are made with mode 0600 and directories with 0700, unless other modes are asked for.
 #[derive(Debug)]
 pub struct FileBackend {
     root: PathBuf,
     mapping_limit: usize,
+    file_mode: u32,
+    dir_mode: u32,
 }
 
 impl FileBackend {
     /// A store below `root`, which is made by the first [`Backend::create_dir_all`].
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), mapping_limit: DEFAULT_MAPPING_LIMIT }
+        Self {
+            root: root.into(),
+            mapping_limit: DEFAULT_MAPPING_LIMIT,
+            file_mode: FILE_MODE,
+            dir_mode: DIR_MODE,
+        }
+    }
+
+    /// Sets the modes of files and directories that are made from now on, as for a group that shares a store (0o640
+    /// and 0o750, say). The process's umask still applies. Bits beyond 0o777 are left out.
+    #[must_use]
+    pub fn with_modes(mut self, files: u32, directories: u32) -> Self {
+        (self.file_mode, self.dir_mode) = (files & 0o777, directories & 0o777);
+        self
     }
 
     /// Sets how many mappings the process may have, those of other backends included.
@@ -57,7 +72,7 @@ impl Backend for FileBackend {
     fn create_dir_all(&self, dir: &str) -> Result<()> {
         DirBuilder::new()
             .recursive(true)
-            .mode(DIR_MODE)
+            .mode(self.dir_mode)
             .create(self.resolve(dir)?)
             .map_err(|source| Error::io(dir, "create directory", source))
     }
@@ -66,7 +81,7 @@ impl Backend for FileBackend {
         let file = OpenOptions::new()
             .write(true)
             .create_new(true)
-            .mode(FILE_MODE)
+            .mode(self.file_mode)
             .open(self.resolve(path)?)
             .map_err(|source| Error::io(path, "create", source))?;
         Ok(Box::new(DiskWriter { file, path: path.to_owned(), offset: 0 }))
@@ -131,7 +146,7 @@ impl Backend for FileBackend {
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(FILE_MODE)
+            .mode(self.file_mode)
             .open(self.resolve(path)?)
             .map_err(|source| Error::io(path, "open", source))?;
         match file.try_lock() {

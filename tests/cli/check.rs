@@ -118,3 +118,32 @@ fn a_check_changes_nothing_and_does_not_make_a_store() {
     setting.refused(&["inspect", "nowhere"], "holds no store");
     assert!(!setting.path("nowhere").exists());
 }
+
+#[test]
+fn salvage_makes_a_store_of_what_is_intact() {
+    let setting = Setting::imported();
+    let whole = setting.document(&["fsck", "store", "--salvage", "copy", "--json"]);
+    assert_keys(&whole, "store clean files blocks bytes faults notes salvage");
+    let tokens = whole["salvage"][0]["rows_committed"].as_u64().unwrap();
+    assert_keys(&whole["salvage"][0], "context rows_committed rows_kept whole token_ids faults");
+    assert_eq!(
+        (&whole["salvage"][0]["whole"], &whole["salvage"][0]["rows_kept"]),
+        (&json!(true), &json!(tokens))
+    );
+    assert_eq!(fsck(&setting).0, Some(0));
+    assert!(setting.succeed(&["fsck", "copy"]).starts_with("clean: "));
+    setting.refused(&["fsck", "store", "--salvage", "copy"], "not an empty directory");
+
+    let document = setting.document(&["inspect", "store", "manual", "--layer", "4", "--json"]);
+    let segment = &document["contexts"][0]["layers"][0]["segments"][0];
+    let file = setting.path("store").join(segment["file"].as_str().unwrap());
+    flip(&file, column(segment, "index.centroid")["offset"].as_u64().unwrap());
+    let output = setting.run(&["fsck", "store", "--salvage", "saved"]);
+    assert_eq!(output.status.code(), Some(1), "the store that was looked at is damaged");
+    let said = text(&output.stdout);
+    assert!(
+        said.contains(&format!("saved: manual: {tokens} of {tokens} rows, its index built again")),
+        "{said}"
+    );
+    assert!(setting.succeed(&["fsck", "saved"]).starts_with("clean: "));
+}

@@ -1,6 +1,6 @@
 //! A process that appends and commits in a loop is killed, again and again, on the same store.
 
-use crate::sample::{Kv, Sample, faults, model, own_key_queries, query_view, small_options};
+use crate::sample::{Kv, Sample, faults, is_full, model, own_key_queries, query_view, small_options};
 use crate::truth::check_own_values;
 use longwave::storage::{Backend, FileBackend};
 use longwave::{Budget, Context, Dtype, Durability, Error, LayerKind, ModelSpec, Store, StoreOptions};
@@ -11,12 +11,14 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const KILLS: usize = 50;
 const LAYERS: usize = 2;
 const DIRECTORY: &str = "LONGWAVE_TEST_KILL_DIRECTORY";
 /// Rows that one child appends at most, so that the check of every row stays affordable.
 const ROWS_PER_CHILD: usize = 160;
-const ROWS_MAX: usize = (KILLS + 1) * ROWS_PER_CHILD;
+
+fn kills() -> usize {
+    if is_full() { 240 } else { 50 }
+}
 
 fn spec() -> ModelSpec {
     let mut model = model([2, 2, 16, 8], Dtype::F16, LAYERS);
@@ -25,7 +27,9 @@ fn spec() -> ModelSpec {
 }
 
 fn rows(model: &ModelSpec) -> Vec<Kv> {
-    (0..LAYERS).map(|layer| Kv::scattered(900 + layer as u64, ROWS_MAX, model)).collect()
+    (0..LAYERS)
+        .map(|layer| Kv::scattered(900 + layer as u64, (kills() + 1) * ROWS_PER_CHILD, model))
+        .collect()
 }
 
 fn open(directory: &Path) -> Store {
@@ -152,7 +156,7 @@ fn a_killed_writer_loses_nothing_that_was_acknowledged() {
     let kv = rows(&model);
     let mut sample = Sample::new(50);
     let (mut interrupted, mut ahead) = (0, 0);
-    for round in 0..KILLS {
+    for round in 0..kills() {
         // Some are killed while they start and recover, most while they work.
         let commits = [0, 1, 1, 2, 5][sample.below(5)];
         let wait = Duration::from_micros(sample.below(25_000) as u64);
@@ -170,9 +174,10 @@ fn a_killed_writer_loses_nothing_that_was_acknowledged() {
             Some(length) == next.map(|state| state.1) && Some(length) != done.map(|state| state.1),
         );
     }
-    let rows = check(directory, &model, &kv, 0, KILLS);
+    let rows = check(directory, &model, &kv, 0, kills());
     println!(
-        "{KILLS} kills, {interrupted} of them inside a commit, {ahead} commits whole all the same, {rows} rows"
+        "process kills: {} ({interrupted} inside a commit, {ahead} commits whole all the same, {rows} rows)",
+        kills()
     );
     assert!(interrupted > 0 && rows > 500, "{interrupted} interrupted, {rows} rows");
     let mut context = open(directory).context("victim", &model).unwrap();

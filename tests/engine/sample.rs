@@ -10,6 +10,11 @@ use longwave_storage::{Backend, MemoryBackend};
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Whether the tests are to run their full figures and not a sample of them: `cargo xtask crash` asks for it.
+pub fn is_full() -> bool {
+    std::env::var_os("LONGWAVE_TESTS").is_some_and(|asked| asked == "full")
+}
+
 /// splitmix64.
 pub struct Sample(u64);
 

@@ -12,6 +12,7 @@ mod step;
 mod suite;
 mod text;
 mod tidy;
+mod trials;
 mod whole_file;
 mod workspace;
 
@@ -52,6 +53,27 @@ enum Task {
     Tidy,
     /// Check the licences of all dependencies
     Licences,
+    /// Crash the store at every operation in every way, kill its processes, flip every bit and cut every length
+    Crash,
+    /// Feed every parser of untrusted bytes with libFuzzer (needs a nightly compiler and a C++ compiler)
+    Fuzz {
+        /// Time in all, shared evenly by the targets
+        #[arg(long, default_value_t = 20.0, value_parser = minutes)]
+        minutes: f64,
+        /// One target only; the targets are the directories of fuzz/corpus
+        #[arg(long)]
+        target: Option<String>,
+    },
+    /// Let writers, readers and removals work on one store from several threads and processes, every answer checked
+    Soak {
+        /// How long
+        #[arg(long, default_value_t = 10.0, value_parser = minutes)]
+        minutes: f64,
+    },
+    /// Try every interleaving of a writer and a reader of the published snapshot
+    Loom,
+    /// Run the tests of what has `unsafe` under the address sanitizer (needs a nightly compiler)
+    Sanitize,
 }
 
 #[derive(Debug, PartialEq, Subcommand)]
@@ -81,8 +103,21 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Tidy => println!("{}", tidy::run(&workspace.root)?),
         Task::Licences => println!("{}", licences::run(&workspace.root)?),
+        Task::Crash => println!("{}", trials::crash(&workspace.root)?),
+        Task::Fuzz { minutes, target } => {
+            println!("{}", trials::fuzz(&workspace, minutes, target.as_deref())?)
+        }
+        Task::Soak { minutes } => println!("{}", trials::soak(&workspace.root, minutes)?),
+        Task::Loom => println!("{}", trials::loom(&workspace)?),
+        Task::Sanitize => println!("{}", trials::sanitize(&workspace)?),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A time above zero, and at most a week.
+fn minutes(text: &str) -> Result<f64, String> {
+    let minutes: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if minutes > 0.0 && minutes <= 10_080.0 { Ok(minutes) } else { Err("above 0, at most 10080".into()) }
 }
 
 #[cfg(test)]
@@ -126,6 +161,7 @@ mod tests {
             &["demo", "--tokens", "many"],
             &["test", "--fresh"],
             &["bench"],
+            &["soak", "--minutes", "0"],
             &[],
         ] {
             assert!(parse(line).is_err(), "{line:?} was accepted");

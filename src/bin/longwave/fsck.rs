@@ -2,13 +2,13 @@
 
 use crate::output;
 use crate::progress;
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use indicatif::HumanBytes;
-use longwave::storage::check::{CheckOptions, Fault, Report, check_store, store_bytes};
-use longwave::storage::{Backend, CONTEXTS_DIR, FileBackend, MANIFEST_FILE, STORE_FILE, context_file};
-use longwave::{Error, Store, StoreOptions, index};
+use longwave::storage::check::{Fault, Report, store_bytes};
+use longwave::storage::{Backend, CONTEXTS_DIR, FileBackend, STORE_FILE};
+use longwave::{Salvaged, Store, StoreOptions};
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -16,6 +16,9 @@ use std::sync::Arc;
 pub(crate) struct Arguments {
     /// Directory of the store.
     store: PathBuf,
+    /// Also saves what is intact into a new store in this directory: whole contexts, and of others the first rows.
+    #[arg(long, value_name = "DEST")]
+    salvage: Option<PathBuf>,
     /// One JSON document instead of text.
     #[arg(long)]
     json: bool,
@@ -30,47 +33,27 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         path.display()
     );
     let backend: Arc<dyn Backend> = Arc::new(FileBackend::new(path));
-    let mut report = check_files(&backend);
-    report.faults.extend(check_contexts(&backend, &report));
+    // Only the bar's length: what cannot be read is told by the check itself.
+    let bar = progress::bytes("checking", store_bytes(backend.as_ref()).unwrap_or_default());
+    let report = longwave::check(&backend, Some(&|read| bar.set_position(read)));
+    bar.finish_and_clear();
+    let saved = arguments.salvage.as_deref().map(|into| save(&backend, into)).transpose()?;
     if arguments.json {
-        output::print_document(&Document::new(path.display().to_string(), &report))?;
+        let document = Document::new(path.display().to_string(), &report, saved.as_deref());
+        output::print_document(&document)?;
     } else {
-        output::print(&text(&report))?;
+        output::print(&(text(&report) + &saved.as_deref().map(saved_text).unwrap_or_default()))?;
     }
     Ok(if report.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
-/// Reads every file.
-fn check_files(backend: &Arc<dyn Backend>) -> Report {
-    // Only the bar's length: what cannot be read is told by the check itself.
-    let bar = progress::bytes("checking", store_bytes(backend.as_ref()).unwrap_or_default());
-    let progress = |read| bar.set_position(read);
-    let options =
-        CheckOptions { segment: Some(index::validate), progress: Some(&progress), ..CheckOptions::default() };
-    let report = check_store(backend, &options);
-    bar.finish_and_clear();
-    report
-}
-
-/// Opens every context as a reader does: that finds what is right by itself and does not go together.
-fn check_contexts(backend: &Arc<dyn Backend>, report: &Report) -> Vec<Fault> {
-    let mut faults = Vec::new();
-    // A store that cannot be opened or listed has been named by the check of the files.
-    let Ok(store) = Store::on_backend(Arc::clone(backend), StoreOptions::default()) else { return faults };
-    for name in store.contexts().unwrap_or_default() {
-        let fault = match store.snapshot(&name) {
-            Ok(_) => continue,
-            Err(Error::Storage(error)) => Fault::from(error),
-            Err(error) => {
-                let (file, what) = (context_file(&name, MANIFEST_FILE), error.to_string());
-                Fault { file, column: None, offset: None, what }
-            }
-        };
-        if report.faults.iter().all(|known| known.file != fault.file) {
-            faults.push(fault);
-        }
-    }
-    faults
+/// Saves what is intact into a new store, which must not be there.
+fn save(backend: &Arc<dyn Backend>, into: &Path) -> Result<Vec<Salvaged>> {
+    let is_empty = !into.exists() || into.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+    ensure!(is_empty, "{} is there and not an empty directory: salvage makes a new store", into.display());
+    let store = Store::open(into, StoreOptions::default())
+        .with_context(|| format!("making a store in {}", into.display()))?;
+    Ok(longwave::salvage(backend, &store)?)
 }
 
 fn text(report: &Report) -> String {
@@ -91,6 +74,24 @@ fn text(report: &Report) -> String {
     text
 }
 
+fn saved_text(saved: &[Salvaged]) -> String {
+    let mut text = String::new();
+    for context in saved {
+        let rows = match context.rows_committed {
+            Some(rows) => format!("{} of {rows} rows", context.rows_kept),
+            None => "nothing: its manifest is lost".to_string(),
+        };
+        let how = match (context.whole, context.rows_kept) {
+            (true, _) => ", copied as it is",
+            (false, 0) => "",
+            (false, _) if context.token_ids => ", its index built again",
+            (false, _) => ", its index built again, without token ids",
+        };
+        let _ = writeln!(text, "saved: {}: {rows}{how}", context.name);
+    }
+    text
+}
+
 /// The report as JSON. Keys are a contract: see docs/cli.md.
 #[derive(serde::Serialize)]
 struct Document<'a> {
@@ -101,6 +102,18 @@ struct Document<'a> {
     bytes: u64,
     faults: Vec<FaultRecord<'a>>,
     notes: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    salvage: Option<Vec<SalvageRecord<'a>>>,
+}
+
+#[derive(serde::Serialize)]
+struct SalvageRecord<'a> {
+    context: &'a str,
+    rows_committed: Option<u64>,
+    rows_kept: u64,
+    whole: bool,
+    token_ids: bool,
+    faults: Vec<FaultRecord<'a>>,
 }
 
 #[derive(serde::Serialize)]
@@ -111,13 +124,26 @@ struct FaultRecord<'a> {
     what: &'a str,
 }
 
-impl<'a> Document<'a> {
-    fn new(store: String, report: &'a Report) -> Self {
-        let fault = |fault: &'a Fault| FaultRecord {
+impl<'a> FaultRecord<'a> {
+    fn new(fault: &'a Fault) -> Self {
+        FaultRecord {
             file: &fault.file,
             column: fault.column.as_deref(),
             offset: fault.offset,
             what: &fault.what,
+        }
+    }
+}
+
+impl<'a> Document<'a> {
+    fn new(store: String, report: &'a Report, saved: Option<&'a [Salvaged]>) -> Self {
+        let salvage = |context: &'a Salvaged| SalvageRecord {
+            context: &context.name,
+            rows_committed: context.rows_committed,
+            rows_kept: context.rows_kept,
+            whole: context.whole,
+            token_ids: context.token_ids,
+            faults: context.faults.iter().map(FaultRecord::new).collect(),
         };
         Document {
             store,
@@ -125,8 +151,9 @@ impl<'a> Document<'a> {
             files: report.files,
             blocks: report.blocks,
             bytes: report.bytes,
-            faults: report.faults.iter().map(fault).collect(),
+            faults: report.faults.iter().map(FaultRecord::new).collect(),
             notes: &report.notes,
+            salvage: saved.map(|saved| saved.iter().map(salvage).collect()),
         }
     }
 }

@@ -40,7 +40,7 @@ impl Trace {
         Self::parse(bytes).with_context(|| format!("trace {}", path.display()))
     }
 
-    fn parse(bytes: Vec<u8>) -> Result<Trace> {
+    pub(crate) fn parse(bytes: Vec<u8>) -> Result<Trace> {
         let (_, metadata) = SafeTensors::read_metadata(&bytes).context("not a safetensors file")?;
         let none = HashMap::new();
         let metadata = metadata.metadata().as_ref().unwrap_or(&none);

@@ -62,6 +62,38 @@ impl LogReader {
         if left == 0 {
             return Ok(None);
         }
+        let (header, raw, record_len) = self.header(left)?;
+        // Bounded: the committed length, and so the file, has that many bytes.
+        let mut payload = vec![0; usize::try_from(record_len).unwrap_or(RECORD_SIZE) - RECORD_SIZE];
+        self.reader.read_exact_at(&mut payload, self.offset + RECORD_SIZE as u64)?;
+        raw.check_payload(&self.path, self.offset, &payload)?;
+        let offset = self.offset;
+        self.offset += record_len;
+        Ok(Some(Record { header, payload, offset }))
+    }
+
+    /// Passes over the next record without looking at its payload: what [`LogReader::next`] has refused, so that what
+    /// lies behind it can be saved. Gives what the record says of itself, or `None` at the committed length.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if the record's header is damaged as well: nothing then says where the next one starts.
+    pub fn skip(&mut self) -> Result<Option<RecordHeader>> {
+        let left = self.committed_len - self.offset;
+        if left == 0 {
+            return Ok(None);
+        }
+        let (header, _, record_len) = self.header(left)?;
+        self.offset += record_len;
+        Ok(Some(header))
+    }
+
+    /// Where the next record starts, in bytes.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The header of the next record, of which and what follows `left` bytes are committed, and the record's length.
+    fn header(&self, left: u64) -> Result<(RecordHeader, RawRecord, u64)> {
         if left < RECORD_SIZE as u64 {
             return Err(self.cut(RECORD_SIZE as u64, left));
         }
@@ -72,18 +104,7 @@ impl LogReader {
         if left < record_len {
             return Err(self.cut(record_len, left));
         }
-        // Bounded: the committed length, and so the file, has that many bytes.
-        let mut payload = vec![0; payload_len as usize];
-        self.reader.read_exact_at(&mut payload, self.offset + RECORD_SIZE as u64)?;
-        raw.check_payload(&self.path, self.offset, &payload)?;
-        let offset = self.offset;
-        self.offset += record_len;
-        Ok(Some(Record { header, payload, offset }))
-    }
-
-    /// Where the next record starts, in bytes.
-    pub fn offset(&self) -> u64 {
-        self.offset
+        Ok((header, raw, record_len))
     }
 
     fn cut(&self, expected: u64, left: u64) -> Error {

@@ -116,6 +116,10 @@ fn crash_everywhere(durability: Durability) {
             recovers(&base, Some(Injection { at, kind, then_dead: true }), durability, &fresh);
         }
     }
+    let points = operations as usize * kinds().len() * crashes(durability).len();
+    println!(
+        "crash points: {points} (death at each of {operations} operations of one commit, {durability:?})"
+    );
 }
 
 #[test]

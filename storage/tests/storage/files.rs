@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use longwave_storage::check::{CheckOptions, check_store};
 use longwave_storage::{
@@ -35,11 +36,11 @@ fn a_store_on_disk_reads_as_in_memory() {
     assert_eq!(read_all(&disk).unwrap(), read_all(&memory).unwrap());
     let options = CheckOptions::default();
     assert_eq!(check_store(&disk, &options), check_store(&memory, &options));
-    let progress = std::cell::Cell::new(0);
-    let options =
-        CheckOptions { progress: Some(&|bytes| progress.set(progress.get().max(bytes))), ..options };
+    let progress = std::sync::atomic::AtomicU64::new(0);
+    let options = CheckOptions { progress: Some(&|bytes| _ = progress.fetch_max(bytes, Relaxed)), ..options };
     let report = check_store(&disk, &options);
-    assert!(progress.get() > 30_000 && progress.get() <= report.bytes);
+    let progress = progress.into_inner();
+    assert!(progress > 30_000 && progress <= report.bytes);
 }
 
 /// Version 1 is what it is: whoever changes a byte of it has to make a version 2.
@@ -92,6 +93,45 @@ fn only_the_owner_may_read() {
     for file in ["longwave.store", "contexts/manual-v3/manifest", "contexts/manual-v3/lock"] {
         assert_eq!(mode(file), 0o600, "{file}");
     }
+}
+
+#[test]
+fn other_modes_are_taken_when_asked_for() {
+    let root = tempfile::tempdir().unwrap();
+    let disk = FileBackend::new(root.path().join("store")).with_modes(0o4_440, 0o750);
+    disk.create_dir_all("contexts").unwrap();
+    disk.create_new("contexts/a").unwrap();
+    let mode = |path: &str| disk.root().join(path).metadata().unwrap().permissions().mode() & 0o7777;
+    assert_eq!((mode("contexts"), mode("contexts/a")), (0o750, 0o440));
+}
+
+/// Names from outside and from damaged manifests lead nowhere else: every operation refuses them alike.
+#[test]
+fn no_path_leads_out_of_the_store() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::write(root.path().join("secret"), b"secret").unwrap();
+    let disk = FileBackend::new(root.path().join("store"));
+    disk.create_dir_all("segments").unwrap();
+    disk.create_new("segments/a").unwrap();
+    let absolute = root.path().join("secret").display().to_string();
+    for path in ["../secret", "segments/../../secret", &absolute, "segments/./a", "segments//a", "a\\..\\b"] {
+        let refused = [
+            disk.create_dir_all(path).err(),
+            disk.create_new(path).err(),
+            disk.open_append(path, 0).err(),
+            disk.open_read(path).err(),
+            disk.map(path).err(),
+            disk.rename(path, "segments/b").err(),
+            disk.rename("segments/a", path).err(),
+            disk.remove(path).err(),
+            disk.list(path).err(),
+            disk.exists(path).err(),
+            disk.sync_dir(path).err(),
+            disk.lock(path).err(),
+        ];
+        assert!(refused.iter().all(|error| matches!(error, Some(Error::Name { .. }))), "{path}: {refused:?}");
+    }
+    assert_eq!(std::fs::read(root.path().join("secret")).unwrap(), b"secret");
 }
 
 /// Does the same to both backends and compares what comes of it.

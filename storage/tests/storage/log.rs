@@ -148,3 +148,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_damaged_payload_can_be_passed_over_and_a_damaged_header_cannot() {
+    let backend = backend();
+    let mut log = LogWriter::create(&backend, PATH, log_header(7)).unwrap();
+    for (position, payload) in [(0, &b"first"[..]), (2, b"second"), (9, b"third")] {
+        log.append(&rows_record(1, position, 2), &[payload]).unwrap();
+    }
+    let len = log.len();
+    let second = 96 + 48 + 5;
+    let damaged = |at: usize| {
+        let backend = backend.after(longwave_storage::Crash::Kill);
+        let mut bytes = backend.contents(PATH).unwrap();
+        bytes[at] ^= 1;
+        backend.replace(PATH, &bytes).unwrap();
+        LogReader::open(&backend, PATH, log_header(7), len).unwrap()
+    };
+    let mut reader = damaged(second + 48 + 2);
+    assert_eq!(reader.next().unwrap().unwrap().payload, b"first");
+    assert!(matches!(reader.next(), Err(Error::Corrupt { .. })));
+    assert_eq!(reader.offset(), second as u64);
+    assert_eq!(reader.skip().unwrap(), Some(rows_record(1, 2, 2)));
+    assert_eq!(reader.next().unwrap().unwrap().payload, b"third");
+    assert_eq!((reader.next().unwrap(), reader.skip().unwrap()), (None, None));
+    let mut reader = damaged(second + 24);
+    reader.next().unwrap();
+    assert!(reader.next().is_err() && reader.skip().is_err());
+}

@@ -7,5 +7,6 @@ mod files;
 mod log;
 mod manifest;
 mod profile;
+mod reseal;
 mod sample;
 mod segment;

@@ -1,0 +1,161 @@
+//! Whole contexts: what a manifest carries for the engine, what its logs say, and answers from damaged files.
+
+use crate::golden;
+use crate::reseal::reseal;
+use longwave::{Budget, LayerKind, Snapshot, Store, StoreOptions, TensorView};
+use longwave_storage::{
+    Backend, Crash, Durability, Manifest, MemoryBackend, StateRecord, context_dir, context_file,
+    write_manifest,
+};
+use std::sync::{Arc, OnceLock};
+
+const NAME: &str = "small";
+
+fn open(memory: &MemoryBackend) -> Result<Store, longwave::Error> {
+    Store::on_backend(Arc::new(memory.clone()) as Arc<dyn Backend>, StoreOptions::default())
+}
+
+fn golden_manifest() -> &'static Manifest {
+    static MANIFEST: OnceLock<Manifest> = OnceLock::new();
+    MANIFEST.get_or_init(|| {
+        open(&golden()).and_then(|store| store.manifest(NAME)).expect("the fixture has this context")
+    })
+}
+
+thread_local! {
+    /// One store a thread: opening one for every input would take most of the time.
+    static STORE: (MemoryBackend, Store) = {
+        let memory = golden();
+        let store = open(&memory).expect("the fixture opens");
+        (memory, store)
+    };
+}
+
+/// Opens the context with another manifest.
+fn with_manifest(manifest: &Manifest, change: impl FnOnce(&MemoryBackend), look: impl FnOnce(&Snapshot)) {
+    STORE.with(|(memory, store)| {
+        change(memory);
+        if write_manifest(memory, &context_dir(NAME), manifest, Durability::None).is_err() {
+            return;
+        }
+        if let Ok(snapshot) = store.snapshot(NAME) {
+            look(&snapshot);
+        }
+    });
+}
+
+/// A kind (1 or 2), then the state of the context of this kind. Answers that use it come about, or are an error.
+pub(crate) fn state(bytes: &[u8]) {
+    let Some((kind, state)) = bytes.split_first() else { return };
+    let mut manifest = golden_manifest().clone();
+    let record = StateRecord { kind: 1 + u32::from(kind & 1), version: 1, bytes: state.to_vec() };
+    manifest.state = vec![record];
+    with_manifest(
+        &manifest,
+        |_| {},
+        |snapshot| {
+            let _ = (snapshot.calibration(0), snapshot.spending(0));
+            let budgets = [Budget::Error { target: 0.05, confidence: 0.95 }, Budget::Bytes(0.3)];
+            ask(snapshot, 0, &budgets);
+        },
+    );
+}
+
+pub(crate) fn state_seeds() -> Vec<Vec<u8>> {
+    let records = golden_manifest().state.iter();
+    records.map(|record| [&[(record.kind as u8).wrapping_sub(1)][..], &record.bytes].concat()).collect()
+}
+
+/// Which log, then its records: they are taken with their checksums put right, and all of them count.
+pub(crate) fn replay(bytes: &[u8]) {
+    let Some((which, records)) = bytes.split_first() else { return };
+    let mut manifest = golden_manifest().clone();
+    let log = if which & 1 == 0 { &mut manifest.row_log } else { &mut manifest.meta_log };
+    let Some(log) = log else { return };
+    let path = context_file(NAME, &log.file);
+    let original = STORE.with(|(memory, _)| memory.contents(&path)).expect("the fixture has this log");
+    let mut changed = [&original[..96], records].concat();
+    reseal(&path, &mut changed);
+    log.len = changed.len() as u64;
+    let replace = |bytes: &[u8]| {
+        STORE.with(|(memory, _)| memory.replace(&path, bytes).expect("a plain name"));
+    };
+    replace(&changed);
+    with_manifest(
+        &manifest,
+        |_| {},
+        |snapshot| {
+            let tokens = snapshot.tokens().len() as u64;
+            assert!(tokens == 0 || Ok(tokens) == snapshot.length(0).map_err(|_| ()));
+        },
+    );
+    replace(&original);
+}
+
+pub(crate) fn replay_seeds() -> Vec<Vec<u8>> {
+    let (memory, manifest) = (golden(), golden_manifest());
+    let logs = manifest.row_log.iter().chain(&manifest.meta_log).zip(0..);
+    logs.map(|(log, which)| {
+        let bytes = memory.contents(&context_file(NAME, &log.file)).expect("the fixture has this log");
+        [&[which][..], &bytes[96..log.len as usize]].concat()
+    })
+    .collect()
+}
+
+fn files() -> &'static Vec<String> {
+    static FILES: OnceLock<Vec<String>> = OnceLock::new();
+    FILES.get_or_init(|| golden().files().into_iter().filter(|file| !file.ends_with("lock")).collect())
+}
+
+/// Which file of the store, then what lies there instead, checksums put right: whatever still opens is checked and
+/// asked with every method.
+pub(crate) fn context(bytes: &[u8]) {
+    let Some((which, bytes)) = bytes.split_first() else { return };
+    let path = &files()[usize::from(*which) % files().len()];
+    let mut changed = bytes.to_vec();
+    reseal(path, &mut changed);
+    thread_local!(static GOLDEN: MemoryBackend = golden());
+    let memory = GOLDEN.with(|golden| golden.after(Crash::Kill));
+    memory.replace(path, &changed).expect("a plain name");
+    let Ok(store) = open(&memory) else { return };
+    let _ = store.check(None);
+    for name in store.contexts().unwrap_or_default() {
+        let Ok(snapshot) = store.snapshot(&name) else { continue };
+        let budgets = [
+            Budget::Exact,
+            Budget::Tau(0.0),
+            Budget::Tau(0.02),
+            Budget::RetroInfer { retrieve: 0.3, estimate: 0.4 },
+        ];
+        for layer in 0..snapshot.model().layers {
+            if snapshot.model().layer_kind(layer) != LayerKind::Absent {
+                ask(&snapshot, layer, &budgets);
+            }
+        }
+    }
+}
+
+pub(crate) fn context_seeds() -> Vec<Vec<u8>> {
+    let memory = golden();
+    let seed = |(which, path): (usize, &String)| {
+        [&[which as u8][..], &memory.contents(path).expect("the fixture has this file")].concat()
+    };
+    files().iter().enumerate().map(seed).collect()
+}
+
+/// Asks two queries. An error is an answer, too.
+fn ask(snapshot: &Snapshot, layer: usize, budgets: &[Budget]) {
+    let model = snapshot.model();
+    let (heads, dim) = (model.query_heads, model.key_dim);
+    // A model that a damaged manifest makes up may be of any size.
+    if heads * dim > 1 << 16 || model.layers > 64 {
+        return;
+    }
+    let queries: Vec<f32> = (0..2 * heads * dim).map(|at| ((at * 37 % 23) as f32 - 11.0) * 0.2).collect();
+    let queries = TensorView::token_major(&queries[..], 2, heads, dim);
+    for budget in budgets {
+        if let Ok(answer) = snapshot.attend(layer, &queries, budget) {
+            assert_eq!(answer.output.len(), 2 * heads * model.value_dim);
+        }
+    }
+}

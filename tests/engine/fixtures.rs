@@ -1,0 +1,372 @@
+//! Stores that earlier builds wrote, one for each format version, which must be read for ever.
+//!
+//! `tests/fixtures/v1/` is a store, `tests/fixtures/v1.expected` what it must answer. To make one of a new version: run
+//! `LONGWAVE_WRITE_FIXTURE=v2 cargo test --test engine fixtures::write -- --ignored`, and never touch the old ones.
+
+use crate::sample::{
+    Kv, as_backend, bits, faults, logits, model, queries, query_view, small_options, store_on,
+};
+use crate::truth::check_exact;
+use longwave::storage::{Backend, ColumnKind, Crash, FileBackend, MemoryBackend};
+use longwave::{
+    AuditOptions, Budget, ClusterOptions, Dtype, Durability, Error, LayerKind, ModelSpec, Snapshot, Store,
+    StoreOptions,
+};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const VERSIONS: [&str; 1] = ["v1"];
+/// Query positions that are asked of every layer.
+const ASKED: usize = 2;
+
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// All files of a stored fixture, in memory.
+pub fn fixture(version: &str) -> MemoryBackend {
+    let root = directory().join(version);
+    let memory = MemoryBackend::new();
+    let mut dirs = vec![String::new()];
+    let mut at = 0;
+    while let Some(dir) = dirs.get(at).cloned() {
+        at += 1;
+        for entry in std::fs::read_dir(root.join(&dir)).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            let path = if dir.is_empty() { name } else { format!("{dir}/{name}") };
+            if entry.file_type().unwrap().is_dir() {
+                memory.create_dir_all(&path).unwrap();
+                dirs.push(path);
+            } else {
+                memory.replace(&path, &std::fs::read(entry.path()).unwrap()).unwrap();
+            }
+        }
+    }
+    dirs.iter().for_each(|dir| memory.sync_dir(dir).unwrap());
+    memory
+}
+
+/// Three kinds of layer, token ids, a sample, sinks logits, all budgets learnt from.
+fn small() -> ModelSpec {
+    let mut model = model([2, 4, 16, 8], Dtype::F16, 4);
+    model.layer_kinds =
+        vec![LayerKind::Clustered, LayerKind::SlidingWindow(40), LayerKind::Absent, LayerKind::ExactOnly];
+    model.sink_logits = vec![logits(1, &model), vec![], vec![], vec![]];
+    model
+}
+
+/// Another shape and type, no token ids, no ladder, a soft-cap.
+fn plain() -> ModelSpec {
+    let mut model = model([3, 3, 8, 24], Dtype::F32, 1);
+    model.softcap = Some(20.0);
+    model
+}
+
+/// Writes the store of the version that this build writes. It does nothing unless it is asked by name.
+#[test]
+#[ignore = "writes the fixture of a new format version"]
+fn write() {
+    let Some(version) = std::env::var_os("LONGWAVE_WRITE_FIXTURE") else { return };
+    let version = version.into_string().unwrap();
+    let root = directory().join(&version);
+    assert!(!root.exists(), "{} is there: fixtures stay as they are", root.display());
+    let mut options = StoreOptions::default();
+    options.audits = AuditOptions::inline(1.0);
+    let store = Store::open(&root, options).unwrap();
+    write_small(&store);
+    write_plain(&store);
+    let mut text = String::new();
+    for name in store.contexts().unwrap() {
+        describe(&store.snapshot(&name).unwrap(), &mut text);
+    }
+    std::fs::write(directory().join(format!("{version}.expected")), text).unwrap();
+}
+
+fn write_small(store: &Store) {
+    let spec = small();
+    let mut options = small_options().with_sample_positions(3);
+    options.clusters = ClusterOptions { tokens_per_cluster: 6, ..ClusterOptions::ladder() };
+    let mut context = store.create_with("small", &spec, options).unwrap();
+    let layers: Vec<usize> = vec![0, 1, 3];
+    let kv: Vec<Kv> = (0..4).map(|layer| Kv::new(70 + layer, 80, &spec)).collect();
+    for &layer in &layers {
+        kv[layer].append(&mut context, layer, 0..60);
+    }
+    context.seal().unwrap();
+    context.extend_tokens(&(0..60).map(|token| 7 + 3 * token).collect::<Vec<_>>()).unwrap();
+    context.commit(Durability::Strict).unwrap();
+    for token in 60..80 {
+        for &layer in &layers {
+            kv[layer].append(&mut context, layer, token..token + 1);
+            let asked = queries(token as u64, 1, &spec);
+            context.attend(layer, &query_view(&asked, &spec), &Budget::Tau(0.01)).unwrap();
+        }
+        context.extend_tokens(&[7 + 3 * token as u32]).unwrap();
+    }
+    context.commit(Durability::Strict).unwrap();
+    let snapshot = context.snapshot().unwrap();
+    for &layer in &layers {
+        let asked = queries(layer as u64, ASKED, &spec);
+        let answer = snapshot.attend(layer, &query_view(&asked, &spec), &Budget::Exact).unwrap();
+        check_exact(&spec, layer, &kv[layer], 80, &asked, &answer);
+    }
+}
+
+fn write_plain(store: &Store) {
+    let spec = plain();
+    let mut context = store.create_with("plain", &spec, small_options().with_ladder(false)).unwrap();
+    let kv = Kv::new(90, 41, &spec);
+    kv.append(&mut context, 0, 0..41);
+    context.seal().unwrap();
+    context.commit(Durability::Strict).unwrap();
+    let asked = queries(0, ASKED, &spec);
+    let answer = context.attend(0, &query_view(&asked, &spec), &Budget::Exact).unwrap();
+    check_exact(&spec, 0, &kv, 41, &asked, &answer);
+}
+
+fn hex(numbers: impl IntoIterator<Item = u32>) -> String {
+    numbers.into_iter().map(|number| format!(" {number:x}")).collect()
+}
+
+fn numbers(words: &str) -> Vec<u32> {
+    words.split_whitespace().map(|word| u32::from_str_radix(word, 16).unwrap()).collect()
+}
+
+fn present_layers(snapshot: &Snapshot) -> Vec<usize> {
+    let kinds = 0..snapshot.model().layers;
+    kinds.filter(|&layer| snapshot.model().layer_kind(layer) != LayerKind::Absent).collect()
+}
+
+/// What a snapshot says, a line a fact, numbers in hexadecimal: `ask LAYER queries : output and lse`.
+fn describe(snapshot: &Snapshot, text: &mut String) {
+    writeln!(text, "context {}", snapshot.name()).unwrap();
+    writeln!(text, "tokens{}", hex(snapshot.tokens().iter().copied())).unwrap();
+    for layer in present_layers(snapshot) {
+        writeln!(text, "rows {layer} {}", snapshot.length(layer).unwrap()).unwrap();
+        for (position, sampled) in snapshot.sampled_queries(layer).unwrap() {
+            let sampled = hex(sampled.iter().map(|x| u32::from(x.to_bits())));
+            writeln!(text, "sampled {layer} {position} :{sampled}").unwrap();
+        }
+        let asked = queries(layer as u64, ASKED, snapshot.model());
+        let answer = snapshot.attend(layer, &query_view(&asked, snapshot.model()), &Budget::Exact).unwrap();
+        let asked = hex(asked.iter().map(|x| x.to_bits()));
+        writeln!(text, "ask {layer}{asked} :{}", hex(bits(&answer))).unwrap();
+    }
+}
+
+/// Token ids, samples and lengths are what was written; answers are within the rounding of another instruction set.
+fn check(store: &Store, expected: &str) -> usize {
+    let mut snapshot: Option<Snapshot> = None;
+    let mut answers = 0;
+    for line in expected.lines() {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        if word == "context" {
+            snapshot = Some(store.snapshot(rest).unwrap());
+            continue;
+        }
+        let snapshot = snapshot.as_ref().unwrap();
+        let (left, right) = rest.split_once(':').unwrap_or((rest, ""));
+        let (layer, left) = left.split_once(' ').unwrap_or((left, ""));
+        match word {
+            "tokens" => assert_eq!(snapshot.tokens(), numbers(rest), "{}", snapshot.name()),
+            "rows" => {
+                assert_eq!(snapshot.length(layer.parse().unwrap()).unwrap().to_string(), left, "{line}");
+            }
+            "sampled" => {
+                let position: u64 = left.trim().parse().unwrap();
+                let sampled = snapshot.sampled_queries(layer.parse().unwrap()).unwrap();
+                let (_, found) = sampled.iter().find(|(at, _)| *at == position).unwrap();
+                let found: Vec<u32> = found.iter().map(|x| u32::from(x.to_bits())).collect();
+                assert_eq!(found, numbers(right));
+            }
+            "ask" => {
+                let asked: Vec<f32> = numbers(left).into_iter().map(f32::from_bits).collect();
+                check_answer(snapshot, layer.parse().unwrap(), &asked, &numbers(right));
+                answers += 1;
+            }
+            other => panic!("{other}"),
+        }
+    }
+    answers
+}
+
+fn check_answer(snapshot: &Snapshot, layer: usize, asked: &[f32], expected: &[u32]) {
+    let view = query_view(asked, snapshot.model());
+    let off = |budget: &Budget| {
+        let found = bits(&snapshot.attend(layer, &view, budget).unwrap());
+        assert_eq!(found.len(), expected.len());
+        let pairs = found.iter().zip(expected).map(|(f, e)| (f32::from_bits(*f), f32::from_bits(*e)));
+        pairs.map(|(found, expected)| (found - expected).abs() / (1.0 + expected.abs())).fold(0.0, f32::max)
+    };
+    let exact = off(&Budget::Exact);
+    assert!(exact <= 2e-6, "{exact} off in layer {layer} of {}", snapshot.name());
+    let first = snapshot.segments(layer).unwrap()[0].segment();
+    if first.column(ColumnKind(0x110)).is_ok() {
+        // The ladder is there and readable: nothing left out, and little.
+        let (all, most) = (off(&Budget::Tau(0.0)), off(&Budget::Tau(0.001)));
+        assert!(all <= 1e-5 && most < 0.5, "{all} and {most} off in layer {layer}");
+    }
+}
+
+#[test]
+fn stores_of_all_versions_answer_as_they_did() {
+    for version in VERSIONS {
+        let memory = fixture(version);
+        assert_eq!(faults(&as_backend(&memory)), Vec::<String>::new(), "{version}");
+        let expected = std::fs::read_to_string(directory().join(format!("{version}.expected"))).unwrap();
+        let store = store_on(&as_backend(&memory));
+        assert_eq!(check(&store, &expected), 4, "{version}");
+        // The test itself must be able to fail.
+        let other = expected.replacen("tokens 7 a", "tokens 7 b", 1);
+        assert!(
+            other != expected
+                && std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(&store, &other))).is_err()
+        );
+    }
+}
+
+#[test]
+fn stores_of_all_versions_are_written_on() {
+    for version in VERSIONS {
+        let memory = fixture(version);
+        let (store, spec) = (store_on(&as_backend(&memory)), small());
+        let mut context = store.context("small", &spec).unwrap();
+        let kv: Vec<Kv> = (0..4).map(|layer| Kv::new(70 + layer, 120, &spec)).collect();
+        for layer in [0, 1, 3] {
+            kv[layer].append(&mut context, layer, 80..120);
+        }
+        context.extend_tokens(&(80..120).collect::<Vec<_>>()).unwrap();
+        context.seal().unwrap();
+        context.commit(Durability::Strict).unwrap();
+        drop(context);
+        let left = memory.after(Crash::DropUnsynced);
+        assert_eq!(faults(&as_backend(&left)), Vec::<String>::new(), "{version}");
+        let snapshot = store_on(&as_backend(&left)).snapshot("small").unwrap();
+        for layer in [0, 1, 3] {
+            let asked = queries(5, 3, &spec);
+            let answer = snapshot.attend(layer, &query_view(&asked, &spec), &Budget::Exact).unwrap();
+            check_exact(&spec, layer, &kv[layer], 120, &asked, &answer);
+        }
+    }
+}
+
+/// What a reader, a writer of `small` and `fsck` say of a store.
+fn said(memory: &MemoryBackend) -> Vec<String> {
+    let open = || Store::on_backend(as_backend(memory), StoreOptions::default());
+    let found = [
+        open().and_then(|store| store.snapshot("small")).err(),
+        open().and_then(|store| store.context("small", &small())).err(),
+    ];
+    found.into_iter().map(|error| error.expect("an error").to_string()).collect()
+}
+
+/// Version and byte-order mark of a prologue, its checksum put right.
+fn with_prologue(memory: &MemoryBackend, file: &str, version: u16, foreign: bool) -> MemoryBackend {
+    let changed = memory.after(Crash::Kill);
+    let mut bytes = memory.contents(file).unwrap();
+    bytes[10..12].copy_from_slice(&version.to_le_bytes());
+    if foreign {
+        bytes[8..10].reverse();
+    }
+    let sum = xxhash_rust::xxh3::xxh3_64(&bytes[..12]) as u32;
+    bytes[12..16].copy_from_slice(&sum.to_le_bytes());
+    changed.replace(file, &bytes).unwrap();
+    changed
+}
+
+#[test]
+fn another_version_byte_order_or_a_missing_file_is_named_as_such() {
+    let memory = fixture("v1");
+    let manifest = store_on(&as_backend(&memory)).manifest("small").unwrap();
+    let log =
+        |log: &Option<longwave::storage::LogRecord>| format!("contexts/small/{}", log.as_ref().unwrap().file);
+    let segment = format!("segments/{}", manifest.layers[3].segments[0].file);
+    let files = [
+        "longwave.store".to_string(),
+        "contexts/small/manifest".into(),
+        log(&manifest.row_log),
+        log(&manifest.meta_log),
+        segment,
+    ];
+    for file in &files {
+        for (version, word) in [(0, "older"), (9, "newer")] {
+            let expected =
+                format!("{file}: format version {version} is {word} than the supported versions 1 to 1");
+            assert_eq!(said(&with_prologue(&memory, file, version, false)), [expected.clone(), expected]);
+        }
+        let expected =
+            format!("{file}: written in big-endian byte order; only little-endian files can be read");
+        assert_eq!(said(&with_prologue(&memory, file, 1, true)), [expected.clone(), expected]);
+    }
+    for file in &files[2..] {
+        let damaged = memory.after(Crash::Kill);
+        damaged.remove(file).unwrap();
+        let expected = format!("{file}: no such file");
+        assert_eq!(said(&damaged), [expected.clone(), expected.clone()]);
+        let found = faults(&as_backend(&damaged));
+        assert_eq!(found, [format!("{file}: missing")]);
+    }
+}
+
+#[test]
+fn another_model_is_told_what_differs() {
+    let memory = fixture("v1");
+    let store = store_on(&as_backend(&memory));
+    let refused = |change: &dyn Fn(&mut ModelSpec)| {
+        let mut other = small();
+        change(&mut other);
+        match store.context("small", &other) {
+            Err(error @ Error::ModelMismatch { .. }) => error.to_string(),
+            found => panic!("{found:?}"),
+        }
+    };
+    let weights = refused(&|model| model.identity.weights[31] ^= 1);
+    assert!(
+        weights.starts_with("context small was made by another model: weights digest is 0303"),
+        "{weights}"
+    );
+    let rope = refused(&|model| model.identity.rope = "theta 500000".into());
+    assert!(rope.contains("rope") && rope.contains("theta 500000"), "{rope}");
+    let dims = refused(&|model| model.value_dim = 16);
+    assert!(dims.contains("value_dim"), "{dims}");
+    assert!(store.context("small", &small()).is_ok());
+}
+
+/// No path of the machine that wrote a store is in its files.
+#[test]
+fn a_store_can_be_moved() {
+    let place = tempfile::tempdir().unwrap();
+    let root = place.path().join("first-place");
+    let backend = FileBackend::new(&root);
+    for file in fixture("v1").files() {
+        let dir = file.rsplit_once('/').map_or("", |(dir, _)| dir);
+        backend.create_dir_all(dir).unwrap();
+        backend.create_new(&file).unwrap().write_all(&fixture("v1").contents(&file).unwrap()).unwrap();
+    }
+    let store = Store::open(&root, StoreOptions::default()).unwrap();
+    let spec = small();
+    let mut context = store.context("small", &spec).unwrap();
+    for layer in [0, 1, 3] {
+        Kv::new(layer as u64, 110, &spec).append(&mut context, layer, 80..110);
+    }
+    context.extend_tokens(&[5; 30]).unwrap();
+    context.seal().unwrap();
+    context.commit(Durability::Strict).unwrap();
+    let asked = queries(5, 3, &spec);
+    let answer = context.attend(0, &query_view(&asked, &spec), &Budget::Exact).unwrap();
+    drop((context, store));
+    let moved = place.path().join("second-place");
+    std::fs::rename(&root, &moved).unwrap();
+    let store = Store::open(&moved, StoreOptions::default()).unwrap();
+    let again =
+        store.snapshot("small").unwrap().attend(0, &query_view(&asked, &spec), &Budget::Exact).unwrap();
+    assert_eq!(bits(&again), bits(&answer));
+    let disk: Arc<dyn Backend> = Arc::new(FileBackend::new(&moved));
+    assert_eq!(faults(&disk), Vec::<String>::new());
+    for file in fixture("v1").files() {
+        let Ok(bytes) = std::fs::read(moved.join(&file)) else { continue };
+        assert!(!bytes.windows(11).any(|window| window == b"first-place"), "{file}");
+    }
+}

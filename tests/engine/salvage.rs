@@ -1,0 +1,162 @@
+//! Saving what is intact: the rows before the damage, with their own content, and everything where there is none.
+
+use crate::fixtures::fixture;
+use crate::sample::{
+    Kv, as_backend, bits, faults, memory_store, model, own_key_queries, queries, query_view, small_options,
+    store_on,
+};
+use crate::truth::check_own_values;
+use longwave::storage::{ColumnKind, Crash, Expected, MemoryBackend, Segment, segment_path};
+use longwave::{Budget, Dtype, Durability, LayerKind, ModelSpec, Salvaged, Store, salvage};
+
+const ROWS: usize = 150;
+
+fn spec() -> ModelSpec {
+    let mut model = model([2, 4, 16, 8], Dtype::F32, 3);
+    model.layer_kinds = vec![LayerKind::Clustered, LayerKind::Absent, LayerKind::ExactOnly];
+    model
+}
+
+fn rows() -> Vec<Kv> {
+    (0..3).map(|layer| Kv::scattered(500 + layer, ROWS, &spec())).collect()
+}
+
+/// Sinks 0..3, segments 3..51, 51..99 and 99..145 in bulk, a window.
+fn damaged_store() -> MemoryBackend {
+    let memory = MemoryBackend::new();
+    let store = store_on(&as_backend(&memory));
+    let (spec, kv) = (spec(), rows());
+    let mut context = store.create_with("long", &spec, small_options()).unwrap();
+    for layer in [0, 2] {
+        kv[layer].append(&mut context, layer, 0..ROWS);
+    }
+    context.observe(0, &query_view(&queries(4, 40, &spec), &spec)).unwrap();
+    context.extend_tokens(&(0..ROWS as u32).map(|token| 5 * token).collect::<Vec<_>>()).unwrap();
+    context.seal().unwrap();
+    context.commit(Durability::Strict).unwrap();
+    memory
+}
+
+fn flip(memory: &MemoryBackend, file: &str, at: usize) {
+    let mut bytes = memory.contents(file).unwrap();
+    bytes[at] ^= 0x10;
+    memory.replace(file, &bytes).unwrap();
+}
+
+fn segment_file(memory: &MemoryBackend, layer: usize, number: usize) -> String {
+    let manifest = store_on(&as_backend(memory)).manifest("long").unwrap();
+    segment_path(&manifest.layers[layer].segments[number].file)
+}
+
+/// Salvages, and checks that the rows that were kept are those rows.
+fn saved(memory: &MemoryBackend) -> (Salvaged, Store) {
+    let store = memory_store();
+    let mut found = salvage(&as_backend(memory), &store).unwrap();
+    assert_eq!(found.len(), 1);
+    let found = found.remove(0);
+    assert_eq!((found.name.as_str(), found.rows_committed), ("long", Some(ROWS as u64)));
+    assert_eq!(faults(store.backend()), Vec::<String>::new());
+    assert_eq!(store.contains("long").unwrap(), found.rows_kept > 0);
+    if found.rows_kept > 0 {
+        let (snapshot, kept) = (store.snapshot("long").unwrap(), found.rows_kept as usize);
+        for layer in [0, 2] {
+            assert_eq!(snapshot.length(layer).unwrap() as usize, kept);
+            let asked = own_key_queries(&rows()[layer], &spec(), 0..kept);
+            let answer = snapshot.attend(layer, &query_view(&asked, &spec()), &Budget::Exact).unwrap();
+            check_own_values(&spec(), &rows()[layer], 0..kept, &answer);
+        }
+        let ids: Vec<u32> = (0..kept as u32).map(|token| 5 * token).collect();
+        assert_eq!(snapshot.tokens(), if found.token_ids { &ids[..] } else { &[] });
+    }
+    (found, store)
+}
+
+#[test]
+fn an_intact_store_is_copied_as_it_is() {
+    let memory = fixture("v1");
+    let store = memory_store();
+    let found = salvage(&as_backend(&memory), &store).unwrap();
+    let told: Vec<(&str, u64, bool, bool)> = found
+        .iter()
+        .map(|context| (context.name.as_str(), context.rows_kept, context.whole, context.token_ids))
+        .collect();
+    assert_eq!(told, [("plain", 41, true, false), ("small", 80, true, true)]);
+    let original = store_on(&as_backend(&memory));
+    for name in ["plain", "small"] {
+        assert_eq!(store.manifest(name).unwrap(), original.manifest(name).unwrap());
+        let (copy, original) = (store.snapshot(name).unwrap(), original.snapshot(name).unwrap());
+        let asked = queries(1, 2, copy.model());
+        let answer = |snapshot: &longwave::Snapshot| {
+            bits(&snapshot.attend(0, &query_view(&asked, copy.model()), &Budget::Exact).unwrap())
+        };
+        assert_eq!(answer(&copy), answer(&original));
+    }
+    assert!(salvage(&as_backend(&memory), &store).unwrap_err().to_string().contains("an empty store"));
+}
+
+#[test]
+fn rows_before_a_damaged_row_are_kept() {
+    let memory = damaged_store();
+    let file = segment_file(&memory, 2, 1);
+    let identity = store_on(&as_backend(&memory)).manifest("long").unwrap().model.identity;
+    let segment = Segment::open(as_backend(&memory), &file, &Expected::of_model(identity)).unwrap();
+    let keys = segment.column(ColumnKind::KEYS).unwrap().info().offset as usize;
+    // The second block of the keys: it begins with row 16 of the second head, 48 rows of 64 bytes behind the first.
+    flip(&memory, &file, keys + 4096 + 5);
+    let (found, store) = saved(&memory);
+    assert_eq!((found.rows_kept, found.whole, found.token_ids), (67, false, true));
+    assert_eq!(found.faults.len(), 1);
+    assert_eq!((found.faults[0].file.as_str(), found.faults[0].column.as_deref()), (&*file, Some("keys")));
+    // The other store is written on.
+    let mut context = store.context("long", &spec()).unwrap();
+    for layer in [0, 2] {
+        rows()[layer].append(&mut context, layer, 67..ROWS);
+    }
+    context.extend_tokens(&(67..ROWS as u32).collect::<Vec<_>>()).unwrap();
+    context.seal().unwrap();
+    context.commit(Durability::Strict).unwrap();
+}
+
+#[test]
+fn a_damaged_index_costs_no_row() {
+    let memory = damaged_store();
+    let file = segment_file(&memory, 0, 0);
+    let identity = store_on(&as_backend(&memory)).manifest("long").unwrap().model.identity;
+    let segment = Segment::open(as_backend(&memory), &file, &Expected::of_model(identity)).unwrap();
+    let centroids = segment.columns().find(|column| column.name == "index.centroid").unwrap().offset;
+    flip(&memory, &file, centroids as usize + 1);
+    let (found, store) = saved(&memory);
+    assert_eq!((found.rows_kept, found.whole, found.token_ids), (ROWS as u64, false, true));
+    assert!(store.snapshot("long").unwrap().segments(0).unwrap().len() > 1);
+    assert!(!store.snapshot("long").unwrap().sampled_queries(0).unwrap().is_empty());
+}
+
+#[test]
+fn damaged_logs_cost_what_was_in_the_record() {
+    let logs = |memory: &MemoryBackend, end: &str| {
+        memory.files().into_iter().find(|file| file.ends_with(end)).unwrap()
+    };
+    // The last record holds the window of the last layer; the first its sinks, without which nothing can be asked.
+    for (from_the_end, kept) in [(1, 145), (usize::MAX, 0)] {
+        let memory = damaged_store();
+        let file = logs(&memory, ".rows.log");
+        let len = memory.contents(&file).unwrap().len();
+        flip(&memory, &file, if from_the_end == 1 { len - 1 } else { 96 + 48 + 1 });
+        assert_eq!(saved(&memory).0.rows_kept, kept);
+    }
+    let memory = damaged_store();
+    flip(&memory, &logs(&memory, ".meta.log"), 96 + 48 + 1);
+    let (found, _) = saved(&memory);
+    assert_eq!((found.rows_kept, found.token_ids), (ROWS as u64, false));
+}
+
+#[test]
+fn a_context_without_a_manifest_is_lost_and_the_others_are_not() {
+    let memory = fixture("v1").after(Crash::Kill);
+    flip(&memory, "contexts/small/manifest", 200);
+    let store = memory_store();
+    let found = salvage(&as_backend(&memory), &store).unwrap();
+    assert_eq!(store.contexts().unwrap(), ["plain"]);
+    assert_eq!((found[1].rows_committed, found[1].rows_kept, found[1].faults.len()), (None, 0, 1));
+    assert!(found[0].whole);
+}
