@@ -6,6 +6,7 @@ mod demo;
 mod digest;
 mod licences;
 mod model;
+mod ptx;
 mod python;
 mod step;
 mod suite;
@@ -43,6 +44,12 @@ enum Task {
     Demo(DemoOptions),
     /// Fetch the model of the tests and the demo, and print where it is
     Model,
+    /// Compile the CUDA kernels to the PTX that is in version control, and report registers and spills
+    Ptx {
+        /// Compare the PTX with the sources instead of writing it
+        #[arg(long)]
+        check: bool,
+    },
     /// Check the rules of the code base that the compiler does not know
     Tidy,
     /// Check the licences of all dependencies
@@ -67,6 +74,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Model => {
             println!("{}", model::fetch(&workspace.data_directory(), &Python::default())?.display())
         }
+        Task::Ptx { check } => ptx::run(&workspace, check)?,
         Task::Tidy => println!("{}", tidy::run(&workspace.root)?),
         Task::Licences => println!("{}", licences::run(&workspace.root)?),
     }
