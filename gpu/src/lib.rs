@@ -6,6 +6,7 @@
 //!
 //! See docs/gpu.md for layouts, what was computed and what was measured.
 
+pub mod cache;
 mod error;
 mod shape;
 

@@ -55,6 +55,7 @@ impl RowShape {
     }
 
     /// Lanes that share a row.
+    #[cfg(feature = "device")]
     pub(crate) fn lanes(&self) -> usize {
         match self.dim {
             64 => 8,
@@ -64,17 +65,20 @@ impl RowShape {
     }
 
     /// Heads that the kernel is compiled for.
+    #[cfg(feature = "device")]
     pub(crate) fn compiled_group(&self) -> usize {
         self.group.next_power_of_two()
     }
 
     /// Teams of lanes in a block.
+    #[cfg(feature = "device")]
     pub(crate) fn teams(&self) -> usize {
         BLOCK_THREADS as usize / self.lanes()
     }
 }
 
 /// Threads of a block, `cuk::kThreads` of the kernels.
+#[cfg(feature = "device")]
 pub(crate) const BLOCK_THREADS: u32 = 128;
 /// An entry of a list that stands for no row.
 pub const EMPTY: u32 = u32::MAX;
