@@ -166,4 +166,9 @@ impl Device {
         self.copy.synchronize().map_err(failed)?;
         self.compute.synchronize().map_err(failed)
     }
+
+    /// Waits for the copies so far.
+    pub(crate) fn finish_copies(&self) -> Result<(), Error> {
+        self.copy.synchronize().map_err(|error| Error::driver("waiting for copies", error))
+    }
 }

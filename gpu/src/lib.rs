@@ -8,7 +8,12 @@
 
 pub mod cache;
 mod error;
+pub mod placement;
+#[cfg(feature = "device")]
+mod rows;
 mod shape;
+#[cfg(feature = "device")]
+mod tier;
 
 #[cfg(feature = "device")]
 mod device;
@@ -34,3 +39,5 @@ pub use device::{Buffer, Device, PTX};
 pub use ladder::{SketchBlocks, SketchTables};
 #[cfg(feature = "device")]
 pub use launch::{Parts, RowList, Spans, Staging};
+#[cfg(feature = "device")]
+pub use tier::{Division, Tier, TierAnswer};

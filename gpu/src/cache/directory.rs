@@ -34,6 +34,8 @@ pub struct Scored {
 pub struct Admission {
     /// The block.
     pub block: BlockId,
+    /// Its rows.
+    pub rows: u32,
     /// Its slots, in the order of its rows.
     pub slots: Vec<u32>,
 }
@@ -167,7 +169,7 @@ impl Directory {
         let slots = self.make_room(self.slots_for(rows), None)?;
         self.pinned.insert(block);
         self.enter(block, slots.clone(), rows);
-        Some(Admission { block, slots })
+        Some(Admission { block, rows, slots })
     }
 
     /// Lets a pinned block leave again, as the least worth of all until it is wanted.
@@ -176,6 +178,13 @@ impl Directory {
             let priority = *self.priorities.entry(block).or_insert(Priority(f64::NEG_INFINITY));
             self.order.insert((priority, block));
         }
+    }
+
+    /// Takes out a block that could not be copied. Its slots are free again.
+    pub fn discard(&mut self, block: BlockId) {
+        self.pinned.remove(&block);
+        self.unlist(block);
+        self.free.extend(self.resident.remove(&block).unwrap_or_default());
     }
 
     /// Takes note of one step: what was wanted, and how the planner scored the rest. Returns the blocks that come in, into slots
@@ -209,7 +218,7 @@ impl Directory {
             let Some(slots) = self.make_room(self.slots_for(scored.rows), Some(priority)) else { break };
             self.enter(scored.block, slots.clone(), scored.rows);
             self.order.insert((priority, scored.block));
-            admissions.push(Admission { block: scored.block, slots });
+            admissions.push(Admission { block: scored.block, rows: scored.rows, slots });
         }
         // A block that came in and left again for a better one in the same step is not copied.
         admissions.retain(|admission| self.resident.contains_key(&admission.block));

@@ -72,8 +72,8 @@ fn sketches_score_as_on_the_cpu_and_within_their_bound() {
                 let (record, rows, z, factors) = &decoded[cluster];
                 let found = &result[0][first * group..][..rows * group];
                 assert_eq!(result[1][first..][..*rows], factors[..], "{shape:?}: factors");
-                let (mut cpu, mut cpu_factors) = (vec![0.0; rows * group], vec![0.0; *rows]);
-                Kernels::get().scores_sketch(&query, record, *rows, &mut cpu, &mut cpu_factors);
+                let (mut cpu, mut cpu_factors) = (vec![0.0f32; rows * group], vec![0.0; *rows]);
+                Kernels::get().scores_sketch(&query, record, *rows, *rows, &mut cpu, &mut cpu_factors);
                 for row in 0..*rows {
                     for g in 0..group {
                         let exact: f64 = (0..dim)
@@ -89,11 +89,11 @@ fn sketches_score_as_on_the_cpu_and_within_their_bound() {
                         // The same tables, but for an entry or two that lie half way between steps, where a fused
                         // multiply-add rounds the other way.
                         let step = query.error_bound(g) / layout.nibbles() as f32;
-                        let near = 4.0 * step * factors[row] + 1e-5 * (1.0 + cpu[row * group + g].abs());
+                        let near = 4.0 * step * factors[row] + 1e-5 * (1.0 + cpu[g * rows + row].abs());
                         assert!(
-                            (found - cpu[row * group + g]).abs() <= near,
+                            (found - cpu[g * rows + row]).abs() <= near,
                             "{shape:?}: {found} and {}",
-                            cpu[row * group + g]
+                            cpu[g * rows + row]
                         );
                     }
                 }

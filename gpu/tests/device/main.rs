@@ -6,3 +6,4 @@ mod ladder;
 mod opening;
 mod probe;
 mod ptx;
+mod split;
