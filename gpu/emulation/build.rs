@@ -1,8 +1,10 @@
 //! Builds the kernels, the emulation and the stand-in for the driver into one `libcuda.so`.
 
+use std::collections::hash_map::DefaultHasher;
 use std::env;
 use std::fs;
-use std::path::PathBuf;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
 
 const KERNELS: &str = "../../kernels/cuda";
 
@@ -34,14 +36,28 @@ fn main() {
     let mut running = Vec::new();
     for source in &sources {
         let object = out.join(source.file_stem().expect("a file has a name")).with_extension("o");
-        // -x c++, since cc would hand a .cu to nvcc.
         let mut compile = compiler.to_command();
+        // What has not changed is not compiled again: of many faults tried in turn, each is in one file.
+        let (made, made_from) = (digest(source, &compile), object.with_extension("digest"));
+        if object.exists() && fs::read_to_string(&made_from).is_ok_and(|before| before == made) {
+            running.push((object, None));
+            continue;
+        }
+        fs::write(&made_from, "").expect("the output directory is writable");
+        // -x c++, since cc would hand a .cu to nvcc.
         compile.args(["-x", "c++", "-c"]).arg(source).arg("-o").arg(&object);
-        running.push((object, compile.spawn().expect("the C++ compiler starts")));
+        running.push((object, Some((compile.spawn().expect("the C++ compiler starts"), made_from, made))));
     }
     let mut objects = Vec::new();
-    for (object, mut child) in running {
-        assert!(child.wait().is_ok_and(|status| status.success()), "{} did not compile", object.display());
+    for (object, compiling) in running {
+        if let Some((mut child, made_from, made)) = compiling {
+            assert!(
+                child.wait().is_ok_and(|status| status.success()),
+                "{} did not compile",
+                object.display()
+            );
+            fs::write(made_from, made).expect("the output directory is writable");
+        }
         objects.push(object);
     }
     let library = out.join("libcuda.so");
@@ -50,4 +66,20 @@ fn main() {
     let linked = link.args(["-x", "none", "-lpthread"]).status();
     assert!(linked.is_ok_and(|status| status.success()), "the emulation did not link");
     println!("cargo:rustc-env=EMULATED_LIBCUDA={}", library.display());
+}
+
+/// Of a source, all headers that it may include, and how it is compiled.
+fn digest(source: &Path, compile: &std::process::Command) -> String {
+    let mut hasher = DefaultHasher::new();
+    format!("{compile:?}").hash(&mut hasher);
+    let mut files: Vec<PathBuf> = [KERNELS, "device"]
+        .iter()
+        .flat_map(|directory| fs::read_dir(directory).expect("a directory of this crate"))
+        .map(|entry| entry.expect("a readable directory").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "cuh" || extension == "h"))
+        .collect();
+    files.sort();
+    files.insert(0, source.into());
+    files.iter().for_each(|file| fs::read(file).expect("a readable source").hash(&mut hasher));
+    format!("{:016x}", hasher.finish())
 }
