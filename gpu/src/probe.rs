@@ -89,7 +89,7 @@ impl Device {
     }
 
     /// The `reads` clusters with the largest shares of each unit, and the `estimates` next ones, each in rising order, filled up
-    /// with [`EMPTY`]: `[units, reads]` and `[units, estimates]`.
+    /// with [`EMPTY`](crate::EMPTY): `[units, reads]` and `[units, estimates]`.
     ///
     /// # Errors
     /// As [`Device::room`].
