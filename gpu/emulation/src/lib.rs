@@ -3,7 +3,7 @@
 //! The library that this crate builds holds the kernels of `kernels/cuda`, compiled for the host, and the part of the
 //! driver's interface that the device tier uses. [`install`] loads it under the name `libcuda.so`, so that unmodified
 //! host code finds it. One fiber stands for each CUDA thread. Work on a stream runs only when something waits for it,
-//! device memory begins as NaN, and threads run in the order that [`schedule`] sets: a missing wait shows as poison, a
+//! device memory begins as NaN, and threads run in the order that [`Emulation::schedule`] sets: a missing wait shows as poison, a
 //! race as a difference between schedules.
 //!
 //! What it does not model: speed, bank conflicts, weak memory ordering, and the rounding of approximate instructions.
@@ -55,9 +55,10 @@ pub fn install() -> Emulation {
 fn library() -> &'static Library {
     static LIBRARY: OnceLock<Library> = OnceLock::new();
     LIBRARY.get_or_init(|| {
-        // SAFETY: the library is the one that this crate's build script made; its initialisers register kernels in a list
-        // and nothing else.
-        unsafe { Library::new(env!("EMULATED_LIBCUDA")) }.expect("the emulated driver loads")
+        // Another build of the same sources, for trying broken kernels.
+        let path = std::env::var_os("LONGWAVE_EMULATED_LIBCUDA").unwrap_or(env!("EMULATED_LIBCUDA").into());
+        // SAFETY: the library is one of this crate's sources; its initialisers register kernels in a list and nothing else.
+        unsafe { Library::new(path) }.expect("the emulated driver loads")
     })
 }
 
