@@ -49,6 +49,38 @@ fn eval_compares_methods_with_exact_attention() {
 }
 
 #[test]
+fn eval_runs_decode_steps_through_the_policies_of_a_cache() {
+    let setting = Setting::new(&Trace::default());
+    let run = |share: &str| setting.lines(&["eval", "trace.safetensors", "--cache", share, "--json"]);
+    let keys = "method budget block policy cache_share slots layers steps hit_ratio row_hit_ratio bytes_wanted \
+                bytes_moved admissions evictions";
+    let (small, whole) = (run("0.1"), run("1"));
+    let named = |row: &Value| (row["method"].clone(), row["block"].clone(), row["policy"].clone());
+    let expected =
+        [("longwave", "codes"), ("retroinfer", "clusters")].into_iter().flat_map(|(method, block)| {
+            ["lru", "frequency", "planner"].map(|policy| (json!(method), json!(block), json!(policy)))
+        });
+    assert_eq!(small.iter().map(named).collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+    for (small, whole) in small.iter().zip(&whole) {
+        assert_keys(small, keys);
+        assert_eq!(
+            (&small["steps"], &small["layers"]),
+            (&json!(60), &json!(2)),
+            "every recorded query is a step"
+        );
+        assert_eq!(small["bytes_wanted"], whole["bytes_wanted"]);
+        assert!(number(small, "slots") < number(whole, "slots"));
+        assert!(number(small, "hit_ratio") < number(whole, "hit_ratio"), "{small} {whole}");
+        assert!(
+            (0.0..1.0).contains(&number(whole, "hit_ratio")),
+            "what is read first is not there yet: {whole}"
+        );
+    }
+    assert!(number(&small[3], "evictions") > 0.0, "{}", small[3]);
+    setting.refused(&["eval", "trace.safetensors", "--cache", "0"], "--cache");
+}
+
+#[test]
 fn eval_reads_every_element_type_exactly() {
     let setting = Setting::new(&Trace::default());
     for (dtype, share) in [("bf16", 1.0), ("f32", 2.0)] {

@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("MIT", "a licence of Longwave itself"),
     ("BSD-2-Clause", "asks for its notice, as MIT does"),
     ("BSL-1.0", "asks for its notice in source only"),
+    ("ISC", "asks for its notice, as MIT does"),
     ("Unicode-3.0", "tables of the Unicode character database; asks for its notice"),
     ("Zlib", "asks for no notice in binaries"),
 ];

@@ -7,6 +7,7 @@ mod digest;
 mod licences;
 mod model;
 mod peers;
+mod ptx;
 mod python;
 mod step;
 mod suite;
@@ -49,6 +50,12 @@ enum Task {
     Bench(Bench),
     /// Fetch the model of the tests and the demo, and print where it is
     Model,
+    /// Compile the CUDA kernels to the PTX that is in version control, and report registers and spills
+    Ptx {
+        /// Compare the PTX with the sources instead of writing it
+        #[arg(long)]
+        check: bool,
+    },
     /// Check the rules of the code base that the compiler does not know
     Tidy,
     /// Check the licences of all dependencies
@@ -101,6 +108,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Model => {
             println!("{}", model::fetch(&workspace.data_directory(), &Python::default())?.display())
         }
+        Task::Ptx { check } => ptx::run(&workspace, check)?,
         Task::Tidy => println!("{}", tidy::run(&workspace.root)?),
         Task::Licences => println!("{}", licences::run(&workspace.root)?),
         Task::Crash => println!("{}", trials::crash(&workspace.root)?),

@@ -9,7 +9,7 @@ use crate::command::CommandLine;
 use crate::python::Python;
 use crate::step::{self, Step};
 use crate::workspace::Workspace;
-use crate::{licences, model, tidy};
+use crate::{licences, model, ptx, tidy};
 
 /// Runs all steps and prints their table.
 ///
@@ -46,6 +46,11 @@ fn steps(workspace: &Workspace, given_model: Option<PathBuf>) -> Vec<Step<'_>> {
         Step { name: "tidy", rerun: "cargo xtask tidy".into(), work: Box::new(move || tidy::run(root)) },
         command_step("clippy", root, clippy()),
         Step { name: "model", rerun: model_rerun.to_string(), work: Box::new(fetch) },
+        Step {
+            name: "ptx",
+            rerun: "cargo xtask ptx --check".into(),
+            work: Box::new(move || ptx::run(workspace, true).map(|()| "no spills".to_owned())),
+        },
         test_step("tests", root, tests(&model)),
         test_step("doc tests", root, CommandLine::cargo(&["test", "--workspace", "--doc", "--no-fail-fast"])),
         command_step("docs", root, docs()),
@@ -162,7 +167,10 @@ mod tests {
         let workspace = Workspace::locate().unwrap();
         let steps = steps(&workspace, None);
         let names: Vec<&str> = steps.iter().map(|step| step.name).collect();
-        assert_eq!(names, ["format", "tidy", "clippy", "model", "tests", "doc tests", "docs", "licences"]);
+        assert_eq!(
+            names,
+            ["format", "tidy", "clippy", "model", "ptx", "tests", "doc tests", "docs", "licences"]
+        );
         assert!(steps.iter().all(|step| step.rerun.contains("cargo ")));
     }
 

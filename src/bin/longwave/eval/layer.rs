@@ -13,9 +13,9 @@ use rayon::prelude::*;
 
 /// A layer with the answers that its asked queries should have.
 pub(super) struct Layer<'a> {
-    trace: &'a Trace,
+    pub(super) trace: &'a Trace,
     pub(super) number: usize,
-    dtype: Dtype,
+    pub(super) dtype: Dtype,
     /// All recorded queries, `[queries, query_heads, key_dim]`.
     queries: Vec<f32>,
     asked: &'a [usize],
@@ -122,12 +122,12 @@ impl<'a> Layer<'a> {
     }
 
     /// Recorded query `query`, `[query_heads, key_dim]`.
-    fn query(&self, query: usize) -> &[f32] {
+    pub(super) fn query(&self, query: usize) -> &[f32] {
         let row = self.trace.query_heads * self.trace.key_dim;
         &self.queries[query * row..(query + 1) * row]
     }
 
-    fn snapshot(&self, kind: IndexKind) -> &Snapshot {
+    pub(super) fn snapshot(&self, kind: IndexKind) -> &Snapshot {
         let found = self.built.iter().find(|(built, _)| *built == kind);
         &found.expect("the indexes of all budgets are built first").1
     }

@@ -5,6 +5,7 @@
 //! it), the second audited, the rest asked. Errors are `|o' - o| / |o|` per query head against float64 attention over the stored rows.
 
 mod bounds;
+mod cache;
 mod layer;
 mod oracle;
 mod plot;
@@ -64,6 +65,10 @@ pub(crate) struct Arguments {
     /// Element type of the stored rows.
     #[arg(long, default_value = "f16")]
     dtype: Dtype,
+    /// Instead of comparing answers, runs all recorded queries as decode steps through the policies of a block cache with room
+    /// for this share of the KV bytes.
+    #[arg(long, value_name = "SHARE")]
+    cache: Option<f64>,
     /// Also draws the comparison: error against bytes, and the calibration of the bound.
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
@@ -107,8 +112,20 @@ impl Arguments {
         let targets = [&[0.1], &self.error[..]].concat();
         let confidence = self.confidence;
         checked(targets.into_iter().map(|target| Budget::Error { target, confidence }).collect())?;
+        self.cache.map_or(Ok(()), cache::check)?;
         checked(self.bytes.iter().map(|&share| Budget::Bytes(share)).collect())?;
         Ok(())
+    }
+
+    /// The policies of a block cache, for the methods asked for that read clusters.
+    fn run_cache(&self, layers: &[Layer<'_>], steps: usize, share: f64) -> Result<()> {
+        let known =
+            [(Compared::Longwave, MethodName::Longwave), (Compared::Retroinfer, MethodName::Retroinfer)];
+        let methods: Vec<MethodName> =
+            known.into_iter().filter(|(asked, _)| self.asks_for(*asked)).map(|(_, method)| method).collect();
+        let tau = self.tau.first().copied().unwrap_or(TAUS[1]);
+        let (shares, json) = (&self.shares, self.json);
+        cache::run(layers, &cache::Request { steps, share, methods: &methods, tau, shares, json })
     }
 
     fn asks_for(&self, method: Compared) -> bool {
@@ -198,8 +215,9 @@ fn oracle(
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let trace = Trace::open(&arguments.trace)?;
     let numbers = trace.chosen_layers(&arguments.layers)?;
-    let asked = asked(trace.queries, arguments.queries)?;
     arguments.check()?;
+    // The cache looks at every step, and at no answer.
+    let asked = if arguments.cache.is_some() { Vec::new() } else { asked(trace.queries, arguments.queries)? };
     let moment = arguments.moment.as_deref().map(|path| moment_trace(path, &trace, &numbers)).transpose()?;
     let kinds: Vec<(IndexKind, Option<u32>)> =
         arguments.kinds().into_iter().map(|kind| (kind, arguments.cluster)).collect();
@@ -210,6 +228,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         bar.inc(1);
     }
     bar.finish_and_clear();
+    if let Some(share) = arguments.cache {
+        return arguments.run_cache(&layers, trace.queries, share);
+    }
     let results = arguments.compare(&layers)?;
     if let Some(path) = &arguments.plot {
         let name = arguments.trace.file_name().unwrap_or_default().to_string_lossy();

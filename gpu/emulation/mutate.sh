@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Breaks the kernels, one fault at a time; the tests must notice each. Takes about ten minutes on an idle machine.
+#   gpu/emulation/mutate.sh [WORD]    only faults whose name has WORD
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+only="${1:-}"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cp -r kernels/cuda gpu/emulation/device "$work"
+kernels="$work/cuda"
+caught=0 survived=0
+
+# The tests are built once; they load the library that is made here, as build.rs makes it.
+binary=$(cargo test -p longwave-gpu --test device --no-run 2>&1 | sed -nE 's/.*\((.*device-[0-9a-f]+)\).*/\1/p')
+[[ -x $binary ]] || { echo "the tests do not build: cargo test -p longwave-gpu --test device"; exit 1; }
+flags=(-std=c++17 -O2 -fPIC -w -DCUEMU -I"$work/device" -I"$kernels")
+[[ $(uname -m) == x86_64 ]] && flags+=(-march=x86-64-v3)
+compile() { for source in "$@"; do c++ "${flags[@]}" -x c++ -c "$source" -o "$work/$(basename "$source").o" || return 1; done; }
+link() { c++ -shared -Wl,-soname,libcuda.so -Wl,-z,defs -o "$work/libcuda.so" "$work"/*.o -lpthread; }
+# Those tests that look at kernels.
+run_tests() { LONGWAVE_EMULATED_LIBCUDA="$work/libcuda.so" timeout 300 "$binary" attend:: probe:: ladder:: >"$work/log" 2>&1; }
+
+fault() { # name, file, sed expression
+  [[ $1 == *"$only"* ]] || return 0
+  local file="$kernels/$2"
+  cp "$file" "$work/whole"
+  rm -rf "$work/objects" && mkdir "$work/objects" && cp "$work"/*.o "$work/objects"
+  sed -i -E "$3" "$file"
+  local changed=("$file")
+  [[ $2 == *.cuh ]] && changed=("$kernels"/*.cu)
+  if cmp -s "$file" "$work/whole"; then
+    echo "NO CHANGE  $1"
+    survived=$((survived + 1))
+  elif ! compile "${changed[@]}" >"$work/log" 2>&1; then
+    echo "NO KERNEL  $1: $(grep -m1 error "$work/log")"
+    survived=$((survived + 1))
+  elif link && run_tests; then
+    echo "SURVIVED   $1"
+    survived=$((survived + 1))
+  else
+    caught=$((caught + 1))
+    echo "caught     $1: $(grep -hE 'emulated device\]|race|off by|not a number|left:|factors| for [-0-9]' "$work/log" | head -1 | cut -c1-110)"
+  fi
+  cp "$work/whole" "$file"
+  cp "$work"/objects/*.o "$work"
+}
+
+compile "$kernels"/*.cu "$work"/device/*.cpp && link && run_tests || { tail -40 "$work/log"; echo "the tests fail before anything is broken"; exit 1; }
+
+A=attend.cu P=probe.cu L=ladder.cu H=compat.cuh
+fault "attend: no barrier before teams merge" $A '/^__device__ __forceinline__ void finish/,/^}/ s/^  __syncthreads\(\);$//'
+fault "attend: weights gathered are not lowered" $A 's/state\.sum\[g\] \*= fall;//'
+fault "attend: outputs gathered are not lowered" $A 's/state\.out\[g\]\[i\] \*= fall;//'
+fault "attend: an entry of no row is read" $A 's/taken\[u\] = row != kEmpty;/taken[u] = at < last;/; s/const size_t slot = row >> slot_shift/const size_t slot = (row == kEmpty ? 0 : row) >> slot_shift/'
+fault "attend: a missing row weighs as a score of 0" $A 's/taken\[u\] \? capped\(dot, softcap\) \* kLog2e : kNone/capped(dot, softcap) * kLog2e/'
+fault "attend: keys taken for values" $A 's/from \+ \(\(size_t\)dim << slot_shift\)/from/'
+fault "attend: place within the slot is left out" $A 's/\(slot << \(slot_shift \+ 1\)\) \+ in_slot/slot << (slot_shift + 1)/'
+fault "attend: splits overlap" $A 's/last = begin \+ min\(count, \(blockIdx\.y \+ 1\) \* span\);/last = begin + min(count, (blockIdx.y + 1) * span + 1);/'
+fault "attend: the last rows of a list are dropped" $A 's/const unsigned span = \(count \+ gridDim\.y - 1\) \/ gridDim\.y;/const unsigned span = count \/ gridDim.y;/'
+fault "attend: lanes without elements load the next row" $A 's/const bool holds = lane \* 8 < dim;  .*$/const bool holds = true;/'
+fault "attend: no soft cap" $A 's/capped\(dot, softcap\) \* kLog2e/dot * kLog2e/'
+fault "attend: only the first team is merged" $A 's/t < kTeams; \+\+t\) \{/t < 1; ++t) {/'
+fault "attend: heads and elements swapped on the way out" $A 's/const int g = e \/ dim, d = e % dim;/const int g = e % group, d = e \/ group;/; s/part_out\[\(first_head \+ g\) \* dim \+ d\]/part_out[first_head * dim + e]/'
+fault "attend: log-sum-exp in base 2" $A 's/\(top \+ log2f\(sum\)\) \* kLn2/top + log2f(sum)/'
+fault "estimate: counts are left out" $A 's/kLog2e, log2f\(rows_of\)\)/kLog2e, 0.f)/'
+fault "estimate: scores by cluster instead of by entry" $A 's/scores\[\(size_t\)at \* group \+ g\]/scores[(size_t)(row % 32) * group + g]/'
+fault "merge: every part weighs the same" $A 's/const float weight = exp2f\(\(part_lse\[at\] - top\) \* cuk::kLog2e\);/const float weight = 1.f;/'
+fault "merge: the first part is forgotten" $A 's/for \(int p = 0; p < parts; \+\+p\) \{/for (int p = 1; p < parts; ++p) {/'
+fault "merge: log-sum-exp without its top" $A 's/top \+ logf\(sum\) : -CUK_INF;/logf(sum) : -CUK_INF;/'
+fault "lanes: one step of the sum is missing" $H 's/for \(int step = L \/ 2; step > 0/for (int step = L \/ 4; step > 0/'
+fault "lanes: half of the warp sums" $H 's/x \+= __shfl_xor_sync\(kAll, x, step\)/x += __shfl_xor_sync(0x0000ffffu, x, step)/'
+fault "pairs: elements swapped" $H 's/f\[0\] = a\.x; f\[1\] = a\.y;/f[0] = a.y; f[1] = a.x;/'
+fault "probe: first centroid of the unit is left out" $P 's/\(firsts\[unit\] \+ cluster\)/cluster/'
+fault "probe: queries of the first unit for all" $P 's/queries\[\(\(size_t\)unit \* group \+ g\)/queries[((size_t)0 * group + g)/'
+fault "softmax: no barrier after a block's maxima are read" $P '/^__device__ __forceinline__ float over_block/,/^}/ s/^  __syncthreads\(\);\n  return x;//; /^__device__ __forceinline__ float over_block/,/^}/ { /shared\[w\]\) : x \+ shared\[w\];/{n; s/__syncthreads\(\);//} }'
+fault "softmax: no barrier before shares" $P '/^CUK_KERNEL.*softmax_shares/,/^}/ s/^  __syncthreads\(\);$//'
+fault "softmax: shares are not divided by the sum" $P 's/sum > 0\.f \? 1\.f \/ sum : 0\.f;/1.f;/'
+fault "select: ties are taken from behind" $P 's/ties_top \&\& over_top \+ top_rank < top/ties_top/'
+fault "select: ranks forget the warps before" $P 's/if \(w < \(int\)warp\) before \+= shared\[w\];//'
+fault "select: no barrier before ranks are read" $P '/^__device__ __forceinline__ unsigned rank_in_block/,/^}/ { /if \(lane == 0\) shared\[warp\]/{n; s/__syncthreads\(\);//} }'
+fault "select: no barrier after ranks are read" $P '/^__device__ __forceinline__ unsigned rank_in_block/,/^}/ { /^  __syncthreads\(\);$/{N; s/__syncthreads\(\);\n  return before;/return before;/} }'
+fault "select: at least instead of above" $P 's/c < count \&\& gain > most;/c < count \&\& gain >= most;/'
+fault "scan: low and high halves swapped" $L 's/mine\[byte \& 15\] \+ mine\[16 \+ \(byte >> 4\)\]/mine[byte >> 4] + mine[16 + (byte \& 15)]/'
+fault "scan: rows that fill a block get results" $L 's/counts = lane < \(int\)block\.z;/counts = lane < (int)block.y;/'
+fault "scan: columns of 32 rows always" $L 's/columns\[at \* block\.y \+ lane\]/columns[at * 32 + lane]/'
+fault "scan: no barrier before tables are read" $L '/void scan_body/,/^}/ s/^  __syncthreads\(\);$//'
+fault "tables: no barrier before least entries are summed" $L '/sketch_tables/,/^}/ s/^      __syncthreads\(\);$//'
+fault "tables: one warp's widths" $L 's/for \(int w = 0; w < cuk::kThreads \/ 32; \+\+w\) widest/for (int w = 0; w < 1; ++w) widest/'
+fault "codes: signs of levels turned" $L 's/return code \& 8 \? level : -level;/return code \& 8 ? -level : level;/'
+fault "codes: factor of a key left out" $L 's/taken \? dot \* factor : -CUK_INF/taken ? dot : -CUK_INF/'
+fault "codes: bytes swapped" $L 's/two_bytes\(record \+ lane \* 4\) \| two_bytes\(record \+ lane \* 4 \+ 2\) << 16/two_bytes(record + lane * 4 + 2) | two_bytes(record + lane * 4) << 16/'
+fault "codes: no barrier before teams' sums are read" $L '/void sum_codes_body/,/^}/ s/^  __syncthreads\(\);$//'
+fault "codes: a team skips its second row" $L 's/for \(unsigned at = first \+ team; at < last; at \+= kTeams\)/for (unsigned at = first + team; at < last; at += 2 * kTeams)/'
+
+echo "$caught caught, $survived survived"
+[[ $survived == 0 ]]
