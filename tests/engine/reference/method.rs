@@ -4,7 +4,7 @@
 use super::stored::{StoredCluster, StoredHead, add, distance2, dot};
 
 const PROBE: f64 = 0.2;
-const MEAN: f64 = 0.1;
+const MEAN: f64 = 0.2;
 const VALUE: f64 = 0.7;
 const FULL: f64 = 14.0;
 const VALUE_CODE_NOISE: f64 = 0.0095;
