@@ -230,10 +230,11 @@ fn budgets_out_of_range_are_refused() {
     let (_, mut context) = filled(Dtype::F16);
     let asked = zeros(1, 6, 24);
     let view = TensorView::token_major(&asked[..], 1, 6, 24);
-    for (retrieve, estimate) in
-        [(-0.1, 0.2), (1.1, 0.2), (0.1, -1e-9), (0.1, 1.5), (f64::NAN, 0.1), (0.1, f64::INFINITY)]
-    {
-        let budget = Budget::RetroInfer { retrieve, estimate };
+    let shares = [(-0.1, 0.2), (1.1, 0.2), (0.1, -1e-9), (0.1, 1.5), (f64::NAN, 0.1), (0.1, f64::INFINITY)];
+    let shares = shares.map(|(retrieve, estimate)| Budget::RetroInfer { retrieve, estimate });
+    let taus = [-1e-9, f64::NAN, f64::INFINITY].map(Budget::Tau);
+    let soonest = [0.0, -1.0, f64::NAN, f64::INFINITY].map(Budget::Soonest);
+    for budget in shares.into_iter().chain(taus).chain(soonest) {
         let error = refused(&mut context, |context| context.attend(0, &view, &budget));
         assert!(matches!(&error, Error::Invalid { what: "budget", .. }), "{error}");
         let error = refused(&mut context, |context| context.explain(0, &view, &budget));

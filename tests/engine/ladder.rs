@@ -181,3 +181,28 @@ fn a_soft_cap_that_bites_is_applied_to_a_row_once() {
     // would take half a nat off them, and the error would exceed its prediction.
     assert!(mean(&actual) < mean(&predicted), "{} against {}", mean(&actual), mean(&predicted));
 }
+
+#[test]
+fn the_soonest_way_is_every_row_at_a_small_tau_and_the_ladder_at_a_large_one() {
+    let model = spec();
+    let store = memory_store();
+    let mut context = sealed(&store, &model);
+    let queries = queries(7, 1, &model);
+    let view = query_view(&queries, &model);
+    let exact = context.attend(0, &view, &Budget::Exact).unwrap();
+    // At 0.001 the rows that matter cost the ladder more than all of the 1,800; at 50 none matters.
+    let soonest = context.attend(0, &view, &Budget::Soonest(0.001)).unwrap();
+    assert_eq!(bits(&soonest), bits(&exact));
+    assert_eq!((soonest.report.traffic, &soonest.report.taus[..]), (exact.report.traffic, &[0.0; 3][..]));
+    assert!(soonest.report.bound.iter().all(|&bound| bound == Some(0.0)), "{:?}", soonest.report.bound);
+    let plan = context.explain(0, &view, &Budget::Soonest(0.001)).unwrap();
+    assert_eq!(plan, context.explain(0, &view, &Budget::Exact).unwrap());
+
+    let ladder = context.attend(0, &view, &Budget::Tau(50.0)).unwrap();
+    let soonest = context.attend(0, &view, &Budget::Soonest(50.0)).unwrap();
+    assert_eq!(bits(&soonest), bits(&ladder));
+    assert_ne!(bits(&soonest), bits(&exact));
+    assert_eq!(soonest.report.taus, [50.0; 3]);
+    let plan = context.explain(0, &view, &Budget::Soonest(50.0)).unwrap();
+    assert_eq!(plan, context.explain(0, &view, &Budget::Tau(50.0)).unwrap());
+}

@@ -116,7 +116,8 @@ fn ours(binary: &Path, rows: &Path, options: &PeersOptions) -> CommandLine {
         .args(&["bench", "attend", "--json", "--method", "exact", "--method", "longwave", "--tau"])
         .arg(&options.tau)
         .args(&["--tokens", &options.tokens.to_string(), "--threads", &options.threads.to_string()])
-        .args(&["--queries", &options.queries.to_string(), "--export"])
+        // The planner would put reading every row in the ladder's place where that is sooner.
+        .args(&["--planner", "false", "--queries", &options.queries.to_string(), "--export"])
         .arg(rows)
 }
 
@@ -195,7 +196,7 @@ mod tests {
         assert_eq!(
             ours(Path::new("/bin/longwave"), rows, &options()).to_string(),
             "/bin/longwave bench attend --json --method exact --method longwave --tau 0.0032,0.0016 --tokens 4096 \
-             --threads 3 --queries 5 --export /d/peers.safetensors"
+             --threads 3 --planner false --queries 5 --export /d/peers.safetensors"
         );
         assert_eq!(
             theirs(Path::new("/v/python"), rows, &options()).to_string(),

@@ -115,7 +115,7 @@ pub(crate) fn plan(
             call.select_keys(&mut threshold);
             call.select_values(&mut threshold);
             let Room { clusters, zone, touched, .. } = &mut call.room;
-            touched.add(&call.head, clusters, zone);
+            touched.add(&call.reader.head, clusters, zone);
             Ok(call.plan())
         })
         .collect::<Result<Vec<_>, Error>>()?;

@@ -9,11 +9,11 @@ use longwave_kernels::codec::record_len;
 impl Call<'_, '_> {
     /// Distinct pages, over the columns of all segments with a ladder.
     pub(super) fn pages(&self, touched: &Touched) -> u64 {
-        let mut seen = vec![false; self.head.bases.len()];
-        let summaries: u64 = (0..self.head.segments.len())
+        let mut seen = vec![false; self.reader.head.bases.len()];
+        let summaries: u64 = (0..self.reader.head.segments.len())
             .map(|number| {
                 // A query is turned once for each basis, with the first segment that has it.
-                let first = !std::mem::replace(&mut seen[self.head.segments[number].basis], true);
+                let first = !std::mem::replace(&mut seen[self.reader.head.segments[number].basis], true);
                 self.basis_pages(first) + self.summary_pages(number, touched)
             })
             .sum();
@@ -22,12 +22,12 @@ impl Call<'_, '_> {
 
     /// Pages of `ladder.basis`, `ladder.bits` and `ladder.scales`.
     fn basis_pages(&self, first: bool) -> u64 {
-        let (d, v) = (self.view.shape.key_dim, self.view.shape.value_dim);
+        let (d, v) = (self.reader.view.shape.key_dim, self.reader.view.shape.value_dim);
         let [mut basis, mut bits, mut scales] = [(); 3].map(|()| Pages::default());
-        let start = self.kv_head * (6 * d + 3 * v + 4);
+        let start = self.reader.kv_head * (6 * d + 3 * v + 4);
         if first {
-            basis.add(self.kv_head, 1, d * d);
-            bits.add(self.kv_head, 1, d);
+            basis.add(self.reader.kv_head, 1, d * d);
+            bits.add(self.reader.kv_head, 1, d);
             scales.add(start, 6 * d + 3 * v + 4, size_of::<f32>());
         } else {
             // What is the segment's own: shape and middle, then the mean of all values and the scalars.
@@ -39,25 +39,29 @@ impl Call<'_, '_> {
 
     /// Pages of centroids, counts and value means.
     fn summary_pages(&self, number: usize, touched: &Touched) -> u64 {
-        let segment = &self.head.segments[number];
+        let segment = &self.reader.head.segments[number];
         let [mut centroids, mut counts, mut means] = [(); 3].map(|()| Pages::default());
         let (first, clusters) = (segment.ladder.first_cluster(), segment.ladder.cluster_count());
-        centroids.add(first, clusters, record_len(self.view.shape.key_dim));
+        centroids.add(first, clusters, record_len(self.reader.view.shape.key_dim));
         counts.add(first, clusters, CLUSTER_SIZE);
         let end = segment.clusters().end as u32;
         let first_mean = touched.means.partition_point(|&cluster| (cluster as usize) < segment.first);
         for &cluster in touched.means[first_mean..].iter().take_while(|&&cluster| cluster < end) {
-            means.add(first + cluster as usize - segment.first, 1, record_len(self.view.shape.value_dim));
+            means.add(
+                first + cluster as usize - segment.first,
+                1,
+                record_len(self.reader.view.shape.value_dim),
+            );
         }
         centroids.count + counts.count + means.count
     }
 
     /// Pages of sketches, codes and full rows.
     fn row_pages(&self, touched: &Touched) -> u64 {
-        let shape = &self.view.shape;
+        let shape = &self.reader.view.shape;
         let mut count = 0;
-        for (number, run) in self.head.runs(&touched.sketched) {
-            let (segment, mut pages) = (&self.head.segments[number], Pages::default());
+        for (number, run) in self.reader.head.runs(&touched.sketched) {
+            let (segment, mut pages) = (&self.reader.head.segments[number], Pages::default());
             for &cluster in run {
                 let record = segment.ladder.sketch_range(cluster as usize - segment.first);
                 pages.add(record.start, record.len(), 1);
@@ -71,9 +75,9 @@ impl Call<'_, '_> {
             (&touched.values, shape.value_bytes()),
         ];
         for (rows, size) in columns {
-            for (number, run) in self.head.row_runs(rows) {
-                let (segment, mut pages) = (&self.head.segments[number], Pages::default());
-                let base = self.kv_head * segment.segment.rows();
+            for (number, run) in self.reader.head.row_runs(rows) {
+                let (segment, mut pages) = (&self.reader.head.segments[number], Pages::default());
+                let base = self.reader.kv_head * segment.segment.rows();
                 for &row in run {
                     pages.add(base + row as usize - segment.first_row, 1, size);
                 }

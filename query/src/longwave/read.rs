@@ -11,13 +11,12 @@ use crate::view::LayerView;
 use crate::work::HeadQueries;
 use longwave_kernels::{Kernels, rotate};
 
-/// What reading needs beside the rows.
-#[derive(Clone, Copy)]
+/// What one position and KV head reads from, and for which queries.
 pub(super) struct Reader<'a, 'v> {
     pub(super) kernels: &'a Kernels,
     pub(super) view: &'a LayerView<'v>,
-    pub(super) head: &'a Head<'a>,
-    pub(super) queries: &'a HeadQueries,
+    pub(super) head: Head<'a>,
+    pub(super) queries: HeadQueries,
     pub(super) kv_head: usize,
 }
 
@@ -140,7 +139,7 @@ impl Reader<'_, '_> {
     ) -> Result<(), Error> {
         let (group, dim) = (self.head.group, self.view.shape.value_dim);
         on_mean.clone_from(&zone.cluster_weight);
-        values.coded.reset(self.head, dim);
+        values.coded.reset(&self.head, dim);
         values.full.clear();
         values.full.resize(group * dim, 0.0);
         for run in self.runs(zone, &zone.values.code) {

@@ -65,11 +65,7 @@ impl Threshold {
 
 /// One position and KV head under way.
 pub(super) struct Call<'a, 'v> {
-    kernels: &'a Kernels,
-    pub(super) view: &'a LayerView<'v>,
-    queries: HeadQueries,
-    pub(super) kv_head: usize,
-    pub(super) head: Head<'a>,
+    pub(super) reader: Reader<'a, 'v>,
     pub(super) steady: Steady,
     /// Rows that are read one by one in any case.
     plain: Reading,
@@ -135,7 +131,8 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         room.clusters.score(kernels, &head, &queries, softcap, &steady);
         room.touched.clear();
         timings.add(Operator::Score, started.elapsed());
-        Ok(Call { kernels, view, queries, kv_head, head, steady, plain, timings, room })
+        let reader = Reader { kernels, view, head, queries, kv_head };
+        Ok(Call { reader, steady, plain, timings, room })
     }
 
     /// Answers one position and KV head, trying again with lower taus for as long as `rule` says so.
@@ -161,10 +158,10 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             let answer = call.attempt(&mut threshold)?;
             let started = Instant::now();
             let Room { clusters, zone, prediction, .. } = &mut call.room;
-            let predicted = prediction.errors(kernels, &call.head, clusters, zone, &answer);
+            let predicted = prediction.errors(kernels, &call.reader.head, clusters, zone, &answer);
             let attempt = Attempt { position, kv_head, tau: threshold.tau, predicted: &predicted };
             // Without a summary in use the answer is exact already.
-            let next = if call.head.clusters == 0 { Next::Accept } else { rule.next(&attempt) };
+            let next = if call.reader.head.clusters == 0 { Next::Accept } else { rule.next(&attempt) };
             call.timings.add(Operator::Estimate, started.elapsed());
             match next {
                 Next::Lower(tau) if tau > 0.0 && tau < threshold.tau => threshold.tau = tau,
@@ -183,7 +180,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         attempts: u64,
     ) -> Unit {
         let started = Instant::now();
-        rotate(&mut answer.output, self.view.shape.value_dim, true);
+        rotate(&mut answer.output, self.reader.view.shape.value_dim, true);
         let tops = answer.total.iter().zip(&self.room.clusters.top);
         let lse = tops.map(|(total, top)| top + total.ln()).collect();
         let plan = self.plan();
@@ -194,7 +191,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             predicted,
             plan,
             tail_rows: self.plain.tail_rows,
-            tau: if self.head.clusters == 0 { 0.0 } else { threshold.tau },
+            tau: if self.reader.head.clusters == 0 { 0.0 } else { threshold.tau },
             capped: threshold.raised,
             attempts,
             timings: self.timings,
@@ -206,17 +203,17 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         self.open_zone(threshold)?;
         let answer = self.read(threshold)?;
         let Room { clusters, zone, touched, .. } = &mut self.room;
-        touched.add(&self.head, clusters, zone);
+        touched.add(&self.reader.head, clusters, zone);
         Ok(answer)
     }
 
     /// Opens clusters and scans their sketches.
     pub(super) fn open_zone(&mut self, threshold: &mut Threshold) -> Result<(), Error> {
         let mut started = Instant::now();
-        let (kernels, head, steady) = (self.kernels, &self.head, &self.steady);
+        let (kernels, head, steady) = (self.reader.kernels, &self.reader.head, &self.steady);
         let Room { clusters, zone, closed, .. } = &mut self.room;
-        let fixed = Self::fixed(&self.view.shape, head).bytes();
-        let record = record_len(self.view.shape.value_dim) as u64;
+        let fixed = Self::fixed(&self.reader.view.shape, head).bytes();
+        let record = record_len(self.reader.view.shape.value_dim) as u64;
         threshold.raise(fixed, 1, |tau| clusters.means_wanted(tau) * record);
         clusters.read_means(threshold.tau);
         clusters.probe(kernels, head, steady);
@@ -225,11 +222,11 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             clusters.open(head.group, tau);
             clusters.means_wanted(tau) * record + sketch_bytes(head, &clusters.opened)
         });
-        closed.reset(head, self.view.shape.value_dim);
+        closed.reset(head, self.reader.view.shape.value_dim);
         closed.add(kernels, head, clusters, &clusters.closed, &clusters.estimate);
         self.timings.add(Operator::Plan, started.elapsed());
         started = Instant::now();
-        zone.scan(kernels, Softcap(self.view.scoring.softcap), head, clusters)?;
+        zone.scan(kernels, Softcap(self.reader.view.scoring.softcap), head, clusters)?;
         self.timings.add(Operator::Scan, started.elapsed());
         Ok(())
     }
@@ -239,8 +236,8 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         let Room { clusters, zone, closed, coded, .. } = &mut self.room;
         coded.copy(closed);
         let weights = &zone.cluster_weight;
-        coded.add(self.kernels, &self.head, clusters, &clusters.opened, weights);
-        Rough::of(&self.head, clusters, coded, weights, weights, &self.steady, None)
+        coded.add(self.reader.kernels, &self.reader.head, clusters, &clusters.opened, weights);
+        Rough::of(&self.reader.head, clusters, coded, weights, weights, &self.steady, None)
     }
 
     /// Chooses the keys to read.
@@ -248,12 +245,12 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         let started = Instant::now();
         let rough = self.rough();
         let Room { clusters, zone, off, gains, .. } = &mut self.room;
-        rough.distances(self.kernels, &self.head, clusters, &clusters.opened, off);
-        gains.select_keys(self.kernels, zone, clusters, (&rough, off), threshold.tau);
-        let fixed = Self::fixed(&self.view.shape, &self.head).bytes();
+        rough.distances(self.reader.kernels, &self.reader.head, clusters, &clusters.opened, off);
+        gains.select_keys(self.reader.kernels, zone, clusters, (&rough, off), threshold.tau);
+        let fixed = Self::fixed(&self.reader.view.shape, &self.reader.head).bytes();
         threshold.raise(fixed, 3, |tau| {
-            gains.select_keys(self.kernels, zone, clusters, (&rough, off), tau);
-            Self::chosen_bytes(&self.view.shape, &self.head, clusters, zone)
+            gains.select_keys(self.reader.kernels, zone, clusters, (&rough, off), tau);
+            Self::chosen_bytes(&self.reader.view.shape, &self.reader.head, clusters, zone)
         });
         self.timings.add(Operator::Select, started.elapsed());
     }
@@ -263,11 +260,11 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         let started = Instant::now();
         let rough = self.rough();
         let Room { clusters, zone, gains, .. } = &mut self.room;
-        gains.select_values(self.kernels, zone, clusters, &rough, threshold.tau);
-        let fixed = Self::fixed(&self.view.shape, &self.head).bytes();
+        gains.select_values(self.reader.kernels, zone, clusters, &rough, threshold.tau);
+        let fixed = Self::fixed(&self.reader.view.shape, &self.reader.head).bytes();
         threshold.raise(fixed, 4, |tau| {
-            gains.select_values(self.kernels, zone, clusters, &rough, tau);
-            Self::chosen_bytes(&self.view.shape, &self.head, clusters, zone)
+            gains.select_values(self.reader.kernels, zone, clusters, &rough, tau);
+            Self::chosen_bytes(&self.reader.view.shape, &self.reader.head, clusters, zone)
         });
         self.timings.add(Operator::Select, started.elapsed());
     }
@@ -278,33 +275,19 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         let mut started = Instant::now();
         let Room { clusters, zone, buffers, closed, .. } = &mut self.room;
         let tops = clusters.top.clone();
-        let reader = Reader {
-            kernels: self.kernels,
-            view: self.view,
-            head: &self.head,
-            queries: &self.queries,
-            kv_head: self.kv_head,
-        };
-        reader.read_keys(zone, clusters, buffers)?;
+        self.reader.read_keys(zone, clusters, buffers)?;
         closed.rescale(&tops, &clusters.top);
         self.timings.add(Operator::Read, started.elapsed());
         self.select_values(threshold);
 
         started = Instant::now();
-        let reader = Reader {
-            kernels: self.kernels,
-            view: self.view,
-            head: &self.head,
-            queries: &self.queries,
-            kv_head: self.kv_head,
-        };
         let Room { clusters, zone, closed, coded, buffers, values, on_mean, .. } = &mut self.room;
-        reader.read_values(zone, clusters, (values, on_mean), buffers)?;
+        self.reader.read_values(zone, clusters, (values, on_mean), buffers)?;
         coded.copy(closed);
-        coded.add(self.kernels, &self.head, clusters, &clusters.opened, on_mean);
+        coded.add(self.reader.kernels, &self.reader.head, clusters, &clusters.opened, on_mean);
         let rows = Some(&*values);
         let weights = &zone.cluster_weight;
-        let answer = Rough::of(&self.head, clusters, coded, weights, on_mean, &self.steady, rows);
+        let answer = Rough::of(&self.reader.head, clusters, coded, weights, on_mean, &self.steady, rows);
         self.timings.add(Operator::Read, started.elapsed());
         Ok(answer)
     }
@@ -323,13 +306,13 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
     /// Reads every row, after `attempts` attempts that did not meet their bound.
     fn read_all(mut self, attempts: u64, scratch: &mut Vec<f32>) -> Result<Unit, Error> {
         let started = Instant::now();
-        let (view, kv_head) = (self.view, self.kv_head);
-        let mut state = AttentionState::new(self.queries.heads, view.shape.value_dim);
+        let (view, kv_head) = (self.reader.view, self.reader.kv_head);
+        let mut state = AttentionState::new(self.reader.queries.heads, view.shape.value_dim);
         let segments = view.segments.iter().flat_map(|&s| pieces(kv_head, Source::Segment(s)));
         for piece in segments.chain(view.blocks.iter().flat_map(|b| pieces(kv_head, Source::Block(b)))) {
-            read_piece(self.kernels, view, &self.queries, &piece, &mut state, scratch)?;
+            read_piece(self.reader.kernels, view, &self.reader.queries, &piece, &mut state, scratch)?;
         }
-        self.plain = reading(view, kv_head, self.queries.span, &view.segments)?;
+        self.plain = reading(view, kv_head, self.reader.queries.span, &view.segments)?;
         let steady = Steady::new(view, state, kv_head);
         let mut output = steady.output;
         rotate(&mut output, view.shape.value_dim, true);
@@ -342,7 +325,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         Ok(Unit {
             output,
             lse: steady.lse,
-            predicted: vec![0.0; self.queries.heads],
+            predicted: vec![0.0; self.reader.queries.heads],
             plan,
             tail_rows: self.plain.tail_rows,
             tau: 0.0,
@@ -380,22 +363,23 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
     pub(super) fn plan(&self) -> HeadPlan {
         let Room { zone, touched, .. } = &self.room;
         let [coded, full] = touched.coded_and_full();
-        let mut traffic = self.plain.traffic + Self::traffic(&self.view.shape, &self.head, touched);
+        let mut traffic =
+            self.plain.traffic + Self::traffic(&self.reader.view.shape, &self.reader.head, touched);
         traffic.pages += self.pages(touched);
         let opened = zone.opened.iter().map(|opened| ClusterId {
             segment: opened.segment as u32,
-            cluster: (opened.cluster - self.head.segments[opened.segment].first) as u32,
+            cluster: (opened.cluster - self.reader.head.segments[opened.segment].first) as u32,
         });
         HeadPlan {
-            position: self.queries.span.oldest,
-            kv_head: self.kv_head,
-            clusters: self.head.clusters,
+            position: self.reader.queries.span.oldest,
+            kv_head: self.reader.kv_head,
+            clusters: self.reader.head.clusters,
             read: opened.collect(),
             estimated: Vec::new(),
             rows_scanned: zone.rows as u64,
             rows_coded: coded,
             rows_read: full,
-            rows_estimated: (self.head.rows - zone.rows) as u64,
+            rows_estimated: (self.reader.head.rows - zone.rows) as u64,
             rows_plain: self.plain.sealed_rows,
             traffic,
         }
