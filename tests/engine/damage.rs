@@ -4,7 +4,7 @@ use crate::sample::{
     Kv, UNEQUAL, as_backend, bits, faults, is_full, logits, model, queries, query_view, small_options,
     store_on,
 };
-use longwave::storage::{Backend, Crash, MemoryBackend, segment_path};
+use longwave::storage::{Backend, ColumnKind, Crash, Expected, MemoryBackend, Segment, segment_path};
 use longwave::{Budget, Dtype, Durability, Error, LayerKind, ModelSpec, Store, StoreOptions};
 use std::sync::Arc;
 
@@ -228,6 +228,32 @@ fn damage_under_a_live_snapshot_is_an_error_of_the_call() {
         panic!("{errors:?}")
     };
     assert_eq!((named, column.as_deref()), (&file, Some("keys")));
+}
+
+#[test]
+fn rows_that_the_ladder_reads_one_by_one_are_verified() {
+    for (kind, name) in [(ColumnKind::KEYS, "keys"), (ColumnKind::VALUES, "values")] {
+        let memory = small_store();
+        let store = store_on(&as_backend(&memory));
+        let manifest = store.manifest("small").unwrap();
+        let file = segment_path(&manifest.layers[0].segments[0].file);
+        let expected = Expected::of_model(manifest.model.identity);
+        let segment = Segment::open(as_backend(&memory), &file, &expected).unwrap();
+        let offset = segment.columns().find(|info| info.kind == kind).unwrap().offset as usize;
+        let mut bytes = memory.contents(&file).unwrap();
+        bytes[offset + 5] ^= 0x10;
+        memory.replace(&file, &bytes).unwrap();
+        let snapshot = store.snapshot("small").unwrap();
+        let queries = queries(3, 1, snapshot.model());
+        let ask = |tau| snapshot.attend(0, &query_view(&queries, snapshot.model()), &Budget::Tau(tau));
+        // No row is worth reading: the column stays unread.
+        assert!(ask(1e3).is_ok());
+        let refused = ask(1e-6).unwrap_err();
+        let Error::Storage(longwave::storage::Error::Corrupt { file: named, column, .. }) = &refused else {
+            panic!("{refused}")
+        };
+        assert_eq!((named, column.as_deref()), (&file, Some(name)));
+    }
 }
 
 #[test]
