@@ -138,6 +138,10 @@ impl Backend for FaultBackend {
         self.schedule.step(path, "remove", || self.inner.remove(path))
     }
 
+    fn remove_dir(&self, dir: &str) -> Result<()> {
+        self.schedule.step(dir, "remove directory", || self.inner.remove_dir(dir))
+    }
+
     fn list(&self, dir: &str) -> Result<Vec<String>> {
         self.schedule.step(dir, "list", || self.inner.list(dir))
     }

@@ -5,7 +5,7 @@ use crate::sample::{
 };
 use crate::truth::{check_exact, check_own_values};
 use longwave::storage::fault::{FaultBackend, Injection, InjectionKind};
-use longwave::storage::{Backend, Crash, MemoryBackend};
+use longwave::storage::{Backend, Crash, Error as StorageError, MemoryBackend};
 use longwave::{Budget, Context, Dtype, Durability, Error, LayerKind, ModelSpec, Store, StoreOptions};
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -61,7 +61,7 @@ impl Workload {
         self.append(&mut context, 0..80);
         let sealed = context.seal();
         again(sealed, &mut || context.seal())?;
-        self.commit(&mut context, stubborn, progress)?;
+        self.commit((&mut context, &store), stubborn, progress)?;
         for token in 80..92 {
             self.append(&mut context, token..token + 1);
             let asked = queries(token as u64, 1, &self.model);
@@ -71,7 +71,7 @@ impl Workload {
             let answered = attend(&mut context);
             again(answered, &mut || attend(&mut context))?;
         }
-        self.commit(&mut context, stubborn, progress)?;
+        self.commit((&mut context, &store), stubborn, progress)?;
         drop(context);
         let reopen = || store.context("life", &self.model);
         let mut context = reopen().or_else(|error| if stubborn { reopen() } else { Err(error) })?;
@@ -81,10 +81,10 @@ impl Workload {
         }
         let sealed = context.seal();
         again(sealed, &mut || context.seal())?;
-        self.commit(&mut context, stubborn, progress)?;
+        self.commit((&mut context, &store), stubborn, progress)?;
         let rebuilt = context.rebuild(None).map(|_| ());
         again(rebuilt, &mut || context.rebuild(None).map(|_| ()))?;
-        self.commit(&mut context, stubborn, progress)
+        self.commit((&mut context, &store), stubborn, progress)
     }
 
     fn append(&self, context: &mut Context, tokens: std::ops::Range<usize>) {
@@ -93,7 +93,27 @@ impl Workload {
         context.extend_tokens(&ids).unwrap();
     }
 
-    fn commit(&self, context: &mut Context, stubborn: bool, progress: &mut Progress) -> Result<(), Error> {
+    /// Opens a context again that no longer commits, and appends what it has lost. The lock goes with the writer.
+    fn reopen(&self, context: &mut Context, store: &Store) -> Result<(), Error> {
+        let length = context.length(0)? as usize;
+        let dead = std::mem::replace(context, store.create_with("aside", &self.model, small_options())?);
+        drop(dead);
+        let aside = std::mem::replace(context, store.context("life", &self.model)?);
+        drop(aside);
+        store.remove("aside")?;
+        let committed = context.length(0)? as usize;
+        if committed < length {
+            self.append(context, committed..length);
+        }
+        Ok(())
+    }
+
+    fn commit(
+        &self,
+        (context, store): (&mut Context, &Store),
+        stubborn: bool,
+        progress: &mut Progress,
+    ) -> Result<(), Error> {
         progress.begun = context.length(0)? as usize;
         let (before, rows) = (context.generation(), context.length(1)?);
         if let Err(error) = context.commit(Durability::Strict) {
@@ -101,7 +121,12 @@ impl Workload {
             if !stubborn {
                 return Err(error);
             }
-            context.commit(Durability::Strict)?;
+            if let Err(error) = context.commit(Durability::Strict) {
+                // After a sync that failed nothing but the files themselves is believed.
+                assert!(matches!(error, Error::Storage(StorageError::Poisoned { .. })), "{error}");
+                self.reopen(context, store)?;
+                context.commit(Durability::Strict)?;
+            }
         }
         progress.committed = progress.begun;
         Ok(())

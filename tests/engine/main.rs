@@ -7,6 +7,7 @@ mod damage;
 mod determinism;
 mod exact;
 mod faults;
+mod fork;
 mod kill;
 mod ladder;
 mod ladder_adversary;

@@ -1,5 +1,9 @@
 //! A directory of contexts.
 
+mod collect;
+mod references;
+mod removal;
+
 use crate::accuracy::Auditor;
 use crate::context::Context;
 use crate::error::Error;
@@ -8,13 +12,16 @@ use crate::options::{AuditOptions, ContextOptions, StoreOptions};
 use crate::sealing::Sealer;
 use crate::snapshot::Snapshot;
 use longwave_storage::{
-    Backend, CONTEXTS_DIR, Error as StorageError, FileBackend, MANIFEST_FILE, MemoryBackend, PROFILES_DIR,
-    SEGMENTS_DIR, STORE_FILE, StoreHeader, context_dir, context_file, create_store, read_manifest,
-    read_store, validate_name,
+    Backend, CONTEXTS_DIR, Error as StorageError, FileBackend, MANIFEST_FILE, MemoryBackend, REFERENCES_LOCK,
+    STORE_DIRS, STORE_FILE, StoreHeader, context_dir, context_file, create_store, read_manifest, read_store,
+    validate_name,
 };
 use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::Arc;
+
+pub use collect::Collected;
+pub(crate) use references::References;
 
 /// What every context of a store shares.
 #[derive(Debug)]
@@ -69,7 +76,7 @@ impl Store {
             crate::context::random(&mut store_id)?;
             create_store(backend.as_ref(), &StoreHeader { store_id })?;
         }
-        for dir in [CONTEXTS_DIR, SEGMENTS_DIR, PROFILES_DIR] {
+        for dir in STORE_DIRS {
             backend.create_dir_all(dir)?;
         }
         let sealer = Sealer::new(options.sealing_threads);
@@ -108,7 +115,7 @@ impl Store {
         model: &ModelSpec,
         options: ContextOptions,
     ) -> Result<Context, Error> {
-        Context::create(Arc::clone(&self.shared), name, model, options)
+        Context::create(&self.shared, name, model, options)
     }
 
     /// Opens a committed context for writing.
@@ -117,7 +124,24 @@ impl Store {
     /// [`Error::ContextMissing`]; [`Error::ModelMismatch`] when another model made it; [`Error::Storage`] when
     /// another writer holds it, or its files cannot be read or do not verify.
     pub fn context(&self, name: &str, model: &ModelSpec) -> Result<Context, Error> {
-        Context::open(Arc::clone(&self.shared), name, model)
+        Context::open(&self.shared, name, model)
+    }
+
+    /// Forks the last commit of the context `source`, at its first `length` rows or all of them, into a new context
+    /// `name`. Unlike [`Context::fork`] it needs no writer of `source`, which may go on beside it, in this or another
+    /// process.
+    ///
+    /// # Errors
+    /// Those of [`Self::context`] and of [`Context::fork`]; [`Error::Invalid`] when `source` is shorter than `length`.
+    pub fn fork(
+        &self,
+        source: &str,
+        name: &str,
+        model: &ModelSpec,
+        length: Option<u64>,
+    ) -> Result<Context, Error> {
+        validate_name(source)?;
+        Context::fork_committed(&self.shared, (source, name), model, length)
     }
 
     /// Opens the last commit of a context for reading. No lock is taken: a writer may go on beside it, in this or
@@ -183,9 +207,11 @@ fn refuse_other_content(backend: &dyn Backend) -> Result<(), Error> {
     let provisional = format!("{STORE_FILE}.new");
     let mut others = list("")?;
     others.retain(|name| {
-        ![CONTEXTS_DIR, SEGMENTS_DIR, PROFILES_DIR, &provisional, "lost+found"].contains(&name.as_str())
+        let own =
+            STORE_DIRS.contains(&name.as_str()) || [&provisional, REFERENCES_LOCK].contains(&name.as_str());
+        !own && name != "lost+found"
     });
-    for dir in [CONTEXTS_DIR, SEGMENTS_DIR, PROFILES_DIR] {
+    for dir in STORE_DIRS {
         others.extend(list(dir)?.into_iter().map(|name| format!("{dir}/{name}")));
     }
     match others.first() {
