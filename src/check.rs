@@ -45,6 +45,8 @@ fn check_record(manifest: &Manifest, record: &Record) -> Result<(), StorageError
     let expected = match header.kind {
         RecordKind::Rows => u64::from(header.count) * row,
         RecordKind::Tokens => u64::from(header.count) * 4,
+        // Of the index of prefixes, not of a context.
+        RecordKind::Prefix => u64::MAX,
         RecordKind::Queries => {
             u64::from(header.count) * u64::from(model.query_heads) * u64::from(model.key_dim) * 2
         }

@@ -118,6 +118,11 @@ impl<'a> Replay<'a> {
         self.meta_logs(logs, samples, false).map(|_| ())
     }
 
+    /// The token ids that the logs hold.
+    pub(crate) fn tokens(&self, logs: &[LogRecord]) -> Result<Vec<u32>, Error> {
+        self.meta_logs(logs, &mut [], true)
+    }
+
     fn meta_logs(
         &self,
         logs: &[LogRecord],
@@ -133,7 +138,9 @@ impl<'a> Replay<'a> {
                     RecordKind::Queries if !samples.is_empty() => {
                         self.take_queries(&record, log.end, samples)
                     }
-                    RecordKind::Rows => Err(("token ids or queries".into(), "rows".into())),
+                    RecordKind::Rows | RecordKind::Prefix => {
+                        Err(("token ids or queries".into(), format!("{:?}", record.header.kind)))
+                    }
                     _ => Ok(()),
                 };
                 taken.map_err(|(expected, found)| corrupt(&file, record.offset, expected, found))?;

@@ -75,6 +75,7 @@ impl Context {
             sealed.committed.store(true, Ordering::Release);
         }
         self.remove_replaced(durability);
+        self.note_commit();
         self.update_profile(durability);
         self.publish()
     }
@@ -117,6 +118,7 @@ impl Context {
             layer.cuts = cuts;
             self.replaced.extend(Vec::into_iter(over).map(|(sealed, _)| Replaced::segment(sealed)));
         }
+        self.hash_tokens();
         self.write_rows()?;
         self.write_meta()?;
         if durability != Durability::None {
@@ -238,6 +240,7 @@ impl Context {
             meta_logs: self.logs.meta.records(),
             token_count: self.tokens.len() as u64,
             extra: self.options.extra.clone(),
+            prefix: self.prefix_hash(),
             first_unnamed: self.first_unnamed(),
             origin: self.origin.clone(),
             state: self.state(),

@@ -7,17 +7,31 @@
 use super::audit::Audits;
 use super::logs::Logs;
 use super::open::load_newest;
+use super::prefix::Prefix;
 use super::{Context, Layer};
 use crate::error::Error;
 use crate::model::ModelSpec;
-use crate::store::{References, Shared};
-use longwave_storage::{Durability, Error as StorageError, Manifest, OriginRecord, file_maker};
+use crate::store::{References, Shared, remove_dir_of};
+use longwave_storage::{
+    Durability, Error as StorageError, MANIFEST_FILE, Manifest, OriginRecord, context_file, file_maker,
+};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::OnceLock;
 
 /// How often a fork starts again when files of the other context vanish under it.
 const FORK_ATTEMPTS: usize = 16;
+
+/// Where a fork leaves the other context.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ForkAt<'a> {
+    /// At the end of its last commit.
+    End,
+    /// At so many rows.
+    Length(u64),
+    /// Where its token ids differ from these, or these end.
+    Prefix(&'a [u32]),
+}
 
 impl Context {
     /// A new context `name` with all rows of this one, which goes on by itself: segments and logs are shared, nothing is
@@ -47,21 +61,35 @@ impl Context {
         fork.profile = self.profile.clone();
         fork.other_state = self.other_state.clone();
         fork.origin = Some(origin);
-        let references = References::hold(&self.store)?;
-        fork.commit_shared(&references)?;
-        Ok(fork)
+        fork.prefix = Prefix::forked(self.tokens.len() as u64, self.id);
+        self.note();
+        let made = References::hold(&self.store).and_then(|references| fork.commit_shared(&references));
+        fork.made(made)
     }
 
-    /// Forks the last commit of the context `source` at `length` rows, or all of it, without being its writer.
+    /// A context whose first commit has succeeded, or nothing at all.
+    fn made(self, made: Result<(), Error>) -> Result<Context, Error> {
+        let Err(failure) = made else { return Ok(self) };
+        let backend = self.store.backend.as_ref();
+        // A commit that failed may have come about all the same.
+        if backend.exists(&context_file(&self.name, MANIFEST_FILE)).is_ok_and(|exists| !exists)
+            && let Err(error) = remove_dir_of(backend, &self.name)
+        {
+            tracing::warn!(context = self.name, %error, "a directory without a context stays");
+        }
+        Err(failure)
+    }
+
+    /// Forks the last commit of the context `source`, without being its writer.
     pub(crate) fn fork_committed(
         store: &Arc<Shared>,
         (source, name): (&str, &str),
         model: &ModelSpec,
-        length: Option<u64>,
+        place: ForkAt<'_>,
     ) -> Result<Context, Error> {
         let mut attempt = 1;
         loop {
-            match Self::try_fork(store, (source, name), model, length) {
+            match Self::try_fork(store, (source, name), model, place) {
                 // The other context's writer has gone on, and removed what its last commit does not name.
                 Err(Error::Storage(StorageError::Missing { .. })) if attempt < FORK_ATTEMPTS => attempt += 1,
                 other => return other,
@@ -73,9 +101,16 @@ impl Context {
         store: &Arc<Shared>,
         (source, name): (&str, &str),
         model: &ModelSpec,
-        length: Option<u64>,
+        place: ForkAt<'_>,
     ) -> Result<Context, Error> {
         let (manifest, loaded) = load_newest(store, source, Some(model))?;
+        let length = match place {
+            ForkAt::End => None,
+            ForkAt::Length(length) => Some(length),
+            ForkAt::Prefix(ids) => {
+                Some(ids.iter().zip(&loaded.tokens).take_while(|(a, b)| a == b).count() as u64)
+            }
+        };
         let origin = OriginRecord {
             context_id: manifest.context_id,
             generation: manifest.generation,
@@ -93,19 +128,24 @@ impl Context {
             // Of an older version, with logs that only their context may name.
             fork.layers.iter_mut().flatten().for_each(|layer| layer.sample.unsettle());
         }
+        let made = fork.leave(source, &manifest, length);
+        fork.made(made)
+    }
+
+    /// Makes the copy of another context's last commit a fork of it.
+    fn leave(&mut self, source: &str, manifest: &Manifest, length: Option<u64>) -> Result<(), Error> {
         if let Some(length) = length {
-            fork.truncate(length)?;
+            self.truncate(length)?;
         }
-        let references = References::hold(store)?;
-        let backend = store.backend.as_ref();
-        for path in fork.named_files() {
-            if !backend.exists(&path)? {
+        self.prefix = Prefix::forked(self.tokens.len() as u64, manifest.context_id);
+        let references = References::hold(&self.store)?;
+        for path in self.named_files() {
+            if !self.store.backend.exists(&path)? {
                 return Err(StorageError::Missing { file: path }.into());
             }
         }
-        make_durable(store, source, &manifest)?;
-        fork.commit_shared(&references)?;
-        Ok(fork)
+        make_durable(&self.store, source, manifest)?;
+        self.commit_shared(&references)
     }
 
     /// The first commit of a fork. Whoever made the files that it names is marked before.

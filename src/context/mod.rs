@@ -7,6 +7,7 @@ mod fork;
 mod logs;
 mod marks;
 mod open;
+mod prefix;
 mod profile;
 mod rebuild;
 mod truncate;
@@ -20,6 +21,7 @@ use crate::sealing::{Sealed, Sealing, bases_of};
 use crate::snapshot::{Published, Reader, Snapshot, SnapshotInner, layer_of, on_pool};
 use crate::store::Shared;
 use crate::tensor::TensorView;
+pub(crate) use fork::ForkAt;
 use half::f16;
 use logs::Logs;
 use longwave_index::ladder::Basis;
@@ -54,6 +56,7 @@ pub struct Context {
     /// A sync that failed: what came before it may be lost whatever a later one says.
     poisoned: Option<String>,
     origin: Option<OriginRecord>,
+    prefix: prefix::Prefix,
     next_number: u64,
     logs: Logs,
     /// Where sealing failed; told once, by the next call that waits for it.
@@ -349,6 +352,7 @@ impl Drop for Context {
     /// Waits for the segment that is being written, and cancels those behind it: once the lock is gone, the next
     /// writer gives out their file names again, and nothing may replace its files.
     fn drop(&mut self) {
+        self.note();
         self.cancelled.store(true, Ordering::Release);
         for layer in self.layers.iter_mut().flatten() {
             let rebuilding = layer.rebuilding.take();

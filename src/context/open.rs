@@ -4,6 +4,7 @@ use super::audit::Audits;
 use super::commit::Replaced;
 use super::logs::Logs;
 use super::marks::restore_marks;
+use super::prefix::Prefix;
 use super::{Context, Layer};
 use crate::error::Error;
 use crate::layer::LayerRows;
@@ -103,6 +104,7 @@ impl Context {
             durable: false,
             poisoned: None,
             origin: None,
+            prefix: Prefix::default(),
             next_number: 0,
             logs: Logs::default(),
             seal_failure: None,
@@ -134,6 +136,7 @@ impl Context {
         let mut context = Self::new(store, name, identity, loaded.layers, lock);
         context.logs = Logs::resume(backend, &manifest)?;
         context.tokens = Arc::new(loaded.tokens);
+        context.prefix = Prefix::known(manifest.token_count);
         context.generation = manifest.generation;
         context.attempted = manifest.generation.max(undone);
         context.origin = manifest.origin.clone();

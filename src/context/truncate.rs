@@ -59,6 +59,7 @@ impl Context {
         self.cut_logs(length);
         if self.tokens.len() as u64 > length {
             Arc::make_mut(&mut self.tokens).truncate(length as usize);
+            self.prefix.truncate(length);
         }
         Ok(())
     }

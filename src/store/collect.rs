@@ -217,7 +217,7 @@ pub(super) fn clear_unfinished(backend: &dyn Backend, name: &str) {
 
 /// Removes the directory of a context whose manifest is gone and whose lock is held: the lock goes last, and the removed
 /// manifest before it.
-pub(super) fn remove_dir_of(backend: &dyn Backend, name: &str) -> Result<(), StorageError> {
+pub(crate) fn remove_dir_of(backend: &dyn Backend, name: &str) -> Result<(), StorageError> {
     let dir = context_dir(name);
     let mut files = backend.list(&dir)?;
     files.retain(|file| file != LOCK_FILE);

@@ -1,26 +1,31 @@
 //! A directory of contexts.
 
 mod collect;
+mod prefixes;
 mod references;
 mod removal;
 
 use crate::accuracy::Auditor;
-use crate::context::Context;
+use crate::context::{Context, ForkAt};
 use crate::error::Error;
 use crate::model::ModelSpec;
 use crate::options::{AuditOptions, ContextOptions, StoreOptions};
 use crate::sealing::Sealer;
 use crate::snapshot::Snapshot;
 use longwave_storage::{
-    Backend, CONTEXTS_DIR, Error as StorageError, FileBackend, MANIFEST_FILE, MemoryBackend, REFERENCES_LOCK,
-    STORE_DIRS, STORE_FILE, StoreHeader, context_dir, context_file, create_store, read_manifest, read_store,
-    validate_name,
+    Backend, CONTEXTS_DIR, Error as StorageError, FileBackend, MANIFEST_FILE, MemoryBackend, PREFIXES_FILE,
+    PREFIXES_LOCK, PREFIXES_NEW_FILE, REFERENCES_LOCK, STORE_DIRS, STORE_FILE, StoreHeader, context_dir,
+    context_file, create_store, read_manifest, read_store, validate_name,
 };
 use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::Arc;
 
 pub use collect::Collected;
+pub(crate) use collect::remove_dir_of;
+pub use prefixes::PrefixMatch;
+use prefixes::Prefixes;
+pub(crate) use prefixes::{BLOCK, Chain, Note, chains, seed};
 pub(crate) use references::References;
 
 /// What every context of a store shares.
@@ -33,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) pool: Option<Arc<rayon::ThreadPool>>,
     /// Held while a model's profile is read and written again.
     pub(crate) profiles: Mutex<()>,
+    prefixes: Prefixes,
 }
 
 /// A store: contexts, each with its manifest and logs, and the segments that they name.
@@ -87,6 +93,7 @@ impl Store {
             audits: options.audits,
             pool: options.pool,
             profiles: Mutex::default(),
+            prefixes: Prefixes::default(),
         };
         Ok(Store { shared: Arc::new(shared) })
     }
@@ -141,7 +148,8 @@ impl Store {
         length: Option<u64>,
     ) -> Result<Context, Error> {
         validate_name(source)?;
-        Context::fork_committed(&self.shared, (source, name), model, length)
+        let place = length.map_or(ForkAt::End, ForkAt::Length);
+        Context::fork_committed(&self.shared, (source, name), model, place)
     }
 
     /// Opens the last commit of a context for reading. No lock is taken: a writer may go on beside it, in this or
@@ -207,8 +215,9 @@ fn refuse_other_content(backend: &dyn Backend) -> Result<(), Error> {
     let provisional = format!("{STORE_FILE}.new");
     let mut others = list("")?;
     others.retain(|name| {
-        let own =
-            STORE_DIRS.contains(&name.as_str()) || [&provisional, REFERENCES_LOCK].contains(&name.as_str());
+        let own = STORE_DIRS.contains(&name.as_str())
+            || [&provisional, REFERENCES_LOCK, PREFIXES_FILE, PREFIXES_NEW_FILE, PREFIXES_LOCK]
+                .contains(&name.as_str());
         !own && name != "lost+found"
     });
     for dir in STORE_DIRS {

@@ -28,7 +28,11 @@ impl Store {
         let manifests = [read_durable_manifest(backend, &dir), read_recent_manifest(backend, &dir)];
         backend.rename(&context_file(name, MANIFEST_FILE), &context_file(name, MANIFEST_REMOVED_FILE))?;
         backend.sync_dir(&dir)?;
-        if let Err(error) = self.clear_removed(&references, name, manifests.into_iter().flatten().collect()) {
+        let manifests: Vec<Manifest> = manifests.into_iter().flatten().collect();
+        if let Some(manifest) = manifests.first() {
+            self.shared.note_renamed(&manifest.context_id, None);
+        }
+        if let Err(error) = self.clear_removed(&references, name, manifests) {
             tracing::warn!(context = name, %error, "files of a removed context stay for now");
         }
         Ok(())
@@ -90,6 +94,7 @@ impl Store {
     fn record_name(&self, name: &str, _lock: Box<dyn LockGuard>) -> Result<(), Error> {
         let (backend, dir) = (self.shared.backend.as_ref(), context_dir(name));
         let manifest = read_manifest(backend, &dir)?;
+        self.shared.note_renamed(&manifest.context_id, Some(name));
         let weak = read_recent_manifest(backend, &dir).is_ok_and(|recent| recent == manifest);
         if weak || manifest.name == name {
             // The next commit says it: this one is not to make durable what was not asked to be.

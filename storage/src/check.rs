@@ -12,8 +12,8 @@ use crate::manifest::{
 };
 use crate::names::{
     CONTEXTS_DIR, LOCK_FILE, LOGS_DIR, MANIFEST_FILE, MANIFEST_NEW_FILE, MANIFEST_RECENT_FILE,
-    MANIFEST_REMOVED_FILE, PROFILES_DIR, SEGMENTS_DIR, STORE_FILE, context_dir, context_file, file_maker,
-    segment_path, share_path, validate_name,
+    MANIFEST_REMOVED_FILE, PREFIXES_FILE, PROFILES_DIR, SEGMENTS_DIR, STORE_FILE, context_dir, context_file,
+    file_maker, segment_path, share_path, validate_name,
 };
 use crate::profile::check_profile;
 use crate::segment::{Expected, Segment, Validator};
@@ -128,6 +128,9 @@ pub fn store_bytes(backend: &dyn Backend) -> Result<u64> {
         if backend.exists(dir)? {
             paths.extend(list_files(backend, dir)?);
         }
+    }
+    if backend.exists(PREFIXES_FILE)? {
+        paths.push(PREFIXES_FILE.to_owned());
     }
     for context in backend.list(CONTEXTS_DIR)? {
         paths.extend(list_files(backend, &context_dir(&context))?);

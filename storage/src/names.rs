@@ -18,6 +18,12 @@ pub const LOGS_DIR: &str = "logs";
 pub const SHARES_DIR: &str = "shares";
 /// Held by whoever lets a manifest name another context's files, and by whoever removes files.
 pub const REFERENCES_LOCK: &str = "longwave.lock";
+/// The index of prefixes: token ids of all contexts.
+pub const PREFIXES_FILE: &str = "prefixes.log";
+/// The index of prefixes while it is made anew.
+pub const PREFIXES_NEW_FILE: &str = "prefixes.log.new";
+/// Held by whoever writes to the index of prefixes.
+pub const PREFIXES_LOCK: &str = "prefixes.lock";
 /// Directory of the models' query profiles.
 pub const PROFILES_DIR: &str = "profiles";
 /// The directories of a store. Stores that were made by older versions lack some.

@@ -74,11 +74,10 @@ fn logs_manifest_and_header_are_checked() {
         assert_eq!(report["faults"][0]["file"], file, "{report}");
     }
     let setting = Setting::imported();
-    let logs: Vec<String> =
-        files(&setting.path("store/contexts/manual")).into_iter().filter(|f| f.ends_with(".log")).collect();
+    let logs: Vec<String> = files(&setting.path("store/logs"));
     assert_eq!(logs.len(), 2, "{logs:?}");
     for log in &logs {
-        flip(&setting.path("store/contexts/manual").join(log), 300);
+        flip(&setting.path("store/logs").join(log), 300);
     }
     let (code, report) = fsck(&setting);
     let named: Vec<&str> =

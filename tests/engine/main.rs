@@ -14,6 +14,7 @@ mod ladder_adversary;
 mod ladder_properties;
 mod lifecycle;
 mod longwave_reference;
+mod prefix;
 mod profile;
 mod readers;
 mod rebuild;

@@ -245,7 +245,8 @@ impl Machine {
 
     fn power_loss(&mut self) {
         self.context = None;
-        self.memory = self.memory.after(Crash::Torn { seed: self.texts ^ self.branch().generation });
+        let seed = self.texts ^ self.branch().generation;
+        self.memory = self.memory.after(Crash::Torn { seed });
         let store = self.store();
         for branch in &mut self.branches {
             let found = store.snapshot(&branch.name).unwrap().generation();

@@ -81,6 +81,18 @@ impl LogReader {
         Ok(Some(Record { header, payload, offset }))
     }
 
+    /// Opens the log at `path` to read on at `offset`, where a record starts, up to the end of the file.
+    ///
+    /// # Errors
+    /// As [`LogReader::open`].
+    pub fn open_at(backend: &dyn Backend, path: &str, header: LogHeader, offset: u64) -> Result<Self> {
+        let len = backend.open_read(path)?.len()?;
+        Ok(Self {
+            offset: offset.max(LOG_HEADER_SIZE),
+            ..Self::open(backend, path, header, len.max(offset))?
+        })
+    }
+
     /// Where the next record starts, in bytes.
     pub fn offset(&self) -> u64 {
         self.offset

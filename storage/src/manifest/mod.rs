@@ -41,6 +41,8 @@ pub struct Manifest {
     pub token_count: u64,
     /// What the KV depends on besides model and token ids, as the engine says it: an adapter, a tenant.
     pub extra: Vec<u8>,
+    /// Chained hash of the model, the extra bytes and the token ids in whole blocks; zeros where there are no ids.
+    pub prefix: [u8; 16],
     /// The writer may hold files of this context with this number or a greater one that no manifest names yet. Those
     /// with a smaller number that no manifest names are garbage.
     pub first_unnamed: u64,

@@ -65,6 +65,7 @@ impl From<Manifest1> for Manifest {
             meta_logs: old.meta_log.into_iter().map(LogRecord::from).collect(),
             token_count: old.token_count,
             extra: Vec::new(),
+            prefix: [0; 16],
             // Nothing says which files its writer held: none of them is garbage.
             first_unnamed: 0,
             origin: None,

@@ -173,7 +173,8 @@ fn version_1_is_read_for_ever() {
     expected.layers[1].length = 60;
     expected.layers[1].sealed_at = vec![54 + 64];
     expected.meta_logs = vec![LogRecord { place: LogPlace::Context, ..log_record(6, "m", 96) }];
-    (expected.token_count, expected.extra, expected.first_unnamed) = (60, vec![], 0);
+    (expected.token_count, expected.extra, expected.prefix) = (60, vec![], [0; 16]);
+    expected.first_unnamed = 0;
     let found = read_manifest(&backend, DIR).unwrap();
     assert_eq!(found, expected);
     assert_eq!(found.meta_logs[0].path("manual-v3"), "contexts/manual-v3/m");
@@ -234,7 +235,9 @@ fn payload(version: u16) -> Vec<u8> {
             expected.extend([&[id; 16][..], &text(file), &len.to_le_bytes(), &end.to_le_bytes()].concat());
             expected.extend(numbers(&[0]));
         }
-        expected.extend([&60_u64.to_le_bytes()[..], &text("tenant 5"), &9_u64.to_le_bytes()].concat());
+        expected.extend(
+            [&60_u64.to_le_bytes()[..], &text("tenant 5"), &[0x5f; 16], &9_u64.to_le_bytes()].concat(),
+        );
         expected.extend([&[1][..], &[3; 16], &12_u64.to_le_bytes(), &40_u64.to_le_bytes()].concat());
     }
     expected.extend(

@@ -163,6 +163,7 @@ pub fn empty_manifest() -> Manifest {
         meta_logs: vec![],
         token_count: 0,
         extra: b"tenant 5".to_vec(),
+        prefix: [0x5f; 16],
         first_unnamed: 9,
         origin: None,
         state: vec![StateRecord { kind: 11, version: 3, bytes: pattern(21, 5) }],
