@@ -1,5 +1,6 @@
 //! Verifying a store: every byte of every file, the index of every segment, and what the logs say.
 
+use crate::context::Context;
 use crate::error::Error;
 use crate::store::Store;
 use longwave_storage::check::{CheckOptions, Report, check_store};
@@ -17,7 +18,7 @@ impl Store {
         let mut report = check_store(self.backend(), &options);
         for name in self.contexts()? {
             // What verifies file by file must also open as a whole.
-            if let Err(error) = self.snapshot(&name) {
+            if let Err(error) = Context::open_snapshot(&self.shared, &name) {
                 let file = longwave_storage::context_dir(&name);
                 if !report.faults.iter().any(|fault| fault.file.starts_with(&file)) {
                     report.faults.push(fault(file, error));

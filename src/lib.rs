@@ -57,7 +57,7 @@ pub use error::Error;
 pub use model::{HEADS_MAX, LAYERS_MAX, LayerKind, Mismatch, ModelIdentity, ModelSpec};
 pub use options::{AuditOptions, ContextOptions, Rebuild, SEGMENT_ROWS_MAX, StoreOptions};
 pub use snapshot::{Reader, Snapshot};
-pub use store::{Collected, PrefixMatch, Store};
+pub use store::{Collected, Evicted, EvictionOrder, PrefixMatch, Retained, Retention, Store};
 pub use tensor::TensorView;
 
 pub use longwave_index::ClusterOptions;

@@ -16,6 +16,9 @@ pub struct StoreOptions {
     pub mappings_max: usize,
     /// How many calls are audited by themselves.
     pub audits: AuditOptions,
+    /// Whether reading and writing contexts leaves no trace of when they were used: for tools that look at a store. See
+    /// [`crate::EvictionOrder::LeastRecentlyUsed`].
+    pub ignore_uses: bool,
 }
 
 /// How many of a writer's calls are audited, to calibrate the error bounds.

@@ -16,6 +16,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 /// A file that is no longer needed once a commit without it is durable.
 #[derive(Debug)]
@@ -76,6 +77,10 @@ impl Context {
         }
         self.remove_replaced(durability);
         self.note_commit();
+        if self.used.is_none_or(|used| used.elapsed() > USE_STEP) {
+            self.used = Some(Instant::now());
+            self.store.note_use(&self.name);
+        }
         self.update_profile(durability);
         self.publish()
     }
@@ -122,9 +127,7 @@ impl Context {
         self.write_rows()?;
         self.write_meta()?;
         if durability != Durability::None {
-            for log in self.logs.open_mut() {
-                log.writer.sync()?;
-            }
+            self.logs.sync(self.store.backend.as_ref())?;
         }
         self.attempted = self.attempted.max(self.generation) + 1;
         let manifest = self.manifest();
@@ -338,6 +341,8 @@ impl Context {
     }
 }
 
+/// A context that goes on committing says so now and then.
+const USE_STEP: Duration = Duration::from_secs(60);
 const TOKENS_PER_RECORD: usize = 1 << 16;
 /// Rows of one record, at most: bounds what a reader holds in memory at a time.
 const ROWS_PER_RECORD: u64 = 1024;

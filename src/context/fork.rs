@@ -69,7 +69,10 @@ impl Context {
 
     /// A context whose first commit has succeeded, or nothing at all.
     fn made(self, made: Result<(), Error>) -> Result<Context, Error> {
-        let Err(failure) = made else { return Ok(self) };
+        let Err(failure) = made else {
+            self.store.note_use(&self.name);
+            return Ok(self);
+        };
         let backend = self.store.backend.as_ref();
         // A commit that failed may have come about all the same.
         if backend.exists(&context_file(&self.name, MANIFEST_FILE)).is_ok_and(|exists| !exists)

@@ -30,6 +30,8 @@ pub(super) struct LogChain {
     pub(super) closed: Vec<LogRecord>,
     /// The last one, where there is one to append to.
     pub(super) open: Option<OpenLog>,
+    /// Closed ones that may not be durable yet: path and bytes that count.
+    unsynced: Vec<(String, u64)>,
 }
 
 #[derive(Debug)]
@@ -59,7 +61,7 @@ impl LogChain {
     /// Nothing from position `end` on counts any more.
     pub(super) fn cut(&mut self, end: u64) {
         self.closed = self.records();
-        self.open = None;
+        self.unsynced.extend(self.open.take().map(|log| (log_path(&log.name), log.writer.len())));
         self.closed.iter_mut().for_each(|log| log.end = log.end.min(end));
     }
 
@@ -70,7 +72,9 @@ impl LogChain {
 
     /// Goes on with the logs of a manifest, in the last one where that can be.
     fn resume(backend: &dyn Backend, manifest: &Manifest, records: &[LogRecord]) -> Result<Self, Error> {
-        let mut chain = LogChain { closed: records.to_vec(), open: None };
+        // Whether the writer before has synced what it wrote is not known.
+        let unsynced = records.iter().map(|log| (log_path(&log.file), log.len)).collect();
+        let mut chain = LogChain { closed: records.to_vec(), open: None, unsynced };
         let Some(last) = records.last() else { return Ok(chain) };
         let own = file_maker(&last.file).is_some_and(|(maker, _)| maker == manifest.context_id);
         let path = log_path(&last.file);
@@ -78,6 +82,7 @@ impl LogChain {
             let header = LogHeader { log_id: last.id, identity: manifest.model.identity };
             let writer = LogWriter::resume(backend, &path, header, last.len)?;
             chain.closed.pop();
+            chain.unsynced.pop();
             chain.open = Some(OpenLog { name: last.file.clone(), writer });
         }
         Ok(chain)
@@ -103,7 +108,7 @@ impl Logs {
             return Logs::default();
         }
         let lengths = manifest.layers.iter().map(|layer| layer.length).collect();
-        let chain = |records: &[LogRecord]| LogChain { closed: records.to_vec(), open: None };
+        let chain = |records: &[LogRecord]| LogChain { closed: records.to_vec(), ..LogChain::default() };
         Logs {
             rows: chain(&manifest.row_logs),
             rows_logged: Some(lengths),
@@ -114,7 +119,7 @@ impl Logs {
 
     /// The same logs for a fork: it reads them, and appends to its own.
     pub(super) fn shared(&self) -> Self {
-        let chain = |chain: &LogChain| LogChain { closed: chain.records(), open: None };
+        let chain = |chain: &LogChain| LogChain { closed: chain.records(), ..LogChain::default() };
         Logs {
             rows: chain(&self.rows),
             rows_logged: self.rows_logged.clone(),
@@ -123,8 +128,18 @@ impl Logs {
         }
     }
 
-    pub(super) fn open_mut(&mut self) -> impl Iterator<Item = &mut OpenLog> {
-        [&mut self.rows.open, &mut self.meta.open].into_iter().flatten()
+    /// Makes everything that the logs hold durable.
+    pub(super) fn sync(&mut self, backend: &dyn Backend) -> Result<(), Error> {
+        for chain in [&mut self.rows, &mut self.meta] {
+            while let Some((path, len)) = chain.unsynced.last() {
+                backend.open_append(path, *len)?.sync()?;
+                chain.unsynced.pop();
+            }
+            if let Some(log) = &mut chain.open {
+                log.writer.sync()?;
+            }
+        }
+        Ok(())
     }
 }
 

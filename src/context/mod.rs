@@ -57,6 +57,8 @@ pub struct Context {
     poisoned: Option<String>,
     origin: Option<OriginRecord>,
     prefix: prefix::Prefix,
+    /// When it was last written down that the context is used.
+    used: Option<Instant>,
     next_number: u64,
     logs: Logs,
     /// Where sealing failed; told once, by the next call that waits for it.

@@ -105,6 +105,7 @@ impl Context {
             poisoned: None,
             origin: None,
             prefix: Prefix::default(),
+            used: None,
             next_number: 0,
             logs: Logs::default(),
             seal_failure: None,

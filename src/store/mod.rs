@@ -4,6 +4,7 @@ mod collect;
 mod prefixes;
 mod references;
 mod removal;
+mod retention;
 
 use crate::accuracy::Auditor;
 use crate::context::{Context, ForkAt};
@@ -27,6 +28,7 @@ pub use prefixes::PrefixMatch;
 use prefixes::Prefixes;
 pub(crate) use prefixes::{BLOCK, Chain, Note, chains, seed};
 pub(crate) use references::References;
+pub use retention::{Evicted, EvictionOrder, Retained, Retention};
 
 /// What every context of a store shares.
 #[derive(Debug)]
@@ -39,6 +41,7 @@ pub(crate) struct Shared {
     /// Held while a model's profile is read and written again.
     pub(crate) profiles: Mutex<()>,
     prefixes: Prefixes,
+    ignore_uses: bool,
 }
 
 /// A store: contexts, each with its manifest and logs, and the segments that they name.
@@ -94,6 +97,7 @@ impl Store {
             pool: options.pool,
             profiles: Mutex::default(),
             prefixes: Prefixes::default(),
+            ignore_uses: options.ignore_uses,
         };
         Ok(Store { shared: Arc::new(shared) })
     }
@@ -122,7 +126,9 @@ impl Store {
         model: &ModelSpec,
         options: ContextOptions,
     ) -> Result<Context, Error> {
-        Context::create(&self.shared, name, model, options)
+        let context = Context::create(&self.shared, name, model, options)?;
+        self.shared.note_use(name);
+        Ok(context)
     }
 
     /// Opens a committed context for writing.
@@ -131,7 +137,9 @@ impl Store {
     /// [`Error::ContextMissing`]; [`Error::ModelMismatch`] when another model made it; [`Error::Storage`] when
     /// another writer holds it, or its files cannot be read or do not verify.
     pub fn context(&self, name: &str, model: &ModelSpec) -> Result<Context, Error> {
-        Context::open(&self.shared, name, model)
+        let context = Context::open(&self.shared, name, model)?;
+        self.shared.note_use(name);
+        Ok(context)
     }
 
     /// Forks the last commit of the context `source`, at its first `length` rows or all of them, into a new context
@@ -158,7 +166,9 @@ impl Store {
     /// # Errors
     /// [`Error::ContextMissing`], [`Error::Storage`].
     pub fn snapshot(&self, name: &str) -> Result<Snapshot, Error> {
-        Context::open_snapshot(&self.shared, name)
+        let snapshot = Context::open_snapshot(&self.shared, name)?;
+        self.shared.note_use(name);
+        Ok(snapshot)
     }
 
     /// Whether a committed context of this name exists.

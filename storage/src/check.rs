@@ -12,8 +12,8 @@ use crate::manifest::{
 };
 use crate::names::{
     CONTEXTS_DIR, LOCK_FILE, LOGS_DIR, MANIFEST_FILE, MANIFEST_NEW_FILE, MANIFEST_RECENT_FILE,
-    MANIFEST_REMOVED_FILE, PREFIXES_FILE, PROFILES_DIR, SEGMENTS_DIR, STORE_FILE, context_dir, context_file,
-    file_maker, segment_path, share_path, validate_name,
+    MANIFEST_REMOVED_FILE, PINNED_FILE, PREFIXES_FILE, PROFILES_DIR, SEGMENTS_DIR, STORE_FILE, USED_FILE,
+    context_dir, context_file, file_maker, segment_path, share_path, validate_name,
 };
 use crate::profile::check_profile;
 use crate::segment::{Expected, Segment, Validator};
@@ -291,7 +291,7 @@ impl<'a> Check<'a> {
     fn was_never_committed(&self, dir: &str) -> bool {
         let Ok(files) = self.backend.list(dir) else { return false };
         files.iter().all(|file| match file.as_str() {
-            LOCK_FILE | MANIFEST_NEW_FILE | MANIFEST_RECENT_FILE => true,
+            LOCK_FILE | MANIFEST_NEW_FILE | MANIFEST_RECENT_FILE | PINNED_FILE | USED_FILE => true,
             MANIFEST_FILE => false,
             _ => {
                 let len = self.backend.open_read(&format!("{dir}/{file}")).and_then(|reader| reader.len());
@@ -361,7 +361,8 @@ impl<'a> Check<'a> {
     fn context_orphans(&mut self, name: &str, manifest: &Manifest) {
         let logs = manifest.row_logs.iter().chain(&manifest.meta_logs);
         let logs = logs.filter(|log| log.place == LogPlace::Context).map(|log| log.file.as_str());
-        let known: HashSet<&str> = logs.chain([MANIFEST_FILE, MANIFEST_RECENT_FILE, LOCK_FILE]).collect();
+        let known: HashSet<&str> =
+            logs.chain([MANIFEST_FILE, MANIFEST_RECENT_FILE, LOCK_FILE, PINNED_FILE, USED_FILE]).collect();
         match self.backend.list(&context_dir(name)) {
             Ok(files) => {
                 let orphans = files.iter().filter(|file| !known.contains(file.as_str()));

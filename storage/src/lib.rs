@@ -54,10 +54,10 @@ pub use mapping::{Mapping, mapped_count};
 pub use memory::{Crash, MemoryBackend};
 pub use names::{
     CONTEXTS_DIR, LOCK_FILE, LOGS_DIR, MANIFEST_FILE, MANIFEST_NEW_FILE, MANIFEST_RECENT_FILE,
-    MANIFEST_REMOVED_FILE, NAME_LEN_MAX, PREFIXES_FILE, PREFIXES_LOCK, PREFIXES_NEW_FILE, PROFILES_DIR,
-    REFERENCES_LOCK, SEGMENTS_DIR, SHARES_DIR, STORE_DIRS, STORE_FILE, context_dir, context_file, file_maker,
-    log_file_name, log_path, profile_path, segment_file_name, segment_path, share_maker, share_path,
-    validate_name, validate_path,
+    MANIFEST_REMOVED_FILE, NAME_LEN_MAX, PINNED_FILE, PREFIXES_FILE, PREFIXES_LOCK, PREFIXES_NEW_FILE,
+    PROFILES_DIR, REFERENCES_LOCK, SEGMENTS_DIR, SHARES_DIR, STORE_DIRS, STORE_FILE, USED_FILE, context_dir,
+    context_file, file_maker, log_file_name, log_path, profile_path, segment_file_name, segment_path,
+    share_maker, share_path, validate_name, validate_path,
 };
 pub use profile::{
     PROFILE_SIZE_MAX, Profile, ProfileLayer, ProfileShape, read_profile, remove_unfinished_profile,

@@ -36,6 +36,10 @@ pub const MANIFEST_NEW_FILE: &str = "manifest.new";
 pub const MANIFEST_RECENT_FILE: &str = "manifest.recent";
 /// The manifest of a context that was removed, until its files are.
 pub const MANIFEST_REMOVED_FILE: &str = "manifest.removed";
+/// An empty file that says that the context is not to be evicted.
+pub const PINNED_FILE: &str = "pinned";
+/// When the context was last used: seconds since 1970, a u64.
+pub const USED_FILE: &str = "used";
 /// The writer's lock, inside the context's directory.
 pub const LOCK_FILE: &str = "lock";
 

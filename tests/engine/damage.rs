@@ -75,6 +75,13 @@ fn judge(memory: &MemoryBackend, golden: &Content, what: &str) -> bool {
 }
 
 /// No answer depends on a profile: one that is damaged is done without, and reported.
+/// The files that `fsck` vouches for: not the locks, nor what is made anew when it is torn, or means nothing.
+fn checked(memory: &MemoryBackend) -> Vec<String> {
+    let mut files = memory.files();
+    files.retain(|file| !["lock", "prefixes.log", "/used"].iter().any(|end| file.ends_with(end)));
+    files
+}
+
 fn is_profile(file: &str) -> bool {
     file.starts_with("profiles/")
 }
@@ -84,13 +91,13 @@ fn any_flipped_byte_is_reported_and_never_served() {
     let memory = small_store();
     let golden = open(&memory).unwrap();
     assert_eq!(faults(&as_backend(&memory)), Vec::<String>::new());
-    let files = memory.files();
+    let files = checked(&memory);
     let mut work: Vec<(String, usize)> = Vec::new();
     for file in &files {
         let len = memory.contents(file).unwrap().len();
         work.extend((0..len).map(|at| (file.clone(), at)));
     }
-    let kinds = ["longwave.store", "manifest", ".rows.log", ".meta.log", ".segment", "lock"];
+    let kinds = ["longwave.store", "manifest", ".rows.log", ".meta.log", ".segment"];
     assert!(kinds.iter().all(|kind| files.iter().any(|file| file.ends_with(kind))), "{files:?}");
     assert!(files.iter().any(|file| is_profile(file)), "{files:?}");
     let served = std::thread::scope(|scope| {
@@ -124,7 +131,7 @@ fn any_flipped_byte_is_reported_and_never_served() {
 fn files_cut_short_or_gone_are_reported_and_never_served() {
     let memory = small_store();
     let golden = open(&memory).unwrap();
-    for file in memory.files().into_iter().filter(|file| !file.ends_with("lock")) {
+    for file in checked(&memory) {
         let bytes = memory.contents(&file).unwrap();
         let step = (bytes.len() / 60).max(1);
         for len in (0..bytes.len()).step_by(step).chain([bytes.len() - 1]) {
@@ -151,7 +158,7 @@ fn files_cut_short_or_gone_are_reported_and_never_served() {
 fn files_in_each_others_place_are_not_served() {
     let memory = small_store();
     let golden = open(&memory).unwrap();
-    let files: Vec<String> = memory.files().into_iter().filter(|file| !file.ends_with("lock")).collect();
+    let files = checked(&memory);
     for to in &files {
         for from in files.iter().filter(|from| *from != to) {
             let damaged = memory.after(Crash::Kill);

@@ -19,6 +19,7 @@ mod profile;
 mod readers;
 mod rebuild;
 mod reference;
+mod retention;
 mod retroinfer;
 mod sample;
 mod spending;

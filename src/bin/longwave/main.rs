@@ -44,6 +44,10 @@ enum Command {
     Rm(contexts::Remove),
     /// Remove the files that no context names.
     Gc(contexts::Collect),
+    /// Keep contexts from being evicted.
+    Pin(contexts::Pin),
+    /// Remove contexts until a store is within bounds.
+    Retain(contexts::Retain),
     /// Verify every byte of a store; exit 1 and name each fault.
     Fsck(fsck::Arguments),
     /// Compare methods on the queries that a stored context keeps as a sample.
@@ -74,6 +78,8 @@ fn main() -> ExitCode {
         Command::Mv(arguments) => contexts::rename(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Rm(arguments) => contexts::remove(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Gc(arguments) => contexts::collect(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Pin(arguments) => contexts::pin(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Retain(arguments) => contexts::retain(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Fsck(arguments) => fsck::run(&arguments),
         Command::Audit(arguments) => audit::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Eval(arguments) => eval::run(&arguments).map(|()| ExitCode::SUCCESS),

@@ -285,7 +285,7 @@ pub fn write_manifest(
     if durability == Durability::None {
         return backend.rename(&fresh, &recent);
     }
-    if manifest.layers.iter().any(|layer| !layer.segments.is_empty()) {
+    if manifest.layers.iter().any(|layer| !(layer.segments.is_empty() && layer.cuts.is_empty())) {
         backend.sync_dir(SEGMENTS_DIR)?;
     }
     backend.rename(&fresh, &path)?;
