@@ -61,7 +61,7 @@ pub use model::{HEADS_MAX, LAYERS_MAX, LayerKind, Mismatch, ModelIdentity, Model
 pub use options::{AuditOptions, ContextOptions, Rebuild, SEGMENT_ROWS_MAX, StoreOptions};
 pub use salvage::{Salvaged, salvage};
 pub use snapshot::{Reader, Snapshot};
-pub use store::Store;
+pub use store::{Collected, Evicted, EvictionOrder, PrefixMatch, Retained, Retention, Store};
 pub use tensor::TensorView;
 
 pub use longwave_index::ClusterOptions;

@@ -16,6 +16,9 @@ pub struct StoreOptions {
     pub mappings_max: usize,
     /// How many calls are audited by themselves.
     pub audits: AuditOptions,
+    /// Whether reading and writing contexts leaves no trace of when they were used: for tools that look at a store. See
+    /// [`crate::EvictionOrder::LeastRecentlyUsed`].
+    pub ignore_uses: bool,
 }
 
 /// How many of a writer's calls are audited, to calibrate the error bounds.
@@ -71,6 +74,9 @@ pub struct ContextOptions {
     pub sample_positions: u32,
     /// When segments are built again by themselves.
     pub rebuild: Rebuild,
+    /// What the KV depends on besides the model and the token ids, in bytes of the engine's own: an adapter, an image, a
+    /// tenant. Contexts that differ in it share no prefix. At most 4096.
+    pub extra: Vec<u8>,
 }
 
 /// When the segments of a layer that were built before any of the context's queries was known are built again, in the
@@ -106,6 +112,7 @@ impl Default for ContextOptions {
             ladder: true,
             sample_positions: 128,
             rebuild: Rebuild::DEFAULT,
+            extra: Vec::new(),
         }
     }
 }
@@ -150,7 +157,21 @@ impl ContextOptions {
         self
     }
 
+    /// Sets what the KV depends on besides the model and the token ids.
+    pub fn with_extra(mut self, extra: impl Into<Vec<u8>>) -> Self {
+        self.extra = extra.into();
+        self
+    }
+
     pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.extra.len() > longwave_storage::EXTRA_MAX {
+            let (what, found) = ("extra", format!("{} bytes", self.extra.len()));
+            return Err(Error::Invalid {
+                what,
+                expected: format!("at most {}", longwave_storage::EXTRA_MAX),
+                found,
+            });
+        }
         let rebuild = match self.rebuild {
             Rebuild::Never => 1,
             Rebuild::WhenObserved { positions } => positions,

@@ -1,7 +1,7 @@
 //! Between the public types and the records of the manifest.
 
 use crate::accuracy;
-use crate::context::Layer;
+use crate::context::{Layer, MARKS_KIND};
 use crate::error::Error;
 use crate::model::{LayerKind, ModelIdentity, ModelSpec};
 use crate::options::{ContextOptions, Rebuild};
@@ -120,7 +120,8 @@ pub(crate) fn settings_record(options: &ContextOptions) -> SettingsRecord {
 }
 
 /// The options of a stored context. They are checked as those from a caller are.
-pub(crate) fn context_options(settings: &SettingsRecord) -> Result<ContextOptions, Error> {
+pub(crate) fn context_options(manifest: &Manifest) -> Result<ContextOptions, Error> {
+    let settings = &manifest.settings;
     let options = ContextOptions {
         sinks: settings.sinks,
         window: settings.window,
@@ -138,6 +139,7 @@ pub(crate) fn context_options(settings: &SettingsRecord) -> Result<ContextOption
             split_factor: settings.split_factor,
             seed: settings.seed,
         },
+        extra: manifest.extra.clone(),
     };
     options.check()?;
     Ok(options)
@@ -145,7 +147,7 @@ pub(crate) fn context_options(settings: &SettingsRecord) -> Result<ContextOption
 
 /// Records of state that this build does not know.
 pub(crate) fn other_state(manifest: &Manifest) -> Vec<StateRecord> {
-    let known = [accuracy::KIND, accuracy::SPENDING_KIND];
+    let known = [accuracy::KIND, accuracy::SPENDING_KIND, MARKS_KIND];
     manifest.state.iter().filter(|record| !known.contains(&record.kind)).cloned().collect()
 }
 
@@ -176,7 +178,7 @@ pub(crate) fn restore_state(
 }
 
 /// The state of one kind, each record of the version that this build reads.
-fn state_of<'a>(
+pub(crate) fn state_of<'a>(
     manifest: &'a Manifest,
     file: &'a str,
     (what, kind, version): (&'a str, u32, u32),
@@ -191,13 +193,13 @@ fn state_of<'a>(
     })
 }
 
-fn damaged(file: &str, what: &str, fault: accuracy::Fault) -> Error {
+pub(crate) fn damaged(file: &str, what: &str, fault: accuracy::Fault) -> Error {
     let accuracy::Fault { offset, expected, found } = fault;
     let (file, column) = (file.into(), Some(what.into()));
     StorageError::Corrupt { file, column, offset: offset as u64, expected, found }.into()
 }
 
-fn kept<'a>(
+pub(crate) fn kept<'a>(
     layers: &'a mut [Option<Layer>],
     file: &str,
     what: &str,

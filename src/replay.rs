@@ -4,58 +4,54 @@ use crate::context::Layer;
 use crate::error::Error;
 use crate::model::ModelSpec;
 use crate::rows::{Block, RowBuffer};
+use crate::sample::QuerySample;
+use crate::sealing::{Sealed, stored_rows};
 use half::{bf16, f16};
 use longwave_kernels::Dtype;
 use longwave_query::Shape;
 use longwave_storage::{
-    Backend, Error as StorageError, LogHeader, LogReader, LogRecord, Manifest, Record, RecordKind,
+    Backend, Error as StorageError, Identity, LogHeader, LogReader, LogRecord, Manifest, Record, RecordKind,
     context_file,
 };
 
-/// The logs of one manifest.
+/// Reads the logs of a context.
 pub(crate) struct Replay<'a> {
     backend: &'a dyn Backend,
     name: &'a str,
-    manifest: &'a Manifest,
+    identity: Identity,
     shape: Shape,
 }
 
 impl<'a> Replay<'a> {
-    pub(crate) fn new(
-        backend: &'a dyn Backend,
-        name: &'a str,
-        manifest: &'a Manifest,
-        model: &ModelSpec,
-    ) -> Self {
-        Replay { backend, name, manifest, shape: model.shape() }
+    pub(crate) fn of_logs(backend: &'a dyn Backend, name: &'a str, model: &ModelSpec) -> Self {
+        Replay { backend, name, identity: model.digest(), shape: model.shape() }
     }
 
     /// Brings the sinks and the tail of every layer back; each layer must then have the length that the manifest
     /// says.
-    pub(crate) fn rows(&mut self, layers: &mut [Option<Layer>]) -> Result<(), Error> {
+    pub(crate) fn rows(&self, manifest: &Manifest, layers: &mut [Option<Layer>]) -> Result<(), Error> {
         let mut file = context_file(self.name, longwave_storage::MANIFEST_FILE);
-        if let Some(log) = &self.manifest.row_log {
+        let mut cuts: Vec<Vec<Block>> = Vec::with_capacity(layers.len());
+        for layer in layers.iter() {
+            let of_layer = layer.iter().flat_map(|layer| &layer.cuts);
+            cuts.push(
+                of_layer
+                    .map(|(sealed, end)| cut_rows(sealed, &self.shape, *end))
+                    .collect::<Result<_, _>>()?,
+            );
+        }
+        let mut loaded = vec![0; layers.len()];
+        for log in &manifest.row_logs {
+            file = log.path(self.name);
             let mut reader = self.open(log)?;
-            file = context_file(self.name, &log.file);
-            let mut loaded = vec![0; layers.len()];
             while let Some(record) = reader.next()? {
-                let fault = |expected: String, found: String| corrupt(&file, record.offset, expected, found);
-                let number = record.header.layer as usize;
-                let Some(layer) = layers.get_mut(number).and_then(Option::as_mut) else {
-                    return Err(fault("rows of a layer that keeps KV".into(), format!("layer {number}")));
-                };
-                let next = layer.next_unsealed(loaded[number]);
-                if record.header.kind != RecordKind::Rows || record.header.first_position != next {
-                    let found = format!("{:?} at {}", record.header.kind, record.header.first_position);
-                    return Err(fault(format!("rows of layer {number} at {next}"), found));
-                }
-                let block = self.block(&record).map_err(|(expected, found)| fault(expected, found))?;
-                loaded[number] = block.end();
-                layer.rows.tail.push(&block);
+                self.rows_record(&record, log.end, &mut loaded, &mut (&mut *layers, &mut cuts))
+                    .map_err(|(expected, found)| corrupt(&file, record.offset, expected, found))?;
             }
         }
-        for (number, (layer, stored)) in layers.iter().zip(&self.manifest.layers).enumerate() {
+        for (number, (layer, stored)) in layers.iter_mut().zip(&manifest.layers).enumerate() {
             let Some(layer) = layer else { continue };
+            push_cuts(layer, &mut cuts[number]);
             if layer.rows.length() != stored.length || !layer.rows.tail.is_whole() {
                 let expected = format!("{} rows of layer {number}, as committed", stored.length);
                 return Err(corrupt(&file, 0, expected, format!("{} rows", layer.rows.length())));
@@ -64,64 +60,117 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
+    fn rows_record(
+        &self,
+        record: &Record,
+        end: u64,
+        loaded: &mut [u64],
+        (layers, cuts): &mut (&mut [Option<Layer>], &mut Vec<Vec<Block>>),
+    ) -> Result<(), (String, String)> {
+        let number = record.header.layer as usize;
+        let Some(layer) = layers.get_mut(number).and_then(Option::as_mut) else {
+            return Err(("rows of a layer that keeps KV".into(), format!("layer {number}")));
+        };
+        let first = record.header.first_position;
+        if record.header.kind == RecordKind::Rows && first >= end {
+            return Ok(());
+        }
+        let next = layer.next_unsealed(loaded[number]);
+        if record.header.kind != RecordKind::Rows || first != next {
+            let found = format!("{:?} at {first}", record.header.kind);
+            return Err((format!("rows of layer {number} at {next}"), found));
+        }
+        let mut block = self.block(record)?;
+        block.truncate(&self.shape, usize::try_from(end - first).unwrap_or(usize::MAX));
+        loaded[number] = block.end();
+        if first >= layer.rows.tail.sinks() {
+            push_cuts(layer, &mut cuts[number]);
+        }
+        layer.rows.tail.push(&block);
+        Ok(())
+    }
+
     /// Brings token ids and sampled queries back.
-    pub(crate) fn meta(&mut self, layers: &mut [Option<Layer>]) -> Result<Vec<u32>, Error> {
-        let mut tokens = Vec::new();
-        let mut file = context_file(self.name, longwave_storage::MANIFEST_FILE);
-        if let Some(log) = &self.manifest.meta_log {
-            let mut reader = self.open(log)?;
-            file = context_file(self.name, &log.file);
-            while let Some(record) = reader.next()? {
-                self.meta_record(&record, layers, &mut tokens)
-                    .map_err(|(expected, found)| corrupt(&file, record.offset, expected, found))?;
+    pub(crate) fn meta(&self, manifest: &Manifest, layers: &mut [Option<Layer>]) -> Result<Vec<u32>, Error> {
+        let empty = |layer: &mut Option<Layer>| layer.as_mut().map(|layer| layer.sample.take());
+        let mut samples: Vec<Option<QuerySample>> = layers.iter_mut().map(empty).collect();
+        let tokens = self.meta_logs(&manifest.meta_logs, &mut samples, true)?;
+        for (layer, sample) in layers.iter_mut().zip(samples) {
+            if let (Some(layer), Some(sample)) = (layer, sample) {
+                layer.sample = sample;
             }
         }
-        if tokens.len() as u64 != self.manifest.token_count {
-            let expected = format!("{} token ids, as committed", self.manifest.token_count);
+        if tokens.len() as u64 != manifest.token_count {
+            let expected = format!("{} token ids, as committed", manifest.token_count);
+            let file = manifest.meta_logs.last().map(|log| log.path(self.name));
+            let file = file.unwrap_or_else(|| context_file(self.name, longwave_storage::MANIFEST_FILE));
             return Err(corrupt(&file, 0, expected, format!("{}", tokens.len())));
         }
         Ok(tokens)
     }
 
-    fn meta_record(
+    /// Takes the queries that the logs hold into samples.
+    pub(crate) fn queries(
+        &self,
+        logs: &[LogRecord],
+        samples: &mut [Option<QuerySample>],
+    ) -> Result<(), Error> {
+        self.meta_logs(logs, samples, false).map(|_| ())
+    }
+
+    /// The token ids that the logs hold.
+    pub(crate) fn tokens(&self, logs: &[LogRecord]) -> Result<Vec<u32>, Error> {
+        self.meta_logs(logs, &mut [], true)
+    }
+
+    fn meta_logs(
+        &self,
+        logs: &[LogRecord],
+        samples: &mut [Option<QuerySample>],
+        with_tokens: bool,
+    ) -> Result<Vec<u32>, Error> {
+        let mut tokens = Vec::new();
+        for log in logs {
+            let (file, mut reader) = (log.path(self.name), self.open(log)?);
+            while let Some(record) = reader.next()? {
+                let taken = match record.header.kind {
+                    RecordKind::Tokens if with_tokens => take_tokens(&record, log.end, &mut tokens),
+                    RecordKind::Queries if !samples.is_empty() => {
+                        self.take_queries(&record, log.end, samples)
+                    }
+                    RecordKind::Rows | RecordKind::Prefix => {
+                        Err(("token ids or queries".into(), format!("{:?}", record.header.kind)))
+                    }
+                    _ => Ok(()),
+                };
+                taken.map_err(|(expected, found)| corrupt(&file, record.offset, expected, found))?;
+            }
+        }
+        Ok(tokens)
+    }
+
+    fn take_queries(
         &self,
         record: &Record,
-        layers: &mut [Option<Layer>],
-        tokens: &mut Vec<u32>,
+        end: u64,
+        samples: &mut [Option<QuerySample>],
     ) -> Result<(), (String, String)> {
         let (header, payload) = (&record.header, &record.payload);
-        match header.kind {
-            RecordKind::Tokens => {
-                let (ids, rest) = payload.as_chunks::<4>();
-                if header.first_position != tokens.len() as u64
-                    || ids.len() != header.count as usize
-                    || !rest.is_empty()
-                {
-                    let found = format!("{} bytes of them at {}", payload.len(), header.first_position);
-                    return Err((format!("{} token ids at {}", header.count, tokens.len()), found));
-                }
-                tokens.extend(ids.iter().map(|&id| u32::from_le_bytes(id)));
-                Ok(())
-            }
-            RecordKind::Queries => {
-                let elements = self.shape.query_heads * self.shape.key_dim;
-                let layer = layers.get_mut(header.layer as usize).and_then(Option::as_mut);
-                let Some(layer) = layer.filter(|_| payload.len() == elements * 2) else {
-                    let found = format!("{} bytes for layer {}", payload.len(), header.layer);
-                    return Err((format!("{elements} numbers of 16 bits for a layer that keeps KV"), found));
-                };
-                layer.sample.insert(header.first_position, bytemuck::pod_collect_to_vec::<u8, f16>(payload));
-                layer.sample.settle();
-                layer.sample.settle_profile();
-                Ok(())
-            }
-            RecordKind::Rows => Err(("token ids or queries".into(), "rows".into())),
+        let elements = self.shape.query_heads * self.shape.key_dim;
+        let sample = samples.get_mut(header.layer as usize).and_then(Option::as_mut);
+        let Some(sample) = sample.filter(|_| payload.len() == elements * 2) else {
+            let found = format!("{} bytes for layer {}", payload.len(), header.layer);
+            return Err((format!("{elements} numbers of 16 bits for a layer that keeps KV"), found));
+        };
+        if header.first_position < end {
+            sample.recall(header.first_position, bytemuck::pod_collect_to_vec::<u8, f16>(payload));
         }
+        Ok(())
     }
 
     pub(crate) fn open(&self, log: &LogRecord) -> Result<LogReader, StorageError> {
-        let header = LogHeader { log_id: log.id, identity: self.manifest.model.identity };
-        LogReader::open(self.backend, &context_file(self.name, &log.file), header, log.len)
+        let header = LogHeader { log_id: log.id, identity: self.identity };
+        LogReader::open(self.backend, &log.path(self.name), header, log.len)
     }
 
     pub(crate) fn block(&self, record: &Record) -> Result<Block, (String, String)> {
@@ -146,6 +195,40 @@ impl<'a> Replay<'a> {
             values: buffers(values, value_dim),
         })
     }
+}
+
+/// The rows of a segment up to position `end`.
+pub(crate) fn cut_rows(sealed: &Sealed, shape: &Shape, end: u64) -> Result<Block, Error> {
+    let mut rows = stored_rows(&sealed.segment, shape)?;
+    rows.truncate(shape, usize::try_from(end - rows.first_position).unwrap_or(usize::MAX));
+    Ok(rows)
+}
+
+/// Puts rows of cut segments behind the sealed ones. The first of them may be sealed again.
+pub(crate) fn push_cuts(layer: &mut Layer, cuts: &mut Vec<Block>) {
+    for rows in std::mem::take(cuts) {
+        let held = layer.rows.length().max(layer.rows.sealed_end());
+        let skip = (held.saturating_sub(rows.first_position) as usize).min(rows.rows);
+        layer.rows.tail.push(&rows.slice(&layer.rows.shape, skip..rows.rows));
+    }
+}
+
+/// Puts the token ids of a record before position `end` behind those that are there.
+pub(crate) fn take_tokens(record: &Record, end: u64, tokens: &mut Vec<u32>) -> Result<(), (String, String)> {
+    let (header, (ids, rest)) = (&record.header, record.payload.as_chunks::<4>());
+    if ids.len() != header.count as usize || !rest.is_empty() {
+        return Err((format!("{} token ids", header.count), format!("{} bytes", record.payload.len())));
+    }
+    let first = header.first_position;
+    if first >= end {
+        return Ok(());
+    }
+    if first != tokens.len() as u64 {
+        return Err((format!("token ids at {}", tokens.len()), format!("some at {first}")));
+    }
+    let count = usize::try_from(end - first).unwrap_or(usize::MAX).min(ids.len());
+    tokens.extend(ids[..count].iter().map(|&id| u32::from_le_bytes(id)));
+    Ok(())
 }
 
 /// The payload may lie at any address, so it is copied element by element.

@@ -58,7 +58,7 @@ impl RowBuffer {
         }
     }
 
-    /// Keeps the first `elements` elements.
+    /// Drops all elements behind the first `elements`.
     pub(crate) fn truncate(&mut self, elements: usize) {
         match self {
             RowBuffer::F16(data) => data.truncate(elements),
@@ -108,6 +108,20 @@ impl Block {
             }
         }
         self.rows += range.len();
+    }
+
+    /// Rows `range`, copied.
+    pub(crate) fn slice(&self, shape: &Shape, range: Range<usize>) -> Block {
+        let mut slice = Block::new(shape, self.first_position + range.start as u64);
+        slice.extend(shape, self, range);
+        slice
+    }
+
+    /// Drops all rows behind the first `rows`.
+    pub(crate) fn truncate(&mut self, shape: &Shape, rows: usize) {
+        self.rows = self.rows.min(rows);
+        self.keys.iter_mut().for_each(|keys| keys.truncate(self.rows * shape.key_dim));
+        self.values.iter_mut().for_each(|values| values.truncate(self.rows * shape.value_dim));
     }
 
     /// Takes checked tensors into a block of the store's element type.
@@ -239,6 +253,20 @@ impl Tail {
         self.length = self.length.max(end);
         let sinks = self.sinks;
         self.blocks.retain(|block| block.first_position < sinks || block.end() > end);
+    }
+
+    /// Drops the rows from `length` on. Sealed rows end at `sealed_end` now: where that is less than it was, only the
+    /// sinks are left, and the caller pushes what lies behind the sealed rows.
+    pub(crate) fn truncate(&mut self, sealed_end: u64, length: u64) {
+        let (sinks, unsealed) = (self.sinks, sealed_end < self.start);
+        self.blocks
+            .retain(|block| block.first_position < length && (block.first_position < sinks || !unsealed));
+        for block in self.blocks.iter_mut().filter(|block| block.end() > length) {
+            let rows = (length - block.first_position) as usize;
+            Arc::make_mut(block).truncate(&self.shape, rows);
+        }
+        self.start = self.start.min(sealed_end);
+        self.length = if unsealed { length.min(sealed_end.max(sinks)) } else { length };
     }
 
     /// The blocks as queries read them.

@@ -5,18 +5,18 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::model::{LayerKind, ModelSpec};
 use crate::record;
-use crate::replay::Replay;
+use crate::replay::{Replay, take_tokens};
 use crate::rows::{Block, RowBuffer};
-use crate::store::Store;
+use crate::store::{References, Store};
 use crate::tensor::TensorView;
 use half::f16;
 use longwave_kernels::Rows;
 use longwave_query::Shape;
 use longwave_storage::check::{Fault, check_context};
 use longwave_storage::{
-    Backend, CONTEXTS_DIR, Column, ColumnKind, Durability, Expected, LogRecord, Manifest, RecordKind,
-    Segment, SegmentRecord, context_dir, context_file, read_manifest, segment_path, validate_name,
-    write_manifest,
+    Backend, CONTEXTS_DIR, Column, ColumnKind, Durability, Error as StorageError, Expected, LOGS_DIR,
+    LogRecord, Manifest, PINNED_FILE, RecordKind, SEGMENTS_DIR, Segment, SegmentRecord, context_dir,
+    context_file, file_maker, read_manifest, segment_path, validate_name, write_manifest,
 };
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -53,7 +53,13 @@ pub fn salvage(from: &Arc<dyn Backend>, into: &Store) -> Result<Vec<Salvaged>, E
     }
     let mut names = from.list(CONTEXTS_DIR)?;
     names.retain(|name| validate_name(name).is_ok());
-    names.into_iter().map(|name| save(from, into, name)).collect()
+    let saved: Vec<_> = names.into_iter().map(|name| save(from, into, name)).collect::<Result<_, _>>()?;
+    for name in saved.iter().map(|saved| &saved.name) {
+        if from.exists(&context_file(name, PINNED_FILE)).unwrap_or(false) && into.contains(name)? {
+            into.pin(name, true)?;
+        }
+    }
+    Ok(saved)
 }
 
 fn save(from: &Arc<dyn Backend>, into: &Store, name: String) -> Result<Salvaged, Error> {
@@ -80,7 +86,7 @@ fn save(from: &Arc<dyn Backend>, into: &Store, name: String) -> Result<Salvaged,
         .and_then(|store| store.snapshot(&saved.name).map(|_| ()));
     match opened {
         Ok(()) if saved.faults.is_empty() => {
-            copy(from.as_ref(), into.backend().as_ref(), &saved.name, &manifest)?;
+            copy(from.as_ref(), into, &saved.name, &manifest)?;
             saved.whole = true;
             saved.token_ids = manifest.token_count > 0;
             saved.rows_kept = rows.unwrap_or_default();
@@ -92,7 +98,7 @@ fn save(from: &Arc<dyn Backend>, into: &Store, name: String) -> Result<Salvaged,
         _ => {}
     }
     let model = record::model_spec(&manifest).and_then(|model| model.check().map(|()| model));
-    let (Ok(model), Ok(options)) = (model, record::context_options(&manifest.settings)) else {
+    let (Ok(model), Ok(options)) = (model, record::context_options(&manifest)) else {
         return Ok(saved);
     };
     let source = Source::read(from, &saved.name, &manifest, &model);
@@ -107,20 +113,24 @@ fn save(from: &Arc<dyn Backend>, into: &Store, name: String) -> Result<Salvaged,
     Ok(saved)
 }
 
-/// Copies the files of an intact context. Their names hold the context's identifier, so none is there already.
-fn copy(from: &dyn Backend, into: &dyn Backend, name: &str, manifest: &Manifest) -> Result<(), Error> {
-    let dir = context_dir(name);
-    into.create_dir_all(&dir)?;
-    let logs = manifest.row_log.iter().chain(&manifest.meta_log);
-    let logs = logs.map(|log| (context_file(name, &log.file), Some(log.len)));
-    let segments = manifest.layers.iter().flat_map(|layer| &layer.segments);
-    let segments = segments.map(|segment| (segment_path(&segment.file), None));
-    for (path, committed) in logs.chain(segments) {
+/// Copies the files of an intact context. Contexts that share files find some there, logs perhaps shorter than they need.
+fn copy(from: &dyn Backend, into: &Store, name: &str, manifest: &Manifest) -> Result<(), Error> {
+    let (backend, dir) = (into.backend().as_ref(), context_dir(name));
+    backend.create_dir_all(&dir)?;
+    // What lies behind the committed length of a log is nobody's.
+    let logs = manifest.row_logs.iter().chain(&manifest.meta_logs).map(|log| (log.path(name), log.len));
+    let cuts = manifest.layers.iter().flat_map(|layer| &layer.cuts).map(|cut| &cut.segment);
+    let segments = manifest.layers.iter().flat_map(|layer| &layer.segments).chain(cuts);
+    let segments = segments.map(|segment| (segment_path(&segment.file), segment.file_len));
+    for (path, len) in logs.chain(segments) {
         let reader = from.open_read(&path)?;
-        // What lies behind the committed length of a log is nobody's.
-        let len = committed.map_or_else(|| reader.len(), Ok)?;
-        let mut writer = into.create_new(&path)?;
-        let mut at = 0;
+        let (mut writer, mut at) = match backend.create_new(&path) {
+            Err(StorageError::AlreadyExists { .. }) => {
+                let there = backend.open_read(&path)?.len()?;
+                (backend.open_append(&path, there)?, there)
+            }
+            made => (made?, 0),
+        };
         while at < len {
             let mut piece = vec![0; (len - at).min(PIECE) as usize];
             reader.read_exact_at(&mut piece, at)?;
@@ -129,8 +139,18 @@ fn copy(from: &dyn Backend, into: &dyn Backend, name: &str, manifest: &Manifest)
         }
         writer.sync()?;
     }
-    into.sync_dir(&dir)?;
-    write_manifest(into, &dir, manifest, Durability::Strict)?;
+    for dir in [LOGS_DIR, SEGMENTS_DIR, &dir] {
+        backend.sync_dir(dir)?;
+    }
+    let makers = manifest
+        .files(name)
+        .iter()
+        .filter_map(|path| file_maker(path.rsplit_once('/')?.1))
+        .collect::<Vec<_>>();
+    let others = makers.into_iter().map(|(maker, _)| maker).filter(|maker| *maker != manifest.context_id);
+    References::hold(&into.shared)?.share(&others.collect())?;
+    write_manifest(backend, &dir, manifest, Durability::Strict)?;
+    into.shared.note_renamed(&manifest.context_id, Some(name));
     Ok(())
 }
 
@@ -152,7 +172,7 @@ struct Source<'a> {
 
 impl<'a> Source<'a> {
     fn read(backend: &'a Arc<dyn Backend>, name: &str, manifest: &'a Manifest, model: &ModelSpec) -> Self {
-        let replay = Replay::new(backend.as_ref(), name, manifest, model);
+        let replay = Replay::of_logs(backend.as_ref(), name, model);
         let mut source = Source {
             backend,
             manifest,
@@ -162,7 +182,7 @@ impl<'a> Source<'a> {
             tokens: Vec::new(),
             queries: Vec::new(),
         };
-        for log in manifest.row_log.iter().chain(&manifest.meta_log) {
+        for log in manifest.row_logs.iter().chain(&manifest.meta_logs) {
             source.read_log(&replay, log);
         }
         source
@@ -180,23 +200,23 @@ impl<'a> Source<'a> {
             };
             let header = record.header;
             match header.kind {
-                RecordKind::Rows => {
-                    if let (Ok(block), Some(layer)) =
+                RecordKind::Rows if header.first_position < log.end => {
+                    if let (Ok(mut block), Some(layer)) =
                         (replay.block(&record), self.logged.get_mut(header.layer as usize))
                     {
+                        let rows = log.end - block.first_position;
+                        block.truncate(&self.shape, usize::try_from(rows).unwrap_or(usize::MAX));
                         layer.insert(block.first_position, block);
                     }
                 }
-                RecordKind::Tokens if header.first_position == self.tokens.len() as u64 => {
-                    let ids = record.payload.as_chunks::<4>().0;
-                    self.tokens.extend(ids.iter().map(|&id| u32::from_le_bytes(id)));
-                }
-                RecordKind::Tokens => {}
-                RecordKind::Queries => {
+                // Behind some that are lost, none can be placed.
+                RecordKind::Tokens => drop(take_tokens(&record, log.end, &mut self.tokens)),
+                RecordKind::Queries if header.first_position < log.end => {
                     let queries = record.payload.as_chunks::<2>().0;
                     let queries = queries.iter().map(|&bits| f16::from_le_bytes(bits)).collect();
                     self.queries.push((header.layer as usize, header.first_position, queries));
                 }
+                RecordKind::Rows | RecordKind::Queries | RecordKind::Prefix => {}
             }
         }
     }
@@ -224,11 +244,16 @@ impl<'a> Source<'a> {
         while next < end {
             let logged = self.logged[layer].range(..=next).next_back().map(|(_, block)| block);
             let segment = stored.segments.iter().find(|segment| segment.first_position == next);
+            let cut = || stored.cuts.iter().find(|cut| cut.segment.first_position <= next && next < cut.end);
             // Behind the intact rows of a damaged segment there is neither, and the walk ends.
             let block = match (logged.filter(|block| block.end() > next), segment) {
                 (Some(block), _) => part(&self.shape, block, next..end),
                 (None, Some(segment)) => self.segment_rows(layer, segment, end),
-                (None, None) => break,
+                (None, None) => {
+                    let Some(cut) = cut() else { break };
+                    let rows = self.segment_rows(layer, &cut.segment, end.min(cut.end));
+                    part(&self.shape, &rows, next.min(rows.end())..rows.end())
+                }
             };
             if block.rows == 0 {
                 break;

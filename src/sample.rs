@@ -5,7 +5,7 @@
 //! position.
 
 use half::f16;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// The sample of one layer.
 #[derive(Clone, Debug)]
@@ -14,6 +14,10 @@ pub(crate) struct QuerySample {
     capacity: usize,
     /// By hash: the position and its queries `[query_heads, key_dim]`.
     kept: BTreeMap<(u64, u64), Vec<f16>>,
+    /// What others have pushed out, newest last: a cut brings it back.
+    pushed_out: VecDeque<(u64, Vec<f16>)>,
+    /// Whether some of it is forgotten.
+    forgotten: bool,
     /// Positions that entered since the last [`Self::settle`].
     new: Vec<u64>,
     /// Positions that entered since the last [`Self::settle_profile`].
@@ -22,7 +26,15 @@ pub(crate) struct QuerySample {
 
 impl QuerySample {
     pub(crate) fn new(seed: u64, capacity: usize) -> Self {
-        QuerySample { seed, capacity, kept: BTreeMap::new(), new: Vec::new(), unprofiled: Vec::new() }
+        QuerySample {
+            seed,
+            capacity,
+            kept: BTreeMap::new(),
+            pushed_out: VecDeque::new(),
+            forgotten: false,
+            new: Vec::new(),
+            unprofiled: Vec::new(),
+        }
     }
 
     /// Whether the queries of `position` would be kept. Cheap, so that most positions are never converted.
@@ -41,9 +53,53 @@ impl QuerySample {
         self.kept.insert((self.hash(position), position), queries);
         self.new.push(position);
         self.unprofiled.push(position);
-        if self.kept.len() > self.capacity {
-            self.kept.pop_last();
+        if self.kept.len() > self.capacity
+            && let Some(((_, position), queries)) = self.kept.pop_last()
+        {
+            self.pushed_out.push_back((position, queries));
         }
+        if self.pushed_out.len() > self.capacity {
+            self.pushed_out.pop_front();
+            self.forgotten = true;
+        }
+    }
+
+    /// Leaves an empty one of the same kind.
+    pub(crate) fn take(&mut self) -> Self {
+        let empty = QuerySample::new(self.seed, self.capacity);
+        std::mem::replace(self, empty)
+    }
+
+    /// Takes what was saved once, and has been settled since.
+    pub(crate) fn recall(&mut self, position: u64, queries: Vec<f16>) {
+        let known = self.kept.contains_key(&(self.hash(position), position));
+        if known || !self.wants(position) {
+            self.forgotten |= !known;
+            return;
+        }
+        self.insert(position, queries);
+        self.new.pop();
+        self.unprofiled.pop();
+    }
+
+    /// Whether [`Self::cut`] may miss positions that were kept once. What was saved then has to be inserted again.
+    pub(crate) fn is_forgetful(&self) -> bool {
+        self.forgotten
+    }
+
+    /// Drops the positions from `end` on: what is left is the sample of a context that never went further.
+    pub(crate) fn cut(&mut self, end: u64) {
+        self.kept.retain(|&(_, position), _| position < end);
+        self.new.retain(|&position| position < end);
+        self.unprofiled.retain(|&position| position < end);
+        let (new, unprofiled) = (std::mem::take(&mut self.new), std::mem::take(&mut self.unprofiled));
+        for (position, queries) in std::mem::take(&mut self.pushed_out) {
+            if position < end {
+                self.insert(position, queries);
+            }
+        }
+        // What comes back was saved or is still to be saved, as it was before.
+        (self.new, self.unprofiled) = (new, unprofiled);
     }
 
     /// Positions kept.
@@ -59,9 +115,11 @@ impl QuerySample {
         sample
     }
 
-    /// Positions that entered since the last [`Self::settle`] and are still kept.
+    /// Positions that entered since the last [`Self::settle`] and may still be asked for.
     pub(crate) fn unsaved(&self) -> Vec<(u64, &[f16])> {
-        self.entries(&self.new)
+        let out = self.pushed_out.iter().filter(|(position, _)| self.new.contains(position));
+        let out = out.map(|(position, queries)| (*position, queries.as_slice()));
+        self.entries(&self.new).into_iter().chain(out).collect()
     }
 
     /// Positions that the model's profile has not learnt of and that are still kept.
@@ -70,9 +128,8 @@ impl QuerySample {
     }
 
     fn entries(&self, positions: &[u64]) -> Vec<(u64, &[f16])> {
-        let entry =
-            |&position: &u64| Some((position, self.kept.get(&(self.hash(position), position))?.as_slice()));
-        positions.iter().filter_map(entry).collect()
+        let kept = |position: u64| self.kept.get(&(self.hash(position), position)).map(Vec::as_slice);
+        positions.iter().filter_map(|&position| Some((position, kept(position)?))).collect()
     }
 
     /// What [`Self::unsaved`] named has been saved.
@@ -87,7 +144,8 @@ impl QuerySample {
 
     /// What was saved is to be saved again.
     pub(crate) fn unsettle(&mut self) {
-        self.new = self.kept.keys().map(|&(_, position)| position).collect();
+        let out = self.pushed_out.iter().map(|(position, _)| *position);
+        self.new = self.kept.keys().map(|&(_, position)| position).chain(out).collect();
     }
 
     fn hash(&self, position: u64) -> u64 {
@@ -131,11 +189,28 @@ mod tests {
     fn only_what_is_new_and_still_kept_is_unsaved() {
         let mut sample = filled(0..500);
         let unsaved: Vec<u64> = sample.unsaved().iter().map(|(position, _)| *position).collect();
-        assert_eq!(unsaved.len(), 20);
+        // Those that are kept, and the latest that were pushed out.
+        assert_eq!(unsaved.len(), 40);
         sample.settle();
+        assert!(sample.unsaved().is_empty());
         let next = (500..).find(|&position| sample.wants(position)).expect("a smaller hash exists");
         sample.insert(next, queries(next));
         assert_eq!(sample.unsaved(), vec![(next, queries(next).as_slice())]);
+    }
+
+    #[test]
+    fn a_cut_sample_is_that_of_a_shorter_context() {
+        for end in [450, 300, 200] {
+            let (mut cut, short) = (filled(0..500), filled(0..end));
+            cut.cut(end);
+            assert_eq!(cut.by_position(), short.by_position(), "cut at {end}");
+            assert!(!cut.by_position().is_empty());
+            let unsaved: Vec<u64> = cut.unsaved().iter().map(|(position, _)| *position).collect();
+            assert!(short.by_position().iter().all(|(position, _)| unsaved.contains(position)));
+            (end..end + 150).for_each(|position| cut.insert(position, queries(position)));
+            assert_eq!(cut.by_position(), filled(0..end + 150).by_position());
+        }
+        assert!(filled(0..5000).is_forgetful() && !filled(0..40).is_forgetful());
     }
 
     #[test]

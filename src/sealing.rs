@@ -24,6 +24,7 @@ pub(crate) struct SealJob {
     pub(crate) header: SegmentHeader,
     pub(crate) expected: Expected,
     pub(crate) sequence: u64,
+    pub(crate) sealed_at: u64,
     pub(crate) context_id: [u8; 16],
     pub(crate) shape: Shape,
     /// `None` stores the rows as they are, without an index.
@@ -57,6 +58,21 @@ pub(crate) struct SealLadder {
 pub(crate) struct Sealed {
     pub(crate) segment: Arc<LayerSegment>,
     pub(crate) record: SegmentRecord,
+    /// Rows that the layer must have for this to be a segment: a context that had fewer would not have sealed it.
+    pub(crate) sealed_at: u64,
+    /// Whether a manifest names it: it does not go when its writer does.
+    pub(crate) committed: AtomicBool,
+}
+
+impl Sealed {
+    pub(crate) fn new(segment: Segment, record: SegmentRecord, sealed_at: u64, committed: bool) -> Self {
+        Sealed {
+            segment: Arc::new(LayerSegment::new(segment)),
+            record,
+            sealed_at,
+            committed: committed.into(),
+        }
+    }
 }
 
 impl SealJob {
@@ -85,7 +101,7 @@ impl SealJob {
         let SegmentHeader { id, first_position, rows, layer, .. } = self.header;
         tracing::debug!(layer, first_position, rows, file_len, elapsed = ?started.elapsed(), "sealed a segment");
         let record = SegmentRecord { id, file, first_position, rows, file_len };
-        Ok(Sealed { segment: Arc::new(LayerSegment::new(segment)), record })
+        Ok(Sealed::new(segment, record, self.sealed_at, false))
     }
 
     fn write_clustered(&self, path: &str, options: &ClusterOptions, rows: &Block) -> Result<u64, Error> {
@@ -131,7 +147,7 @@ pub(crate) fn bases_of(segment: &Segment) -> Result<Option<Vec<Basis>>, Error> {
 }
 
 /// The rows of a segment in the order of their positions.
-fn stored_rows(sealed: &LayerSegment, shape: &Shape) -> Result<Block, Error> {
+pub(crate) fn stored_rows(sealed: &LayerSegment, shape: &Shape) -> Result<Block, Error> {
     let segment = sealed.segment();
     let rows = sealed.rows();
     let (keys, values) = (segment.column(ColumnKind::KEYS)?, segment.column(ColumnKind::VALUES)?);

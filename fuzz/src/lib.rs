@@ -38,7 +38,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "store", run: files::store, seeds: files::store_seeds, size_max: 128 },
     Target { name: "manifest", run: files::manifest, seeds: files::manifest_seeds, size_max: 8192 },
-    Target { name: "log", run: files::log, seeds: files::log_seeds, size_max: 8192 },
+    Target { name: "log", run: files::log, seeds: files::log_seeds, size_max: 12_288 },
     Target { name: "profile", run: files::profile, seeds: files::profile_seeds, size_max: 4096 },
     Target { name: "segment", run: files::segment, seeds: files::segment_seeds, size_max: 65_536 },
     Target { name: "index", run: files::index, seeds: files::index_seeds, size_max: 16_384 },
@@ -63,7 +63,7 @@ pub fn corpus_directory(target: &Target) -> PathBuf {
 /// # Panics
 /// If the fixture cannot be read.
 pub fn golden() -> MemoryBackend {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/v1");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/v2");
     let memory = MemoryBackend::new();
     let mut dirs = vec![String::new()];
     while let Some(dir) = dirs.pop() {

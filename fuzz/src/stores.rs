@@ -4,8 +4,7 @@ use crate::golden;
 use crate::reseal::reseal;
 use longwave::{Budget, LayerKind, Snapshot, Store, StoreOptions, TensorView};
 use longwave_storage::{
-    Backend, Crash, Durability, Manifest, MemoryBackend, StateRecord, context_dir, context_file,
-    write_manifest,
+    Backend, Crash, Durability, Manifest, MemoryBackend, StateRecord, context_dir, write_manifest,
 };
 use std::sync::{Arc, OnceLock};
 
@@ -31,13 +30,14 @@ thread_local! {
     };
 }
 
-/// Opens the context with another manifest.
-fn with_manifest(manifest: &Manifest, change: impl FnOnce(&MemoryBackend), look: impl FnOnce(&Snapshot)) {
+/// Opens the context with another manifest, which is newer than the one that is there.
+fn with_manifest(manifest: &Manifest, look: impl FnOnce(&Snapshot)) {
     STORE.with(|(memory, store)| {
-        change(memory);
+        let manifest = &Manifest { generation: manifest.generation + 1, ..manifest.clone() };
         if write_manifest(memory, &context_dir(NAME), manifest, Durability::None).is_err() {
             return;
         }
+        // Where it cannot be opened, the durable one counts.
         if let Ok(snapshot) = store.snapshot(NAME) {
             look(&snapshot);
         }
@@ -50,15 +50,11 @@ pub(crate) fn state(bytes: &[u8]) {
     let mut manifest = golden_manifest().clone();
     let record = StateRecord { kind: 1 + u32::from(kind & 1), version: 1, bytes: state.to_vec() };
     manifest.state = vec![record];
-    with_manifest(
-        &manifest,
-        |_| {},
-        |snapshot| {
-            let _ = (snapshot.calibration(0), snapshot.spending(0));
-            let budgets = [Budget::Error { target: 0.05, confidence: 0.95 }, Budget::Bytes(0.3)];
-            ask(snapshot, 0, &budgets);
-        },
-    );
+    with_manifest(&manifest, |snapshot| {
+        let _ = (snapshot.calibration(0), snapshot.spending(0));
+        let budgets = [Budget::Error { target: 0.05, confidence: 0.95 }, Budget::Bytes(0.3)];
+        ask(snapshot, 0, &budgets);
+    });
 }
 
 pub(crate) fn state_seeds() -> Vec<Vec<u8>> {
@@ -70,9 +66,9 @@ pub(crate) fn state_seeds() -> Vec<Vec<u8>> {
 pub(crate) fn replay(bytes: &[u8]) {
     let Some((which, records)) = bytes.split_first() else { return };
     let mut manifest = golden_manifest().clone();
-    let log = if which & 1 == 0 { &mut manifest.row_log } else { &mut manifest.meta_log };
+    let log = if which & 1 == 0 { manifest.row_logs.last_mut() } else { manifest.meta_logs.last_mut() };
     let Some(log) = log else { return };
-    let path = context_file(NAME, &log.file);
+    let path = log.path(NAME);
     let original = STORE.with(|(memory, _)| memory.contents(&path)).expect("the fixture has this log");
     let mut changed = [&original[..96], records].concat();
     reseal(&path, &mut changed);
@@ -81,22 +77,18 @@ pub(crate) fn replay(bytes: &[u8]) {
         STORE.with(|(memory, _)| memory.replace(&path, bytes).expect("a plain name"));
     };
     replace(&changed);
-    with_manifest(
-        &manifest,
-        |_| {},
-        |snapshot| {
-            let tokens = snapshot.tokens().len() as u64;
-            assert!(tokens == 0 || Ok(tokens) == snapshot.length(0).map_err(|_| ()));
-        },
-    );
+    with_manifest(&manifest, |snapshot| {
+        let tokens = snapshot.tokens().len() as u64;
+        assert!(tokens == 0 || Ok(tokens) == snapshot.length(0).map_err(|_| ()));
+    });
     replace(&original);
 }
 
 pub(crate) fn replay_seeds() -> Vec<Vec<u8>> {
     let (memory, manifest) = (golden(), golden_manifest());
-    let logs = manifest.row_log.iter().chain(&manifest.meta_log).zip(0..);
+    let logs = manifest.row_logs.last().into_iter().chain(manifest.meta_logs.last()).zip(0..);
     logs.map(|(log, which)| {
-        let bytes = memory.contents(&context_file(NAME, &log.file)).expect("the fixture has this log");
+        let bytes = memory.contents(&log.path(NAME)).expect("the fixture has this log");
         [&[which][..], &bytes[96..log.len as usize]].concat()
     })
     .collect()
@@ -127,6 +119,7 @@ pub(crate) fn context(bytes: &[u8]) {
             Budget::Tau(0.02),
             Budget::RetroInfer { retrieve: 0.3, estimate: 0.4 },
         ];
+        let _ = store.match_prefix(snapshot.model(), &[7, 10, 13, 16]);
         for layer in 0..snapshot.model().layers {
             if snapshot.model().layer_kind(layer) != LayerKind::Absent {
                 ask(&snapshot, layer, &budgets);

@@ -44,6 +44,7 @@ impl Context {
         self.install_finished(layer)?;
         let mine = layer_of_mut(&mut self.layers, layer)?;
         let block = Block::from_tensors(&shape, mine.rows.length(), keys, values)?;
+        mine.mark();
         mine.rows.tail.push(&block);
         let bulk = block.rows >= self.options.bulk_append_rows as usize;
         // The rows are in: what keeps them from being sealed is told by the next commit or seal, and is tried again.
@@ -119,11 +120,15 @@ impl Context {
             None
         };
         let rows = SealRows::Tail(mine.rows.tail.copy(range.clone()));
-        let cancelled = Arc::clone(&self.cancelled);
-        let result = self.start_sealing(layer, range.clone(), (ladder, rows), cancelled)?;
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let number = self.next_number;
+        // Bulk rows would have been sealed so whatever the number of rows that came with them.
+        let sealed_at = if bulk { range.end + u64::from(self.options.window) } else { mine.rows.length() };
+        let place = (range.clone(), sealed_at);
+        let result = self.start_sealing(layer, place, (ladder, rows), Arc::clone(&cancelled))?;
         let mine = layer_of_mut(&mut self.layers, layer)?;
         mine.queued_end = range.end;
-        mine.pending.push_back(Pending { range, bulk, result });
+        mine.pending.push_back(Pending { range, sealed_at, bulk, number, result, cancelled });
         Ok(())
     }
 
@@ -131,11 +136,11 @@ impl Context {
     pub(super) fn start_sealing(
         &mut self,
         layer: usize,
-        range: Range<u64>,
+        (range, sealed_at): (Range<u64>, u64),
         (ladder, rows): (Option<SealLadder>, SealRows),
         cancelled: Arc<AtomicBool>,
     ) -> Result<Sealing, Error> {
-        let sequence = self.next_segment;
+        let sequence = self.take_number();
         let identity = self.model.digest();
         let geometry = crate::record::geometry(&self.model);
         let mut id = self.id;
@@ -159,6 +164,7 @@ impl Context {
                 ..Expected::of_model(identity)
             },
             sequence,
+            sealed_at,
             context_id: self.id,
             shape: mine.rows.shape,
             ladder,
@@ -166,7 +172,6 @@ impl Context {
             rows,
             cancelled,
         };
-        self.next_segment += 1;
         Ok(self.store.sealer.start(job))
     }
 }

@@ -36,6 +36,16 @@ impl Audits {
         Audits { first: vec![true; layers], ..Audits::default() }
     }
 
+    /// Those of a fork: nothing is under way.
+    pub(super) fn forked(&self) -> Self {
+        Audits { first: self.first.clone(), ..Audits::default() }
+    }
+
+    /// Audits of a layer that are under way do not count: it has been cut since.
+    pub(super) fn drop_pending(&mut self, layer: usize) {
+        self.pending.retain(|(audited, _)| *audited != layer);
+    }
+
     /// The layer's index was replaced: audits of the old one that are under way do not count, and a first batch comes
     /// again.
     pub(super) fn forget(&mut self, layer: usize, layers: usize) {

@@ -1,16 +1,44 @@
 //! Making what was appended durable.
 
-use super::{Context, Layer, Logs, OpenLog};
+use super::logs::LogChain;
+use super::{Context, Layer};
 use crate::error::Error;
 use crate::record;
 use crate::rows::Block;
+use crate::sealing::Sealed;
+use crate::store::References;
 use half::f16;
 use longwave_storage::{
-    Durability, LayerRecord, LogHeader, LogRecord, LogWriter, Manifest, RecordHeader, RecordKind,
-    StateRecord, context_dir, context_file, write_manifest,
+    CutRecord, Durability, Error as StorageError, LayerRecord, LogRecord, LogWriter, Manifest, RecordHeader,
+    RecordKind, StateRecord, context_dir, file_maker, segment_path, write_manifest,
 };
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// A file that is no longer needed once a commit without it is durable.
+#[derive(Debug)]
+pub(super) struct Replaced {
+    path: String,
+    /// The segment in it, which snapshots may still read.
+    sealed: Option<Arc<Sealed>>,
+}
+
+impl Replaced {
+    pub(super) fn segment(sealed: Arc<Sealed>) -> Self {
+        Replaced { path: segment_path(&sealed.record.file), sealed: Some(sealed) }
+    }
+
+    pub(super) fn log(record: LogRecord) -> Self {
+        Replaced { path: record.path(""), sealed: None }
+    }
+
+    pub(super) fn file(path: String) -> Self {
+        Replaced { path, sealed: None }
+    }
+}
 
 impl Context {
     /// Commits everything appended so far. When it returns, a reopened context holds exactly this, whatever happens
@@ -22,8 +50,12 @@ impl Context {
     /// # Errors
     /// [`Error::UnequalLayers`], [`Error::TokenCount`]; the failure of a bulk sealing, whose rows are then in the
     /// tail (a second commit writes them to the tail log); [`Error::Storage`]. After an error the last commit counts,
-    /// and the context can be committed again.
+    /// and the context can be committed again; but a sync that failed ends it: every later commit is refused with
+    /// [`longwave_storage::Error::Poisoned`], and the context has to be opened again.
     pub fn commit(&mut self, durability: Durability) -> Result<(), Error> {
+        if let Some(path) = &self.poisoned {
+            return Err(StorageError::Poisoned { path: path.clone() }.into());
+        }
         self.check_lengths()?;
         for layer in self.present_layers() {
             self.install_finished(layer)?;
@@ -33,21 +65,39 @@ impl Context {
         if let Some(failure) = self.seal_failure.take() {
             return Err(failure);
         }
-        let replaced = self.logs.rows.as_ref().map(|log| log.name.clone());
-        let written = self.write(durability);
-        if written.is_err() {
-            // How much of the logs reached the disk is unknown: the next commit starts new ones, from memory.
-            self.logs = Logs::default();
-            self.reset_samples();
+        if let Err(failure) = self.write(durability) {
+            self.give_up(&failure);
+            return Err(failure);
         }
-        written?;
-        self.generation += 1;
-        if let Some(old) = replaced.filter(|old| self.logs.rows.as_ref().is_none_or(|log| log.name != *old)) {
-            self.remove_file(&context_file(&self.name, &old));
+        self.generation = self.attempted;
+        self.layers.iter_mut().flatten().for_each(super::Layer::mark_commit);
+        self.durable = durability != Durability::None;
+        for sealed in self.layers.iter().flatten().flat_map(|layer| &layer.rows.segments) {
+            sealed.committed.store(true, Ordering::Release);
         }
         self.remove_replaced(durability);
+        self.note_commit();
+        if self.used.is_none_or(|used| used.elapsed() > USE_STEP) {
+            self.used = Some(Instant::now());
+            self.store.note_use(&self.name);
+        }
         self.update_profile(durability);
         self.publish()
+    }
+
+    /// After a failed write: how much of the logs reached the disk is unknown, so the next commit starts new ones, from
+    /// memory. After a failed sync there is no next commit: the system may have dropped what it could not write, and
+    /// say of the same pages next time that they are written.
+    fn give_up(&mut self, failure: &Error) {
+        let logs = std::mem::take(&mut self.logs);
+        self.replaced.extend([logs.rows, logs.meta].iter().flat_map(LogChain::records).map(Replaced::log));
+        self.layers.iter_mut().flatten().for_each(|layer| layer.sample.unsettle());
+        if let Error::Storage(StorageError::Io { path, operation, .. }) = failure
+            && operation.starts_with("sync")
+        {
+            tracing::error!(context = self.name, path, "a sync failed; the context must be opened again");
+            self.poisoned = Some(path.clone());
+        }
     }
 
     fn check_lengths(&self) -> Result<(), Error> {
@@ -65,13 +115,21 @@ impl Context {
     }
 
     fn write(&mut self, durability: Durability) -> Result<(), Error> {
+        // A cut whose rows are sealed again is no longer needed.
+        for layer in self.layers.iter_mut().flatten() {
+            let sealed_end = layer.rows.sealed_end();
+            let (over, cuts) =
+                std::mem::take(&mut layer.cuts).into_iter().partition(|(_, end)| *end <= sealed_end);
+            layer.cuts = cuts;
+            self.replaced.extend(Vec::into_iter(over).map(|(sealed, _)| Replaced::segment(sealed)));
+        }
+        self.hash_tokens();
         self.write_rows()?;
         self.write_meta()?;
         if durability != Durability::None {
-            for log in [&mut self.logs.rows, &mut self.logs.meta].into_iter().flatten() {
-                log.writer.sync()?;
-            }
+            self.logs.sync(self.store.backend.as_ref())?;
         }
+        self.attempted = self.attempted.max(self.generation) + 1;
         let manifest = self.manifest();
         write_manifest(self.store.backend.as_ref(), &context_dir(&self.name), &manifest, durability)?;
         Ok(())
@@ -79,36 +137,53 @@ impl Context {
 
     /// Brings the row log up to date; a new one where segments have taken rows over, so that it stays short.
     fn write_rows(&mut self) -> Result<(), Error> {
-        if self.logs.rows_logged.is_none() {
-            self.logs.rows = Some(self.new_log("rows")?);
+        if self.logs.rows_logged.is_none() || self.logs.rows.is_long() {
+            let old = std::mem::take(&mut self.logs.rows);
+            self.replaced.extend(old.records().into_iter().map(Replaced::log));
             self.logs.rows_logged = Some(vec![0; self.layers.len()]);
         }
-        let (Some(log), Some(logged)) = (&mut self.logs.rows, &mut self.logs.rows_logged) else {
-            return Ok(());
-        };
-        for (number, logged) in logged.iter_mut().enumerate() {
+        for number in 0..self.layers.len() {
             let Some(layer) = &self.layers[number] else { continue };
-            for range in layer.rows.tail.ranges() {
-                let range = range.start.max(*logged)..range.end;
+            let logged = self.logs.rows_logged.as_ref().map_or(0, |logged| logged[number]);
+            let (length, mut ranges) = (layer.rows.length(), layer.rows.tail.ranges());
+            // What a cut segment holds is in no log.
+            ranges[1].start = ranges[1].start.max(layer.cut_end());
+            for range in ranges {
+                let range = range.start.max(logged)..range.end;
+                if range.is_empty() {
+                    continue;
+                }
+                if self.logs.rows.open.is_none() {
+                    self.logs.rows.open = Some(self.new_log("rows")?);
+                }
+                let Some(layer) = &self.layers[number] else { continue };
+                let Some(log) = &mut self.logs.rows.open else { continue };
                 let shape = &layer.rows.shape;
                 let row_bytes = shape.kv_heads * (shape.key_bytes() + shape.value_bytes());
                 let step = ROWS_PER_RECORD.min((BYTES_PER_RECORD / row_bytes).max(1) as u64);
                 append_rows(&mut log.writer, number, (range, step), |range| layer.rows.tail.copy(range))?;
             }
-            *logged = layer.rows.length();
+            if let Some(logged) = &mut self.logs.rows_logged {
+                logged[number] = length;
+            }
         }
         Ok(())
     }
 
     fn write_meta(&mut self) -> Result<(), Error> {
-        let unsaved = self.layers.iter().flatten().any(|layer| !layer.sample.unsaved().is_empty());
-        if self.logs.tokens_logged == self.tokens.len() && !unsaved {
+        if self.logs.tokens_logged == self.tokens.len() && !self.has_unsaved_queries() {
             return Ok(());
         }
-        if self.logs.meta.is_none() {
-            self.logs.meta = Some(self.new_log("meta")?);
+        if self.logs.meta.is_long() {
+            let old = std::mem::take(&mut self.logs.meta);
+            self.replaced.extend(old.records().into_iter().map(Replaced::log));
+            self.logs.tokens_logged = 0;
+            self.layers.iter_mut().flatten().for_each(|layer| layer.sample.unsettle());
         }
-        let Some(log) = &mut self.logs.meta else { return Ok(()) };
+        if self.logs.meta.open.is_none() {
+            self.logs.meta.open = Some(self.new_log("meta")?);
+        }
+        let Some(log) = &mut self.logs.meta.open else { return Ok(()) };
         for ids in self.tokens[self.logs.tokens_logged..].chunks(TOKENS_PER_RECORD) {
             let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
             let first_position = self.logs.tokens_logged as u64;
@@ -134,26 +209,11 @@ impl Context {
         Ok(())
     }
 
-    fn new_log(&mut self, kind: &str) -> Result<OpenLog, Error> {
-        let number = self.next_log;
-        self.next_log += 1;
-        let mut log_id = self.id;
-        log_id[8..].copy_from_slice(&number.to_le_bytes());
-        let name = format!("{number}.{kind}.log");
-        let header = LogHeader { log_id, identity: self.model.digest() };
-        let writer =
-            LogWriter::create(self.store.backend.as_ref(), &context_file(&self.name, &name), header)?;
-        Ok(OpenLog { name, writer })
+    pub(super) fn has_unsaved_queries(&self) -> bool {
+        self.layers.iter().flatten().any(|layer| !layer.sample.unsaved().is_empty())
     }
 
     fn manifest(&self) -> Manifest {
-        let log = |log: &Option<OpenLog>| {
-            log.as_ref().map(|log| LogRecord {
-                id: log.writer.header().log_id,
-                file: log.name.clone(),
-                len: log.writer.len(),
-            })
-        };
         let layers = self.layers.iter().enumerate().map(|(number, layer)| LayerRecord {
             kind: record::layer_kind_record(self.model.layer_kind(number)),
             sink_logits: self.model.sink_logits.get(number).cloned().unwrap_or_default(),
@@ -161,18 +221,31 @@ impl Context {
                 .iter()
                 .flat_map(|layer| layer.rows.segments.iter().map(|sealed| sealed.record.clone()))
                 .collect(),
+            sealed_at: layer
+                .iter()
+                .flat_map(|layer| layer.rows.segments.iter().map(|sealed| sealed.sealed_at))
+                .collect(),
+            cuts: layer
+                .iter()
+                .flat_map(|layer| &layer.cuts)
+                .map(|(sealed, end)| CutRecord { segment: sealed.record.clone(), end: *end })
+                .collect(),
             length: layer.as_ref().map_or(0, |layer| layer.rows.length()),
         });
         Manifest {
             context_id: self.id,
-            generation: self.generation + 1,
+            generation: self.attempted,
             name: self.name.clone(),
             model: record::model_record(&self.model),
             settings: record::settings_record(&self.options),
             layers: layers.collect(),
-            row_log: log(&self.logs.rows),
-            meta_log: log(&self.logs.meta),
+            row_logs: self.logs.rows.records(),
+            meta_logs: self.logs.meta.records(),
             token_count: self.tokens.len() as u64,
+            extra: self.options.extra.clone(),
+            prefix: self.prefix_hash(),
+            first_unnamed: self.first_unnamed(),
+            origin: self.origin.clone(),
             state: self.state(),
         }
     }
@@ -188,14 +261,79 @@ impl Context {
         let spendings = self.layers.iter().map(|layer| layer.as_ref().map(|layer| &*layer.rows.spending));
         let heads = (self.model.kv_heads, self.model.query_heads);
         let spent = crate::accuracy::encode_spending(&spendings.collect::<Vec<_>>(), heads);
-        known.into_iter().chain(spent).chain(self.other_state.iter().cloned()).collect()
+        let marks = self.marks_record();
+        known.into_iter().chain(spent).chain(marks).chain(self.other_state.iter().cloned()).collect()
     }
 
-    /// After a failed write the samples are written again as a whole.
-    fn reset_samples(&mut self) {
-        for layer in self.layers.iter_mut().flatten() {
-            layer.sample.unsettle();
+    /// The smallest number of a file that a later commit may name and the one being written does not.
+    fn first_unnamed(&self) -> u64 {
+        let of_layer = |layer: &Layer| {
+            let rebuilding = layer.rebuilding.as_ref().map(|rebuilding| rebuilding.number);
+            layer.pending.iter().map(|pending| pending.number).chain(rebuilding).min()
+        };
+        self.layers.iter().flatten().filter_map(of_layer).min().unwrap_or(self.next_number)
+    }
+
+    /// Removes what the durable commit before named and the last one does not. A commit that a power loss may undo must
+    /// not cost the one before it its files: its name is made durable first, or they stay for now. So do files that
+    /// other contexts may name: [`crate::Store::collect`] knows whether they do.
+    fn remove_replaced(&mut self, durability: Durability) {
+        let named: HashSet<String> = self.named_files().into_iter().collect();
+        let backend = self.store.backend.as_ref();
+        let mut undone = durability != Durability::Strict;
+        if durability == Durability::Flushed && !self.replaced.is_empty() {
+            let synced = backend.sync_dir(&context_dir(&self.name));
+            if let Err(error) = &synced {
+                tracing::warn!(context = self.name, %error, "replaced files stay, since the commit may be undone");
+            }
+            undone = synced.is_err();
         }
+        match durability {
+            Durability::None => {}
+            _ if undone => self.durable_files.extend(named.iter().cloned()),
+            _ => self.durable_files = named.clone(),
+        }
+        if self.replaced.is_empty() {
+            return;
+        }
+        // Not waited for: who has it may be collecting, and decoding goes on.
+        let Ok(references) = References::try_hold(&self.store) else { return };
+        let mut replaced = std::mem::take(&mut self.replaced);
+        if references.is_shared(&self.id).unwrap_or(true) {
+            // A collection takes what no manifest names; by the time that goes for these, nobody may share them.
+            replaced.retain(|file| self.durable_files.contains(&file.path));
+            self.replaced = replaced;
+            return;
+        }
+        for file in replaced {
+            if named.contains(&file.path) || !self.has_made(&file.path) {
+                continue;
+            }
+            if self.durable_files.contains(&file.path) {
+                self.replaced.push(file);
+                continue;
+            }
+            let Replaced { path, sealed } = file;
+            // Snapshots that have not read it yet go on reading it.
+            if let Some(sealed) = sealed.filter(|sealed| Arc::strong_count(sealed) > 1)
+                && let Err(error) = sealed.segment.segment().hold()
+            {
+                tracing::warn!(context = self.name, path, %error, "a replaced segment stays for its readers");
+                continue;
+            }
+            self.remove_file(&path);
+        }
+    }
+
+    /// Paths of all files that the next manifest would name.
+    pub(super) fn named_files(&self) -> Vec<String> {
+        self.manifest().files(&self.name)
+    }
+
+    fn has_made(&self, path: &str) -> bool {
+        let file = path.rsplit_once('/').map_or(path, |(_, file)| file);
+        let own_dir = path.strip_prefix(&context_dir(&self.name)).is_some_and(|rest| rest.starts_with('/'));
+        own_dir || file_maker(file).is_some_and(|(maker, _)| maker == self.id)
     }
 
     /// A file that no manifest names any more. That it stays is no fault: the next open removes it.
@@ -206,6 +344,8 @@ impl Context {
     }
 }
 
+/// A context that goes on committing says so now and then.
+const USE_STEP: Duration = Duration::from_secs(60);
 const TOKENS_PER_RECORD: usize = 1 << 16;
 /// Rows of one record, at most: bounds what a reader holds in memory at a time.
 const ROWS_PER_RECORD: u64 = 1024;

@@ -3,9 +3,14 @@
 mod append;
 mod audit;
 mod commit;
+mod fork;
+mod logs;
+mod marks;
 mod open;
+mod prefix;
 mod profile;
 mod rebuild;
+mod truncate;
 
 use crate::error::Error;
 use crate::layer::{LayerRows, OwnedBatch};
@@ -17,11 +22,16 @@ use crate::sealing::{Sealed, Sealing, bases_of};
 use crate::snapshot::{Reader, Snapshot, SnapshotInner, layer_of, on_pool};
 use crate::store::Shared;
 use crate::tensor::TensorView;
+pub(crate) use fork::ForkAt;
 use half::f16;
+use logs::Logs;
 use longwave_index::ladder::Basis;
 use longwave_query::{Answer, Budget, Plan, Shape};
-use longwave_storage::{LockGuard, LogWriter, Profile, StateRecord};
-use std::collections::VecDeque;
+use longwave_storage::{LockGuard, OriginRecord, Profile, StateRecord};
+pub(crate) use marks::MARKS_KIND;
+use marks::Mark;
+pub(crate) use open::lock_existing;
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::TryRecvError;
@@ -39,9 +49,18 @@ pub struct Context {
     options: ContextOptions,
     layers: Vec<Option<Layer>>,
     tokens: Arc<Vec<u32>>,
+    /// The last commit that was acknowledged, and the last that was begun: its number may be on disk.
     generation: u64,
-    next_segment: u64,
-    next_log: u64,
+    attempted: u64,
+    /// Whether a power loss leaves the last commit, or may bring back the one before.
+    durable: bool,
+    /// A sync that failed: what came before it may be lost whatever a later one says.
+    poisoned: Option<String>,
+    origin: Option<OriginRecord>,
+    prefix: prefix::Prefix,
+    /// When it was last written down that the context is used.
+    used: Option<Instant>,
+    next_number: u64,
     logs: Logs,
     /// Where sealing failed; told once, by the next call that waits for it.
     seal_failure: Option<Error>,
@@ -52,8 +71,10 @@ pub struct Context {
     profile: OnceLock<Option<Arc<Profile>>>,
     /// Whether queries of this writer are in the profile.
     profile_updated: bool,
-    /// Files of segments that were built again, and that the last commit may name.
-    replaced: Vec<String>,
+    /// Files that are no longer needed, and that the last durable commit may name.
+    replaced: Vec<commit::Replaced>,
+    /// Paths of what the manifests name that a power loss may bring back.
+    durable_files: HashSet<String>,
     /// State in the manifest that this build does not know, carried along.
     other_state: Vec<StateRecord>,
     /// Held until the context is dropped.
@@ -67,6 +88,10 @@ pub(crate) struct Layer {
     /// `None`: rows are sealed without an index.
     clustered: bool,
     pending: VecDeque<Pending>,
+    /// Segments whose rows are rows of the tail again, each with the position up to which they count.
+    pub(crate) cuts: Vec<(Arc<Sealed>, u64)>,
+    /// What the layer had learnt when it was shorter, by rising length.
+    pub(crate) marks: VecDeque<Mark>,
     /// Queued behind a sealing that failed: no longer wanted, but their files may still be written.
     abandoned: Vec<Sealing>,
     /// Rows before this position are sealed or being sealed (or are sinks).
@@ -83,24 +108,13 @@ pub(crate) struct Layer {
 #[derive(Debug)]
 struct Pending {
     range: Range<u64>,
+    /// See [`Sealed::sealed_at`].
+    sealed_at: u64,
     bulk: bool,
+    /// Of its file.
+    number: u64,
     result: Sealing,
-}
-
-/// The context's log files, and how much of the context they hold.
-#[derive(Debug, Default)]
-struct Logs {
-    rows: Option<OpenLog>,
-    /// Per layer: the position up to which rows are in the row log. `None` asks for a new log, with all rows.
-    rows_logged: Option<Vec<u64>>,
-    meta: Option<OpenLog>,
-    tokens_logged: usize,
-}
-
-#[derive(Debug)]
-struct OpenLog {
-    name: String,
-    writer: LogWriter,
+    cancelled: Arc<AtomicBool>,
 }
 
 impl Context {
@@ -218,12 +232,19 @@ impl Context {
     /// An immutable view of the context as it is now, committed or not.
     ///
     /// # Errors
-    /// None at present; a failed sealing is told by [`Self::commit`] and [`Self::seal`].
+    /// [`Error::Storage`] when a segment that is not committed cannot be mapped. A failed sealing is told by
+    /// [`Self::commit`] and [`Self::seal`].
     pub fn snapshot(&mut self) -> Result<Snapshot, Error> {
         for layer in self.present_layers() {
             self.install_finished(layer)?;
         }
         self.install_audits();
+        for sealed in self.layers.iter().flatten().flat_map(|layer| &layer.rows.segments) {
+            // Its file goes when the writer ends without a commit; what is mapped stays readable.
+            if !sealed.committed.load(Ordering::Acquire) {
+                sealed.segment.segment().hold()?;
+            }
+        }
         let layers = self.layers.iter();
         let inner = SnapshotInner {
             name: self.name.clone(),
@@ -271,6 +292,12 @@ impl Context {
             }
         }
         Ok(())
+    }
+
+    /// The number of the context's next file.
+    fn take_number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number - 1
     }
 
     fn layer(&self, layer: usize) -> Result<&Layer, Error> {
@@ -328,11 +355,13 @@ impl Drop for Context {
     /// Waits for the segment that is being written, and cancels those behind it: once the lock is gone, the next
     /// writer gives out their file names again, and nothing may replace its files.
     fn drop(&mut self) {
+        self.note();
         self.cancelled.store(true, Ordering::Release);
         for layer in self.layers.iter_mut().flatten() {
             let rebuilding = layer.rebuilding.take();
             rebuilding.iter().for_each(|rebuilding| rebuilding.cancelled.store(true, Ordering::Release));
             let rebuilt = rebuilding.into_iter().flat_map(|rebuilding| rebuilding.pending);
+            layer.pending.iter().for_each(|pending| pending.cancelled.store(true, Ordering::Release));
             let pending = layer.pending.drain(..).map(|pending| pending.result);
             for result in pending.chain(layer.abandoned.drain(..)).chain(rebuilt.map(|(_, result)| result)) {
                 // An error says that the sealing was cancelled, or that its result was taken before.
@@ -362,7 +391,13 @@ impl Layer {
 
     /// Where the log goes on after rows up to `loaded`: the sinks come first, then what is not sealed.
     pub(crate) fn next_unsealed(&self, loaded: u64) -> u64 {
-        if loaded < self.rows.tail.sinks() { loaded } else { loaded.max(self.rows.sealed_end()) }
+        let unsealed = self.rows.sealed_end().max(self.cut_end());
+        if loaded < self.rows.tail.sinks() { loaded } else { loaded.max(unsealed) }
+    }
+
+    /// The position up to which rows of the tail are in segments that were cut; 0 where none are.
+    fn cut_end(&self) -> u64 {
+        self.cuts.last().map_or(0, |(_, end)| *end)
     }
 
     /// Installs the oldest pending segment. A failure drops everything pending: the rows are still in the tail, and
@@ -377,9 +412,18 @@ impl Layer {
             }
             Err(failure) => {
                 self.queued_end = pending.range.start;
-                self.abandoned.extend(self.pending.drain(..).map(|pending| pending.result));
+                self.abandon_pending(0);
                 Some(failure)
             }
+        }
+    }
+
+    /// Gives up what is queued behind the first `kept`.
+    fn abandon_pending(&mut self, kept: usize) {
+        for pending in self.pending.drain(kept..) {
+            pending.cancelled.store(true, Ordering::Release);
+            self.queued_end = self.queued_end.min(pending.range.start);
+            self.abandoned.push(pending.result);
         }
     }
 }

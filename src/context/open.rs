@@ -1,7 +1,11 @@
 //! Creating a context, and bringing a committed one back.
 
 use super::audit::Audits;
-use super::{Context, Layer, Logs, OpenLog};
+use super::commit::Replaced;
+use super::logs::Logs;
+use super::marks::restore_marks;
+use super::prefix::Prefix;
+use super::{Context, Layer};
 use crate::error::Error;
 use crate::layer::LayerRows;
 use crate::model::{LayerKind, ModelSpec};
@@ -11,40 +15,58 @@ use crate::replay::Replay;
 use crate::sample::QuerySample;
 use crate::sealing::Sealed;
 use crate::snapshot::{Snapshot, SnapshotInner};
-use crate::store::Shared;
-use longwave_query::LayerSegment;
+use crate::store::{References, Shared};
 use longwave_storage::{
-    Durability, Error as StorageError, Expected, LOCK_FILE, LayerRecord, LogHeader, LogRecord, LogWriter,
-    MANIFEST_FILE, Manifest, SEGMENTS_DIR, Segment, context_dir, context_file, read_manifest,
-    remove_unfinished_profile, segment_file_name, segment_path, validate_name,
+    Backend, Durability, Error as StorageError, Expected, LOCK_FILE, LOGS_DIR, LayerRecord, LockGuard,
+    LogPlace, MANIFEST_FILE, Manifest, SEGMENTS_DIR, Segment, SegmentRecord, context_dir, context_file,
+    discard_recent_manifest, file_maker, read_durable_manifest, read_manifest, read_recent_manifest,
+    remove_unfinished_profile, segment_path, validate_name,
 };
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
+/// How often a context's lock is tried, 2 ms apart.
+const LOCK_ATTEMPTS: usize = 8;
 /// How often a reader starts again when the files of its manifest vanish under it.
 const READ_ATTEMPTS: usize = 16;
 
 /// A context's content as its manifest and logs tell it.
-struct Loaded {
-    model: ModelSpec,
-    options: ContextOptions,
-    layers: Vec<Option<Layer>>,
-    tokens: Vec<u32>,
+pub(super) struct Loaded {
+    pub(super) model: ModelSpec,
+    pub(super) options: ContextOptions,
+    pub(super) layers: Vec<Option<Layer>>,
+    pub(super) tokens: Vec<u32>,
 }
 
 impl Context {
     pub(crate) fn create(
-        store: Arc<Shared>,
+        store: &Arc<Shared>,
+        name: &str,
+        model: &ModelSpec,
+        options: ContextOptions,
+    ) -> Result<Self, Error> {
+        model.check()?;
+        options.check()?;
+        let mut context = Self::begin(store, name, model, options)?;
+        // The store may have been made by a process that died before its name was durable, and a strict commit syncs
+        // no further up than the directory of contexts.
+        store.backend.sync_dir("")?;
+        context.commit(Durability::Strict)?;
+        Ok(context)
+    }
+
+    /// An empty context that holds the lock of its name, and that its first commit makes.
+    pub(super) fn begin(
+        store: &Arc<Shared>,
         name: &str,
         model: &ModelSpec,
         options: ContextOptions,
     ) -> Result<Self, Error> {
         validate_name(name)?;
-        model.check()?;
-        options.check()?;
-        store.backend.create_dir_all(&context_dir(name))?;
-        let lock = store.backend.lock(&context_file(name, LOCK_FILE))?;
-        if store.backend.exists(&context_file(name, MANIFEST_FILE))? {
+        let backend = store.backend.as_ref();
+        let lock = lock_new(backend, name)?;
+        if backend.exists(&context_file(name, MANIFEST_FILE))? {
             return Err(Error::ContextExists { name: name.into() });
         }
         let mut id = [0; 16];
@@ -52,17 +74,39 @@ impl Context {
         // The second half numbers files; see `remove_orphans`.
         id[8..].fill(0);
         let layers = (0..model.layers).map(|number| empty_layer(model, &options, number)).collect();
-        let mut context = Context {
-            store,
+        let context = Self::new(store, name, (id, Arc::new(model.clone()), options), layers, lock);
+        // What a creation of this name has left that ended early, or a removal.
+        for file in backend.list(&context_dir(name))? {
+            if file != LOCK_FILE {
+                backend.remove(&context_file(name, &file))?;
+            }
+        }
+        Ok(context)
+    }
+
+    fn new(
+        store: &Arc<Shared>,
+        name: &str,
+        (id, model, options): ([u8; 16], Arc<ModelSpec>, ContextOptions),
+        layers: Vec<Option<Layer>>,
+        lock: Box<dyn LockGuard>,
+    ) -> Self {
+        Context {
+            store: Arc::clone(store),
             name: name.into(),
             id,
-            model: Arc::new(model.clone()),
+            model,
             options,
             layers,
             tokens: Arc::default(),
             generation: 0,
-            next_segment: 0,
-            next_log: 0,
+            attempted: 0,
+            durable: false,
+            poisoned: None,
+            origin: None,
+            prefix: Prefix::default(),
+            used: None,
+            next_number: 0,
             logs: Logs::default(),
             seal_failure: None,
             published: None,
@@ -71,148 +115,197 @@ impl Context {
             profile: OnceLock::new(),
             profile_updated: false,
             replaced: Vec::new(),
+            durable_files: HashSet::new(),
             other_state: Vec::new(),
             _lock: lock,
-        };
-        context.remove_orphans(None)?;
-        // The store may have been made by a process that died before its name was durable, and a strict commit syncs
-        // no further up than the directory of contexts.
-        context.store.backend.sync_dir("")?;
-        context.commit(Durability::Strict)?;
-        Ok(context)
+        }
     }
 
-    pub(crate) fn open(store: Arc<Shared>, name: &str, model: &ModelSpec) -> Result<Self, Error> {
-        validate_name(name)?;
-        if !store.backend.exists(&context_file(name, MANIFEST_FILE))? {
-            return Err(Error::ContextMissing { name: name.into() });
+    pub(crate) fn open(store: &Arc<Shared>, name: &str, model: &ModelSpec) -> Result<Self, Error> {
+        let lock = lock_existing(store, name)?;
+        let backend = store.backend.as_ref();
+        let (manifest, loaded) = load_newest(store, name, Some(model))?;
+        let undone = match read_recent_manifest(backend, &context_dir(name)) {
+            Ok(recent) if recent == manifest => 0,
+            found => {
+                // Before anything is written that could look like what it names.
+                discard_recent_manifest(backend, &context_dir(name))?;
+                found.map_or(0, |recent| recent.generation)
+            }
+        };
+        let identity = (manifest.context_id, Arc::new(loaded.model), loaded.options);
+        let mut context = Self::new(store, name, identity, loaded.layers, lock);
+        context.logs = Logs::resume(backend, &manifest)?;
+        context.tokens = Arc::new(loaded.tokens);
+        context.prefix = Prefix::known(manifest.token_count);
+        context.generation = manifest.generation;
+        context.attempted = manifest.generation.max(undone);
+        context.origin = manifest.origin.clone();
+        context.audits = Audits::opened(manifest.layers.len());
+        context.other_state = record::other_state(&manifest);
+        let old = manifest.row_logs.iter().chain(&manifest.meta_logs);
+        let old = old.filter(|log| log.place == LogPlace::Context).map(|log| Replaced::file(log.path(name)));
+        context.replaced.extend(old);
+        if context.logs.rows_logged.is_none() {
+            context.layers.iter_mut().flatten().for_each(|layer| layer.sample.unsettle());
         }
-        let lock = store.backend.lock(&context_file(name, LOCK_FILE))?;
-        let manifest = read_manifest(store.backend.as_ref(), &context_dir(name))?;
-        let loaded = load(&store, name, &manifest, Some(model))?;
-        let resume = |log: &Option<LogRecord>| {
-            log.as_ref().map(|log| resume(&store, name, &manifest, log)).transpose()
-        };
-        let logs = Logs {
-            rows: resume(&manifest.row_log)?,
-            rows_logged: manifest
-                .row_log
-                .is_some()
-                .then(|| manifest.layers.iter().map(|layer| layer.length).collect()),
-            meta: resume(&manifest.meta_log)?,
-            tokens_logged: loaded.tokens.len(),
-        };
-        let mut context = Context {
-            name: name.into(),
-            id: manifest.context_id,
-            model: Arc::new(loaded.model),
-            options: loaded.options,
-            layers: loaded.layers,
-            tokens: Arc::new(loaded.tokens),
-            generation: manifest.generation,
-            next_segment: 0,
-            next_log: 0,
-            logs,
-            seal_failure: None,
-            published: None,
-            cancelled: Arc::default(),
-            audits: Audits::opened(manifest.layers.len()),
-            profile: OnceLock::new(),
-            profile_updated: false,
-            replaced: Vec::new(),
-            other_state: record::other_state(&manifest),
-            store,
-            _lock: lock,
-        };
-        context.remove_orphans(Some(&manifest))?;
+        context.layers.iter_mut().flatten().for_each(Layer::mark_commit);
+        context.remove_orphans(&manifest)?;
         Ok(context)
     }
 
     pub(crate) fn open_snapshot(store: &Arc<Shared>, name: &str) -> Result<Snapshot, Error> {
         validate_name(name)?;
-        let backend = store.backend.as_ref();
-        if !backend.exists(&context_file(name, MANIFEST_FILE))? {
-            return Err(Error::ContextMissing { name: name.into() });
-        }
-        let mut attempt = 1;
-        loop {
-            let manifest = read_manifest(backend, &context_dir(name))?;
-            match load(store, name, &manifest, None) {
-                Ok(loaded) => return Ok(snapshot_of(store, &manifest, loaded)),
-                // The writer has committed since and removed a file that the older manifest names.
-                Err(Error::Storage(StorageError::Missing { .. }))
-                    if attempt < READ_ATTEMPTS
-                        && read_manifest(backend, &context_dir(name))?.generation != manifest.generation =>
-                {
-                    attempt += 1;
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        let (manifest, loaded) = load_newest(store, name, None)?;
+        Ok(snapshot_of(store, name, &manifest, loaded))
     }
 
     /// Removes what a writer of this context left behind when it ended early: logs and segments that the manifest
-    /// does not name. File names carry the context's identifier, and the lock says that no one else writes them.
-    /// Numbers go on above those in use, so that no name is used twice: a directory that cannot be listed is an error.
-    fn remove_orphans(&mut self, manifest: Option<&Manifest>) -> Result<(), Error> {
+    /// does not name, unless another context may name them. File names carry the context's identifier, and the lock
+    /// says that no one else writes them. Numbers go on above those in use, so that no name is used twice: a directory
+    /// that cannot be listed is an error.
+    fn remove_orphans(&mut self, manifest: &Manifest) -> Result<(), Error> {
         let backend = Arc::clone(&self.store.backend);
-        let named: HashSet<&str> = manifest
-            .iter()
-            .flat_map(|manifest| {
-                let logs = manifest.row_log.iter().chain(&manifest.meta_log).map(|log| log.file.as_str());
-                logs.chain(
-                    manifest
-                        .layers
-                        .iter()
-                        .flat_map(|layer| &layer.segments)
-                        .map(|segment| segment.file.as_str()),
-                )
-            })
-            .collect();
-        let first = segment_file_name(&self.id, 0);
-        let prefix = first.split_once('-').map_or(first.as_str(), |(prefix, _)| prefix);
+        let mut named: HashSet<String> = manifest.files(&self.name).into_iter().collect();
+        // After a commit without durability the one before it may come back.
+        let durable = read_durable_manifest(backend.as_ref(), &context_dir(&self.name))?;
+        self.durable_files = durable.files(&self.name).into_iter().collect();
+        // They go with the next durable commit.
+        let replaced = self.durable_files.difference(&named).cloned().map(Replaced::file);
+        self.replaced.extend(replaced);
+        named.extend(self.durable_files.iter().cloned());
         if let Err(error) = remove_unfinished_profile(backend.as_ref(), &self.model.digest(), &self.id) {
             tracing::warn!(context = self.name, %error, "an unfinished profile stays");
         }
-        let dir = context_dir(&self.name);
-        for (dir, prefix, suffix) in [(dir.as_str(), "", ".log"), (SEGMENTS_DIR, prefix, ".segment")] {
+        self.next_number = manifest.first_unnamed;
+        let mut orphans = Vec::new();
+        for dir in [LOGS_DIR, SEGMENTS_DIR] {
             for file in backend.list(dir)? {
-                // A segment that was cut off while it was written has its name and `.new`.
-                let whole = file.strip_suffix(".new").unwrap_or(&file);
-                let Some(rest) = whole.strip_prefix(prefix).filter(|rest| rest.ends_with(suffix)) else {
+                let Some((maker, number)) = file_maker(&file).filter(|(maker, _)| *maker == self.id) else {
                     continue;
                 };
-                let digits: String =
-                    rest.trim_start_matches('-').chars().take_while(char::is_ascii_digit).collect();
-                let next = if suffix == ".log" { &mut self.next_log } else { &mut self.next_segment };
-                *next = (*next).max(digits.parse().map_or(0, |number: u64| number.saturating_add(1)));
-                if !named.contains(file.as_str()) {
-                    // The commit before may name it, and would come back if the last one were not durable.
-                    if manifest.is_some() && dir == SEGMENTS_DIR {
-                        backend.sync_dir(&context_dir(&self.name))?;
-                    }
-                    let removed = backend.remove(&format!("{dir}/{file}"));
-                    tracing::info!(
-                        context = self.name,
-                        file,
-                        ok = removed.is_ok(),
-                        "removed a file no manifest names"
-                    );
+                debug_assert_eq!(maker, self.id);
+                self.next_number = self.next_number.max(number.saturating_add(1));
+                let path = format!("{dir}/{file}");
+                if !named.contains(&path) {
+                    orphans.push(path);
                 }
             }
+        }
+        let own = context_dir(&self.name);
+        let logs = backend.list(&own)?.into_iter().filter(|file| file.ends_with(".log"));
+        orphans.extend(logs.map(|file| format!("{own}/{file}")).filter(|path| !named.contains(path)));
+        if orphans.is_empty() {
+            return Ok(());
+        }
+        // The commit before may name them, and would come back if the last one were not durable.
+        backend.sync_dir(&own)?;
+        // Who has the lock may be collecting; what stays now goes then.
+        let Ok(references) = References::try_hold(&self.store) else { return Ok(()) };
+        if references.is_shared(&self.id)? {
+            orphans.retain(|path| path.ends_with(".new"));
+        }
+        for path in orphans {
+            let removed = backend.remove(&path);
+            tracing::info!(
+                context = self.name,
+                path,
+                ok = removed.is_ok(),
+                "removed a file no manifest names"
+            );
         }
         Ok(())
     }
 }
 
-fn snapshot_of(store: &Shared, manifest: &Manifest, loaded: Loaded) -> Snapshot {
+/// Takes the lock of a context that is to be made.
+fn lock_new(backend: &dyn Backend, name: &str) -> Result<Box<dyn LockGuard>, Error> {
+    let mut attempt = 1;
+    loop {
+        backend.create_dir_all(&context_dir(name))?;
+        match patient_lock(backend, name) {
+            // A removal of this name was not finished, and has taken the directory away since.
+            Err(StorageError::Missing { .. }) if attempt < READ_ATTEMPTS => attempt += 1,
+            locked => return Ok(locked?),
+        }
+    }
+}
+
+/// Takes the lock of a context that is there.
+pub(crate) fn lock_existing(store: &Shared, name: &str) -> Result<Box<dyn LockGuard>, Error> {
+    validate_name(name)?;
+    let backend = store.backend.as_ref();
+    let manifest = context_file(name, MANIFEST_FILE);
+    let missing = || Error::ContextMissing { name: name.into() };
+    if !backend.exists(&manifest)? {
+        return Err(missing());
+    }
+    let lock = match patient_lock(backend, name) {
+        Err(StorageError::Missing { .. }) => return Err(missing()),
+        lock => lock?,
+    };
+    // It may have been removed before the lock was taken.
+    if backend.exists(&manifest)? { Ok(lock) } else { Err(missing()) }
+}
+
+/// Collection takes the lock of a context for a moment, to see whether it has a writer.
+fn patient_lock(backend: &dyn Backend, name: &str) -> Result<Box<dyn LockGuard>, StorageError> {
+    let mut attempt = 1;
+    loop {
+        match backend.lock(&context_file(name, LOCK_FILE)) {
+            Err(StorageError::Locked { .. }) if attempt < LOCK_ATTEMPTS => attempt += 1,
+            locked => return locked,
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Loads the last commit of a context. One that a power loss has undone, in part or whole, does not count: then it is
+/// the last durable one. A reader starts again where a writer has removed a file under it.
+pub(super) fn load_newest(
+    store: &Shared,
+    name: &str,
+    expected: Option<&ModelSpec>,
+) -> Result<(Manifest, Loaded), Error> {
+    let (backend, dir) = (store.backend.as_ref(), context_dir(name));
+    let mut attempt = 1;
+    loop {
+        let manifest = match read_manifest(backend, &dir) {
+            Err(StorageError::Missing { .. }) if !backend.exists(&context_file(name, MANIFEST_FILE))? => {
+                return Err(Error::ContextMissing { name: name.into() });
+            }
+            manifest => manifest?,
+        };
+        let failure = match load(store, name, &manifest, expected) {
+            Ok(loaded) => return Ok((manifest, loaded)),
+            Err(failure) => failure,
+        };
+        let Error::Storage(StorageError::Missing { .. } | StorageError::Corrupt { .. }) = &failure else {
+            return Err(failure);
+        };
+        let newest = read_manifest(backend, &dir)?.generation;
+        if newest != manifest.generation && attempt < READ_ATTEMPTS {
+            attempt += 1;
+            continue;
+        }
+        let durable = read_durable_manifest(backend, &dir)?;
+        if durable.generation >= manifest.generation {
+            return Err(failure);
+        }
+        tracing::warn!(context = name, error = %failure, "the last durable commit counts");
+        let loaded = load(store, name, &durable, expected)?;
+        return Ok((durable, loaded));
+    }
+}
+
+fn snapshot_of(store: &Shared, name: &str, manifest: &Manifest, loaded: Loaded) -> Snapshot {
     let samples = loaded
         .layers
         .iter()
         .map(|layer| layer.as_ref().map(Layer::sample_copy).unwrap_or_default())
         .collect();
     let inner = SnapshotInner {
-        name: manifest.name.clone(),
+        name: name.into(),
         model: Arc::new(loaded.model),
         generation: manifest.generation,
         tokens: Arc::new(loaded.tokens),
@@ -234,6 +327,8 @@ fn empty_layer(model: &ModelSpec, options: &ContextOptions, number: usize) -> Op
         rows: LayerRows::new(model.shape(), scoring, sinks),
         clustered: kind == LayerKind::Clustered,
         pending: VecDeque::new(),
+        cuts: Vec::new(),
+        marks: VecDeque::new(),
         abandoned: Vec::new(),
         queued_end: sinks,
         sample: QuerySample::new(options.clusters.seed, options.sample_positions as usize),
@@ -241,13 +336,6 @@ fn empty_layer(model: &ModelSpec, options: &ContextOptions, number: usize) -> Op
         rebuilding: None,
         metric_known: false,
     })
-}
-
-fn resume(store: &Shared, name: &str, manifest: &Manifest, log: &LogRecord) -> Result<OpenLog, Error> {
-    let header = LogHeader { log_id: log.id, identity: manifest.model.identity };
-    let path = context_file(name, &log.file);
-    let writer = LogWriter::resume(store.backend.as_ref(), &path, header, log.len)?;
-    Ok(OpenLog { name: log.file.clone(), writer })
 }
 
 fn load(
@@ -265,7 +353,7 @@ fn load(
         let (expected, found) = (model.digest(), manifest.model.identity);
         return Err(StorageError::Identity { file, expected, found }.into());
     }
-    let options = record::context_options(&manifest.settings)?;
+    let options = record::context_options(manifest)?;
     let mut layers = Vec::with_capacity(model.layers);
     for (number, stored) in manifest.layers.iter().enumerate() {
         let mut layer = empty_layer(&model, &options, number);
@@ -283,9 +371,10 @@ fn load(
         layers.push(layer);
     }
     record::restore_state(manifest, &file, &mut layers)?;
-    let mut replay = Replay::new(store.backend.as_ref(), name, manifest, &model);
-    replay.rows(&mut layers)?;
-    let tokens = replay.meta(&mut layers)?;
+    restore_marks(manifest, &file, &mut layers)?;
+    let replay = Replay::of_logs(store.backend.as_ref(), name, &model);
+    replay.rows(manifest, &mut layers)?;
+    let tokens = replay.meta(manifest, &mut layers)?;
     Ok(Loaded { model, options, layers, tokens })
 }
 
@@ -296,12 +385,7 @@ fn open_segments(
     layer: &mut Layer,
     file: &str,
 ) -> Result<(), Error> {
-    for segment in &stored.segments {
-        let next = layer.queued_end;
-        if segment.first_position != next {
-            let expected = format!("a segment of layer {number} at position {next}");
-            return Err(inconsistent(file, expected, format!("one at {}", segment.first_position)));
-        }
+    let open = |segment: &SegmentRecord, sealed_at: u64| -> Result<Sealed, Error> {
         let expected = Expected {
             identity: manifest.model.identity,
             layer: Some(number as u32),
@@ -309,10 +393,27 @@ fn open_segments(
             record: Some(segment.clone()),
         };
         let opened = Segment::open(Arc::clone(&store.backend), &segment_path(&segment.file), &expected)?;
-        let sealed = Sealed { segment: Arc::new(LayerSegment::new(opened)), record: segment.clone() };
+        Ok(Sealed::new(opened, segment.clone(), sealed_at, true))
+    };
+    for (segment, sealed_at) in stored.segments.iter().zip(&stored.sealed_at) {
+        let next = layer.queued_end;
+        if segment.first_position != next {
+            let expected = format!("a segment of layer {number} at position {next}");
+            return Err(inconsistent(file, expected, format!("one at {}", segment.first_position)));
+        }
+        let sealed = open(segment, *sealed_at)?;
         layer.rows.tail.release(sealed.segment.end());
         layer.queued_end = sealed.segment.end();
         layer.rows.segments.push(Arc::new(sealed));
+    }
+    let mut next = layer.queued_end;
+    for cut in &stored.cuts {
+        if cut.segment.first_position > next {
+            let expected = format!("a cut segment of layer {number} from position {next}");
+            return Err(inconsistent(file, expected, format!("one from {}", cut.segment.first_position)));
+        }
+        layer.cuts.push((Arc::new(open(&cut.segment, u64::MAX)?), cut.end));
+        next = cut.end;
     }
     Ok(())
 }

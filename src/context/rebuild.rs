@@ -3,6 +3,7 @@
 //! New segments are new files. They take the place of the old ones all at once, in memory; the next commit names them
 //! instead of the old ones, which are removed once that commit is durable. Until then the last commit is readable.
 
+use super::commit::Replaced;
 use super::{Context, ended, layer_of_mut};
 use crate::accuracy::{Calibration, Spending};
 use crate::error::Error;
@@ -10,7 +11,7 @@ use crate::metric::Metric;
 use crate::options::Rebuild;
 use crate::sealing::{SealLadder, SealRows, Sealed, Sealing};
 use longwave_index::ladder::{Basis, LadderView, MomentSource};
-use longwave_storage::{Durability, context_dir, segment_path};
+use longwave_storage::segment_path;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +23,8 @@ use std::sync::{Arc, OnceLock};
 pub(super) struct Rebuilding {
     /// Positions and results of those that were not finished when it was last looked.
     pub(super) pending: VecDeque<(Range<u64>, Sealing)>,
+    /// Number of the first of their files.
+    pub(super) number: u64,
     /// The finished ones, which replace the layer's first segments.
     done: Vec<Arc<Sealed>>,
     /// The bases of the new segments.
@@ -93,14 +96,16 @@ impl Context {
         let bases = Arc::new(OnceLock::new());
         let cancelled = Arc::new(AtomicBool::new(false));
         let mut pending = VecDeque::new();
+        let number = self.next_number;
         for sealed in segments {
             let range = sealed.segment.first_position()..sealed.segment.end();
             let ladder = SealLadder { metric: Arc::clone(&metric), bases: Arc::clone(&bases) };
+            let place = (range.clone(), sealed.sealed_at);
             let source = (Some(ladder), SealRows::Segment(sealed));
-            let result = self.start_sealing(layer, range.clone(), source, Arc::clone(&cancelled))?;
+            let result = self.start_sealing(layer, place, source, Arc::clone(&cancelled))?;
             pending.push_back((range, result));
         }
-        let rebuilding = Rebuilding { pending, done: Vec::new(), bases, cancelled };
+        let rebuilding = Rebuilding { pending, number, done: Vec::new(), bases, cancelled };
         layer_of_mut(&mut self.layers, layer)?.rebuilding = Some(rebuilding);
         Ok(())
     }
@@ -132,8 +137,9 @@ impl Context {
         let Some(Rebuilding { done, bases, .. }) = mine.rebuilding.take() else { return Ok(0) };
         let count = done.len();
         let old = mine.rows.segments.splice(..count, done).collect::<Vec<_>>();
-        self.replaced.extend(old.iter().map(|sealed| sealed.record.file.clone()));
+        self.replaced.extend(old.into_iter().map(Replaced::segment));
         mine.bases = bases;
+        mine.marks.clear();
         mine.rows.calibration = Arc::new(Calibration::new(mine.rows.shape.query_heads));
         mine.rows.spending = Arc::new(Spending::new(&mine.rows.shape));
         self.audits.forget(layer, self.layers.len());
@@ -142,7 +148,7 @@ impl Context {
     }
 
     /// Gives up a rebuild under way. What it has written is named by nothing.
-    fn abandon_rebuild(&mut self, layer: usize) -> Result<(), Error> {
+    pub(super) fn abandon_rebuild(&mut self, layer: usize) -> Result<(), Error> {
         let mine = layer_of_mut(&mut self.layers, layer)?;
         let Some(rebuilding) = mine.rebuilding.take() else { return Ok(()) };
         rebuilding.cancelled.store(true, Ordering::Release);
@@ -150,22 +156,5 @@ impl Context {
         let files: Vec<String> = rebuilding.done.iter().map(|sealed| sealed.record.file.clone()).collect();
         files.iter().for_each(|file| self.remove_file(&segment_path(file)));
         Ok(())
-    }
-
-    /// Removes the segments that the commit before the last one named and the last one does not. A commit that a power
-    /// loss may undo must not cost the one before it its files: its name is made durable first, or they stay for now.
-    pub(super) fn remove_replaced(&mut self, durability: Durability) {
-        if self.replaced.is_empty() || durability == Durability::None {
-            return;
-        }
-        if durability == Durability::Flushed
-            && let Err(error) = self.store.backend.sync_dir(&context_dir(&self.name))
-        {
-            tracing::warn!(context = self.name, %error, "replaced segments stay, since the commit may be undone");
-            return;
-        }
-        for file in std::mem::take(&mut self.replaced) {
-            self.remove_file(&segment_path(&file));
-        }
     }
 }

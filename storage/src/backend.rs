@@ -45,7 +45,8 @@ pub trait Backend: Send + Sync + Debug {
     /// [`Error::Missing`](crate::Error::Missing), [`Error::TooManyMappings`](crate::Error::TooManyMappings).
     fn map(&self, path: &str) -> Result<Region>;
 
-    /// Renames a file, replacing any at `to` atomically.
+    /// Renames a file, replacing any at `to` atomically; or a directory with all that is in it, where there is nothing
+    /// at `to`.
     ///
     /// # Errors
     /// [`Error::Missing`](crate::Error::Missing), else as for any operation.
@@ -56,6 +57,12 @@ pub trait Backend: Send + Sync + Debug {
     /// # Errors
     /// [`Error::Missing`](crate::Error::Missing), else as for any operation.
     fn remove(&self, path: &str) -> Result<()>;
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// [`Error::Missing`](crate::Error::Missing); [`Error::Io`](crate::Error::Io) where something is in it.
+    fn remove_dir(&self, dir: &str) -> Result<()>;
 
     /// Names of the files and directories in `dir`, sorted.
     ///
@@ -79,7 +86,8 @@ pub trait Backend: Send + Sync + Debug {
     /// with the process, however that ends. It does not wait.
     ///
     /// # Errors
-    /// [`Error::Locked`](crate::Error::Locked) if it is held, in this process or in another.
+    /// [`Error::Locked`](crate::Error::Locked) if it is held, in this process or in another;
+    /// [`Error::Missing`](crate::Error::Missing) if there is no such directory.
     fn lock(&self, path: &str) -> Result<Box<dyn LockGuard>>;
 }
 

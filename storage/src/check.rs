@@ -8,17 +8,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::log::{LOG_HEADER_SIZE, LogHeader, LogReader, Record};
-use crate::manifest::{LogRecord, Manifest, SegmentRecord, read_manifest};
+use crate::manifest::{
+    LogPlace, LogRecord, Manifest, SegmentRecord, read_durable_manifest, read_recent_manifest,
+};
 use crate::names::{
-    CONTEXTS_DIR, LOCK_FILE, MANIFEST_FILE, MANIFEST_NEW_FILE, PROFILES_DIR, SEGMENTS_DIR, STORE_FILE,
-    context_dir, context_file, segment_path, validate_name,
+    CONTEXTS_DIR, LOCK_FILE, LOGS_DIR, MANIFEST_FILE, MANIFEST_NEW_FILE, MANIFEST_RECENT_FILE,
+    MANIFEST_REMOVED_FILE, PINNED_FILE, PREFIXES_FILE, PROFILES_DIR, SEGMENTS_DIR, STORE_FILE, USED_FILE,
+    context_dir, context_file, file_maker, segment_path, share_path, validate_name,
 };
 use crate::profile::check_profile;
 use crate::segment::{Expected, Segment, Validator};
 use crate::store::read_store;
 
 /// One thing that is wrong.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Fault {
     /// The file, as a path in the store.
     pub file: String,
@@ -122,8 +125,13 @@ impl fmt::Debug for CheckOptions<'_> {
 /// Where a directory or file cannot be read.
 pub fn store_bytes(backend: &dyn Backend) -> Result<u64> {
     let mut paths = list_files(backend, SEGMENTS_DIR)?;
-    if backend.exists(PROFILES_DIR)? {
-        paths.extend(list_files(backend, PROFILES_DIR)?);
+    for dir in [LOGS_DIR, PROFILES_DIR] {
+        if backend.exists(dir)? {
+            paths.extend(list_files(backend, dir)?);
+        }
+    }
+    if backend.exists(PREFIXES_FILE)? {
+        paths.push(PREFIXES_FILE.to_owned());
     }
     for context in backend.list(CONTEXTS_DIR)? {
         paths.extend(list_files(backend, &context_dir(&context))?);
@@ -144,7 +152,7 @@ pub fn check_store(backend: &Arc<dyn Backend>, options: &CheckOptions<'_>) -> Re
         Ok(names) => names.iter().for_each(|name| check.context(name)),
         Err(error) => check.fault(error),
     }
-    check.segment_orphans();
+    check.orphans();
     check.profiles();
     check.report
 }
@@ -160,10 +168,18 @@ struct Check<'a> {
     backend: &'a Arc<dyn Backend>,
     options: &'a CheckOptions<'a>,
     report: Report,
-    /// Segment files that a manifest names.
+    /// Paths of segments and logs that a manifest names.
     named: HashSet<String>,
-    /// Those of them that were verified, and what their record said.
+    /// Segments that were verified, and what their record said.
     verified: HashMap<String, SegmentRecord>,
+    /// Logs that were verified, and how far.
+    verified_logs: HashMap<String, ([u8; 16], u64)>,
+    /// Faults that were found by looking at one file at a time.
+    told: HashSet<Fault>,
+    /// The contexts that have a manifest.
+    known: HashSet<[u8; 16]>,
+    /// Directories without one, not because the context was removed.
+    without_manifest: Vec<String>,
     /// Whether every manifest could be read: only then is a file that none names an orphan.
     manifests_complete: bool,
 }
@@ -176,12 +192,20 @@ impl<'a> Check<'a> {
             report: Report::default(),
             named: HashSet::new(),
             verified: HashMap::new(),
+            verified_logs: HashMap::new(),
+            told: HashSet::new(),
+            known: HashSet::new(),
+            without_manifest: Vec::new(),
             manifests_complete: true,
         }
     }
 
+    /// Several contexts may name the same file: what is wrong with it is said once.
     fn fault(&mut self, fault: impl Into<Fault>) {
-        self.report.faults.push(fault.into());
+        let fault = fault.into();
+        if self.told.insert(fault.clone()) {
+            self.report.faults.push(fault);
+        }
     }
 
     fn read_bytes(&mut self, bytes: u64) {
@@ -210,34 +234,64 @@ impl<'a> Check<'a> {
             return self.report.notes.push(format!("{CONTEXTS_DIR}/{name}: not a context"));
         }
         let dir = context_dir(name);
+        if self.backend.exists(&context_file(name, MANIFEST_REMOVED_FILE)).unwrap_or(false) {
+            return self.report.notes.push(format!("{dir}: was removed"));
+        }
         if self.was_never_committed(&dir) {
+            self.without_manifest.push(context_file(name, MANIFEST_FILE));
             return self.report.notes.push(format!("{dir}: holds no commit yet"));
         }
-        let manifest = match read_manifest(self.backend.as_ref(), &dir) {
+        let manifest = match read_durable_manifest(self.backend.as_ref(), &dir) {
             Ok(manifest) => manifest,
             Err(error) => {
                 self.manifests_complete = false;
                 return self.fault(error);
             }
         };
-        let path = context_file(name, MANIFEST_FILE);
-        self.count_file(&path);
+        self.known.insert(manifest.context_id);
+        self.count_file(&context_file(name, MANIFEST_FILE));
         if manifest.name != name {
-            self.fault(Error::corrupt(&path, 72, format_args!("the manifest of {name}"), &manifest.name));
+            self.report.notes.push(format!("{dir}: was {} at its last commit", manifest.name));
         }
-        for log in manifest.row_log.iter().chain(&manifest.meta_log) {
-            if let Err(error) = self.log(name, &manifest, log) {
+        self.contents(name, &manifest);
+        self.recent(name, &manifest);
+        self.context_orphans(name, &manifest);
+    }
+
+    /// Everything that a manifest names.
+    fn contents(&mut self, name: &str, manifest: &Manifest) {
+        for log in manifest.row_logs.iter().chain(&manifest.meta_logs) {
+            if let Err(error) = self.log(name, manifest, log) {
                 self.fault(error);
             }
         }
         for (layer, record) in (0..).zip(&manifest.layers) {
-            for segment in &record.segments {
-                if let Err(error) = self.segment(&manifest, layer, segment) {
+            for segment in record.segments.iter().chain(record.cuts.iter().map(|cut| &cut.segment)) {
+                if let Err(error) = self.segment(manifest, layer, segment) {
                     self.fault(error);
                 }
             }
         }
-        self.context_orphans(name, &manifest);
+    }
+
+    /// A commit that asked for no durability may have been undone by a power loss: that is no fault.
+    fn recent(&mut self, name: &str, durable: &Manifest) {
+        let path = context_file(name, MANIFEST_RECENT_FILE);
+        let recent = match read_recent_manifest(self.backend.as_ref(), &context_dir(name)) {
+            Err(Error::Missing { .. }) => return,
+            Err(error) => return self.report.notes.push(format!("does not count: {}", Fault::from(error))),
+            Ok(recent) if recent.generation <= durable.generation => {
+                return self.report.notes.push(format!("{path}: a later commit counts"));
+            }
+            Ok(recent) => recent,
+        };
+        self.count_file(&path);
+        let before = self.report.faults.len();
+        self.contents(name, &recent);
+        let undone = self.report.faults.split_off(before);
+        self.report.notes.extend(undone.into_iter().map(|fault| {
+            format!("{path}: commit {} does not count if power was lost: {fault}", recent.generation)
+        }));
     }
 
     /// A process that died before a context's first commit leaves a directory with a lock, logs that hold nothing
@@ -245,7 +299,7 @@ impl<'a> Check<'a> {
     fn was_never_committed(&self, dir: &str) -> bool {
         let Ok(files) = self.backend.list(dir) else { return false };
         files.iter().all(|file| match file.as_str() {
-            LOCK_FILE | MANIFEST_NEW_FILE => true,
+            LOCK_FILE | MANIFEST_NEW_FILE | MANIFEST_RECENT_FILE | PINNED_FILE | USED_FILE => true,
             MANIFEST_FILE => false,
             _ => {
                 let len = self.backend.open_read(&format!("{dir}/{file}")).and_then(|reader| reader.len());
@@ -255,10 +309,19 @@ impl<'a> Check<'a> {
     }
 
     fn log(&mut self, name: &str, manifest: &Manifest, log: &LogRecord) -> Result<()> {
-        let path = context_file(name, &log.file);
+        let path = log.path(name);
+        self.named.insert(path.clone());
         let header = LogHeader { log_id: log.id, identity: manifest.model.identity };
         let mut reader = LogReader::open(self.backend.as_ref(), &path, header, log.len)?;
-        self.report.files += 1;
+        // A log that several contexts name is read once, unless one of them counts more of it.
+        match self.verified_logs.insert(path.clone(), (log.id, log.len)) {
+            Some((id, len)) if id == log.id && len >= log.len => {
+                self.verified_logs.insert(path, (id, len));
+                return Ok(());
+            }
+            Some(_) => {}
+            None => self.report.files += 1,
+        }
         let mut offset = 0;
         while let Some(record) = reader.next()? {
             self.report.blocks += 1;
@@ -273,7 +336,7 @@ impl<'a> Check<'a> {
 
     fn segment(&mut self, manifest: &Manifest, layer: u32, record: &SegmentRecord) -> Result<()> {
         let path = segment_path(&record.file);
-        self.named.insert(record.file.clone());
+        self.named.insert(path.clone());
         let expected = Expected {
             identity: manifest.model.identity,
             layer: Some(layer),
@@ -304,8 +367,10 @@ impl<'a> Check<'a> {
     }
 
     fn context_orphans(&mut self, name: &str, manifest: &Manifest) {
-        let logs = manifest.row_log.iter().chain(&manifest.meta_log).map(|log| log.file.as_str());
-        let known: HashSet<&str> = logs.chain([MANIFEST_FILE, LOCK_FILE]).collect();
+        let logs = manifest.row_logs.iter().chain(&manifest.meta_logs);
+        let logs = logs.filter(|log| log.place == LogPlace::Context).map(|log| log.file.as_str());
+        let known: HashSet<&str> =
+            logs.chain([MANIFEST_FILE, MANIFEST_RECENT_FILE, LOCK_FILE, PINNED_FILE, USED_FILE]).collect();
         match self.backend.list(&context_dir(name)) {
             Ok(files) => {
                 let orphans = files.iter().filter(|file| !known.contains(file.as_str()));
@@ -317,22 +382,43 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn segment_orphans(&mut self) {
-        if !self.manifests_complete {
-            self.report
-                .notes
-                .push(format!("{SEGMENTS_DIR}: not searched for orphans, since a manifest is unreadable"));
-            return;
-        }
-        match self.backend.list(SEGMENTS_DIR) {
-            Ok(files) => {
-                let orphans = files.iter().filter(|file| !self.named.contains(*file));
+    fn orphans(&mut self) {
+        let mut lost = false;
+        for dir in [SEGMENTS_DIR, LOGS_DIR] {
+            if !self.manifests_complete {
                 self.report
                     .notes
-                    .extend(orphans.map(|file| format!("{}: named by no context", segment_path(file))));
+                    .push(format!("{dir}: not searched for orphans, since a manifest is unreadable"));
+                continue;
             }
-            Err(error) => self.fault(error),
+            match list_files(self.backend.as_ref(), dir) {
+                Ok(paths) => {
+                    let orphans: Vec<&String> =
+                        paths.iter().filter(|path| !self.named.contains(*path)).collect();
+                    lost |= orphans.iter().any(|path| self.is_lost(path));
+                    self.report
+                        .notes
+                        .extend(orphans.iter().map(|path| format!("{path}: named by no context")));
+                }
+                // Stores of older versions have no directory of logs.
+                Err(Error::Missing { .. }) if dir == LOGS_DIR => {}
+                Err(error) => self.fault(error),
+            }
         }
+        if lost {
+            let missing = std::mem::take(&mut self.without_manifest);
+            missing.into_iter().for_each(|file| self.fault(Error::Missing { file }));
+        }
+    }
+
+    /// Whether a file that no manifest names was made by a context that has none, and that was not removed. Then the
+    /// directory of a context without a manifest is not one whose creation was cut off.
+    fn is_lost(&self, path: &str) -> bool {
+        let maker = path.rsplit_once('/').and_then(|(_, file)| file_maker(file));
+        maker.is_some_and(|(maker, _)| {
+            let shared = self.backend.exists(&share_path(&maker)).unwrap_or(false);
+            !self.known.contains(&maker) && !shared
+        })
     }
 
     /// A damaged profile is a fault, though no context needs it: indexes are built without what it knows.

@@ -35,13 +35,15 @@ pub(crate) struct Envelope {
     pub(crate) magic: &'static [u8; 8],
     /// What the file is, in messages.
     pub(crate) what: &'static str,
+    /// Version that is written, and the newest that is read.
+    pub(crate) version: u16,
 }
 
 impl Envelope {
     /// The bytes of a file with this payload.
     pub(crate) fn wrap(&self, payload: &[u8]) -> Vec<u8> {
         let mut raw = RawHeader {
-            prologue: Prologue::new(self.magic),
+            prologue: Prologue::with_version(self.magic, self.version),
             payload_len: payload.len() as u64,
             payload_checksum: hash128(payload),
             checksum: 0,
@@ -50,13 +52,13 @@ impl Envelope {
         [bytemuck::bytes_of(&raw), payload].concat()
     }
 
-    /// Reads the payload of the file at `path`, which has at most `limit` bytes. Nothing is allocated before the
-    /// header, the limit and the file's length agree.
-    pub(crate) fn read(&self, backend: &dyn Backend, path: &str, limit: u64) -> Result<Vec<u8>> {
+    /// Reads the payload of the file at `path`, which has at most `limit` bytes, and its version. Nothing is allocated
+    /// before the header, the limit and the file's length agree.
+    pub(crate) fn read(&self, backend: &dyn Backend, path: &str, limit: u64) -> Result<(u16, Vec<u8>)> {
         let reader = backend.open_read(path)?;
         let what = self.what;
         let raw: RawHeader = read_header(path, reader.as_ref(), &format!("a {what} header"))?;
-        raw.prologue.check(path, self.magic)?;
+        let version = raw.prologue.check_up_to(path, self.magic, self.version)?;
         check_sum(path, 40, &format!("{what} header"), raw.checksum, header_checksum(&raw))?;
         if raw.payload_len > limit {
             return Err(Error::limit(format!("{path}: payload"), limit, raw.payload_len));
@@ -78,7 +80,7 @@ impl Envelope {
                 format_args!("checksum {computed:#034x}"),
             ));
         }
-        Ok(payload)
+        Ok((version, payload))
     }
 }
 

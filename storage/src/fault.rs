@@ -271,6 +271,10 @@ impl Backend for FaultBackend {
         Ok(())
     }
 
+    fn remove_dir(&self, dir: &str) -> Result<()> {
+        self.step(dir, "remove directory", Access::Change, || self.inner.remove_dir(dir))
+    }
+
     fn list(&self, dir: &str) -> Result<Vec<String>> {
         self.step(dir, "list", Access::Open, || self.inner.list(dir))
     }

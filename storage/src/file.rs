@@ -1,7 +1,7 @@
 //! Files in a directory of the system.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -70,11 +70,16 @@ impl FileBackend {
 
 impl Backend for FileBackend {
     fn create_dir_all(&self, dir: &str) -> Result<()> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(self.dir_mode)
-            .create(self.resolve(dir)?)
-            .map_err(|source| Error::io(dir, "create directory", source))
+        let path = self.resolve(dir)?;
+        let fail = |source| Error::io(dir, "create directory", source);
+        // What lies above the store is nobody else's to sync.
+        let outside: Vec<&Path> = self.root.ancestors().take_while(|above| !above.exists()).collect();
+        DirBuilder::new().recursive(true).mode(self.dir_mode).create(path).map_err(fail)?;
+        for made in outside {
+            let above = made.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            File::open(above).and_then(|above| above.sync_all()).map_err(fail)?;
+        }
+        Ok(())
     }
 
     fn create_new(&self, path: &str) -> Result<Box<dyn FileWriter>> {
@@ -123,6 +128,10 @@ impl Backend for FileBackend {
         fs::remove_file(self.resolve(path)?).map_err(|source| Error::io(path, "remove", source))
     }
 
+    fn remove_dir(&self, dir: &str) -> Result<()> {
+        fs::remove_dir(self.resolve(dir)?).map_err(|source| Error::io(dir, "remove directory", source))
+    }
+
     fn list(&self, dir: &str) -> Result<Vec<String>> {
         let entries = fs::read_dir(self.resolve(dir)?).map_err(|source| Error::io(dir, "list", source))?;
         let mut names = entries
@@ -142,17 +151,26 @@ impl Backend for FileBackend {
     }
 
     fn lock(&self, path: &str) -> Result<Box<dyn LockGuard>> {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(self.file_mode)
-            .open(self.resolve(path)?)
-            .map_err(|source| Error::io(path, "open", source))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Box::new(DiskLock { _file: file })),
-            Err(TryLockError::WouldBlock) => Err(Error::Locked { path: path.to_owned() }),
-            Err(TryLockError::Error(source)) => Err(Error::io(path, "lock", source)),
+        let full = self.resolve(path)?;
+        loop {
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(self.file_mode)
+                .open(&full)
+                .map_err(|source| Error::io(path, "open", source))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(Error::Locked { path: path.to_owned() }),
+                Err(TryLockError::Error(source)) => return Err(Error::io(path, "lock", source)),
+            }
+            // Who removes a context unlinks its lock: one that was opened before that locks nothing any more.
+            let mine = file.metadata().map_err(|source| Error::io(path, "look at", source))?;
+            let there = fs::metadata(&full).ok();
+            if there.is_some_and(|there| (there.dev(), there.ino()) == (mine.dev(), mine.ino())) {
+                return Ok(Box::new(DiskLock { _file: file }));
+            }
         }
     }
 }

@@ -46,15 +46,18 @@ pub use file::{DEFAULT_MAPPING_LIMIT, FileBackend};
 pub use geometry::{ElementKind, Geometry, Identity};
 pub use log::{LogHeader, LogReader, LogWriter, Record, RecordHeader, RecordKind};
 pub use manifest::{
-    Durability, LayerKind, LayerRecord, LogRecord, MANIFEST_SIZE_MAX, Manifest, ModelRecord, SegmentRecord,
-    SettingsRecord, StateRecord, read_manifest, write_manifest,
+    CutRecord, Durability, EXTRA_MAX, LOGS_MAX, LayerKind, LayerRecord, LogPlace, LogRecord,
+    MANIFEST_SIZE_MAX, Manifest, ModelRecord, OriginRecord, SegmentRecord, SettingsRecord, StateRecord,
+    discard_recent_manifest, read_durable_manifest, read_manifest, read_recent_manifest, write_manifest,
 };
 pub use mapping::{Mapping, mapped_count};
 pub use memory::{Crash, MemoryBackend};
 pub use names::{
-    CONTEXTS_DIR, LOCK_FILE, MANIFEST_FILE, MANIFEST_NEW_FILE, NAME_LEN_MAX, PROFILES_DIR, SEGMENTS_DIR,
-    STORE_FILE, context_dir, context_file, profile_path, segment_file_name, segment_path, validate_name,
-    validate_path,
+    CONTEXTS_DIR, LOCK_FILE, LOGS_DIR, MANIFEST_FILE, MANIFEST_NEW_FILE, MANIFEST_RECENT_FILE,
+    MANIFEST_REMOVED_FILE, NAME_LEN_MAX, PINNED_FILE, PREFIXES_FILE, PREFIXES_LOCK, PREFIXES_NEW_FILE,
+    PROFILES_DIR, REFERENCES_LOCK, SEGMENTS_DIR, SHARES_DIR, STORE_DIRS, STORE_FILE, USED_FILE, context_dir,
+    context_file, file_maker, log_file_name, log_path, profile_path, segment_file_name, segment_path,
+    share_maker, share_path, validate_name, validate_path,
 };
 pub use profile::{
     PROFILE_SIZE_MAX, Profile, ProfileLayer, ProfileShape, read_profile, remove_unfinished_profile,

@@ -7,8 +7,9 @@ use crate::error::{Error, Result};
 use crate::geometry::Identity;
 use crate::manifest::Durability;
 use crate::names::{PROFILES_DIR, profile_path};
+use crate::prologue::VERSION_NEWEST;
 
-const ENVELOPE: Envelope = Envelope { magic: b"LWPROFIL", what: "profile" };
+const ENVELOPE: Envelope = Envelope { magic: b"LWPROFIL", what: "profile", version: VERSION_NEWEST };
 
 /// Most bytes of a profile's payload. A model that would need more has none.
 pub const PROFILE_SIZE_MAX: u64 = 512 << 20;
@@ -105,7 +106,7 @@ pub fn write_profile(
 pub fn read_profile(backend: &dyn Backend, shape: &ProfileShape) -> Result<Option<Profile>> {
     let path = profile_path(&shape.identity);
     let limit = shape.payload_max().unwrap_or(PROFILE_SIZE_MAX);
-    let payload = match ENVELOPE.read(backend, &path, limit) {
+    let (_, payload) = match ENVELOPE.read(backend, &path, limit) {
         Err(Error::Missing { .. }) => return Ok(None),
         payload => payload?,
     };
@@ -136,7 +137,7 @@ pub fn remove_unfinished_profile(
 
 /// Reads a profile of any model for [`check`](crate::check), and gives its length.
 pub(crate) fn check_profile(backend: &dyn Backend, path: &str) -> Result<u64> {
-    let payload = ENVELOPE.read(backend, path, PROFILE_SIZE_MAX)?;
+    let (_, payload) = ENVELOPE.read(backend, path, PROFILE_SIZE_MAX)?;
     let found = decode(path, &payload)?.shape.identity;
     let expected = profile_path(&found);
     if path != expected {

@@ -13,7 +13,7 @@ const BYTE_ORDER_MARK: u16 = 0x1a2b;
 
 /// Oldest version of every file kind that this build reads.
 pub(crate) const VERSION_OLDEST: u16 = 1;
-/// Version that this build writes, and the newest that it reads.
+/// Version of every file kind but manifests that this build writes, and the newest that it reads.
 pub(crate) const VERSION_NEWEST: u16 = 1;
 
 /// The prologue as it lies on disk.
@@ -55,6 +55,11 @@ impl Prologue {
 
     /// Says whether the file is what its place makes of it and whether this build can read it.
     pub(crate) fn check(&self, file: &str, magic: &[u8; 8]) -> Result<()> {
+        self.check_up_to(file, magic, VERSION_NEWEST).map(|_| ())
+    }
+
+    /// As [`Prologue::check`], for a kind of which versions up to `newest` are read; gives the version.
+    pub(crate) fn check_up_to(&self, file: &str, magic: &[u8; 8], newest: u16) -> Result<u16> {
         if self.magic != *magic {
             return Err(Error::corrupt(
                 file,
@@ -75,15 +80,15 @@ impl Prologue {
                 format_args!("mark {:#06x}, checksum {:#010x}", self.byte_order, self.checksum),
             ));
         }
-        if !(VERSION_OLDEST..=VERSION_NEWEST).contains(&self.version) {
+        if !(VERSION_OLDEST..=newest).contains(&self.version) {
             return Err(Error::Version {
                 file: file.to_owned(),
                 found: self.version,
                 oldest: VERSION_OLDEST,
-                newest: VERSION_NEWEST,
+                newest,
             });
         }
-        Ok(())
+        Ok(self.version)
     }
 }
 

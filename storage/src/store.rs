@@ -8,7 +8,7 @@ use crate::backend::Backend;
 use crate::checksum::header_checksum;
 use crate::envelope::write_aside;
 use crate::error::{Error, Result};
-use crate::names::{CONTEXTS_DIR, PROFILES_DIR, SEGMENTS_DIR, STORE_FILE};
+use crate::names::{STORE_DIRS, STORE_FILE};
 use crate::prologue::{Prologue, check_sum, read_header};
 
 const MAGIC: &[u8; 8] = b"LWSTORE\0";
@@ -45,9 +45,7 @@ pub fn create_store(backend: &dyn Backend, header: &StoreHeader) -> Result<()> {
     if backend.exists(STORE_FILE)? {
         return Err(Error::AlreadyExists { path: STORE_FILE.to_owned() });
     }
-    backend.create_dir_all(CONTEXTS_DIR)?;
-    backend.create_dir_all(SEGMENTS_DIR)?;
-    backend.create_dir_all(PROFILES_DIR)?;
+    STORE_DIRS.iter().try_for_each(|dir| backend.create_dir_all(dir))?;
     let mut raw = RawHeader {
         prologue: Prologue::new(MAGIC),
         store_id: header.store_id,

@@ -74,17 +74,16 @@ fn logs_manifest_and_header_are_checked() {
         assert_eq!(report["faults"][0]["file"], file, "{report}");
     }
     let setting = Setting::imported();
-    let logs: Vec<String> =
-        files(&setting.path("store/contexts/manual")).into_iter().filter(|f| f.ends_with(".log")).collect();
+    let logs: Vec<String> = files(&setting.path("store/logs"));
     assert_eq!(logs.len(), 2, "{logs:?}");
     for log in &logs {
-        flip(&setting.path("store/contexts/manual").join(log), 300);
+        flip(&setting.path("store/logs").join(log), 300);
     }
     let (code, report) = fsck(&setting);
     let named: Vec<&str> =
         report["faults"].as_array().unwrap().iter().map(|f| f["file"].as_str().unwrap()).collect();
     assert_eq!(code, Some(1));
-    assert!(logs.iter().all(|log| named.contains(&format!("contexts/manual/{log}").as_str())), "{named:?}");
+    assert!(logs.iter().all(|log| named.contains(&format!("logs/{log}").as_str())), "{named:?}");
     assert!(report["faults"].as_array().unwrap().iter().all(|fault| fault["offset"].is_u64()), "{report}");
 }
 

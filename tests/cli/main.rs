@@ -4,6 +4,7 @@ mod bad_input;
 mod bench;
 mod check;
 mod compare;
+mod contexts;
 mod ladder;
 mod moment;
 mod spending;

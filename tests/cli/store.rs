@@ -97,8 +97,8 @@ pub(crate) fn column<'a>(segment: &'a Value, name: &str) -> &'a Value {
 
 /// Bytes of all files but the lock, which holds none.
 fn bytes_of_store(setting: &Setting) -> u64 {
-    let dirs =
-        ["store", "store/segments", "store/contexts/manual", "store/profiles"].map(|dir| setting.path(dir));
+    let dirs = ["store", "store/segments", "store/logs", "store/contexts/manual", "store/profiles"]
+        .map(|dir| setting.path(dir));
     let paths = dirs.iter().flat_map(|dir| files(dir).into_iter().map(|file| dir.join(file)));
     paths.filter(|path| path.is_file()).map(|path| std::fs::metadata(path).unwrap().len()).sum()
 }

@@ -1,7 +1,7 @@
 //! Stores that earlier builds wrote, one for each format version, which must be read for ever.
 //!
 //! `tests/fixtures/v1/` is a store, `tests/fixtures/v1.expected` what it must answer. To make one of a new version: run
-//! `LONGWAVE_WRITE_FIXTURE=v2 cargo test --test engine fixtures::write -- --ignored`, and never touch the old ones.
+//! `LONGWAVE_WRITE_FIXTURE=v3 cargo test --test engine fixtures::write -- --ignored`, and never touch the old ones.
 
 use crate::sample::{
     Kv, as_backend, bits, faults, logits, model, queries, query_view, small_options, store_on,
@@ -16,7 +16,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const VERSIONS: [&str; 1] = ["v1"];
+/// Each with the number of layers that it is asked.
+const VERSIONS: [(&str, usize); 2] = [("v1", 4), ("v2", 7)];
+pub const NEWEST: &str = "v2";
 /// Query positions that are asked of every layer.
 const ASKED: usize = 2;
 
@@ -77,6 +79,7 @@ fn write() {
     let store = Store::open(&root, options).unwrap();
     write_small(&store);
     write_plain(&store);
+    write_branch(&store);
     let mut text = String::new();
     for name in store.contexts().unwrap() {
         describe(&store.snapshot(&name).unwrap(), &mut text);
@@ -124,6 +127,23 @@ fn write_plain(store: &Store) {
     let asked = queries(0, ASKED, &spec);
     let answer = context.attend(0, &query_view(&asked, &spec), &Budget::Exact).unwrap();
     check_exact(&spec, 0, &kv, 41, &asked, &answer);
+}
+
+/// A fork that was cut inside a segment and went on: logs of two contexts, one of them no longer to its end.
+fn write_branch(store: &Store) {
+    let spec = small();
+    let mut branch = store.fork("small", "branch", &spec, None).unwrap();
+    branch.truncate(47).unwrap();
+    let kv: Vec<Kv> = (0..4).map(|layer| Kv::new(170 + layer, 52, &spec)).collect();
+    for layer in [0, 1, 3] {
+        kv[layer].append(&mut branch, layer, 47..52);
+    }
+    branch.extend_tokens(&[901, 902, 903, 904, 905]).unwrap();
+    branch.commit(Durability::Strict).unwrap();
+    let manifest = store.manifest("branch").unwrap();
+    assert!(manifest.layers[0].cuts.iter().any(|cut| cut.end == 47), "{:?}", manifest.layers[0]);
+    assert!(manifest.row_logs.len() > 1 && manifest.row_logs[0].end == 47, "{:?}", manifest.row_logs);
+    store.pin("branch", true).unwrap();
 }
 
 fn hex(numbers: impl IntoIterator<Item = u32>) -> String {
@@ -202,8 +222,8 @@ fn check_answer(snapshot: &Snapshot, layer: usize, asked: &[f32], expected: &[u3
     };
     let exact = off(&Budget::Exact);
     assert!(exact <= 2e-6, "{exact} off in layer {layer} of {}", snapshot.name());
-    let first = snapshot.segments(layer).unwrap()[0].segment();
-    if first.column(ColumnKind(0x110)).is_ok() {
+    let segments = snapshot.segments(layer).unwrap();
+    if segments.first().is_some_and(|first| first.segment().column(ColumnKind(0x110)).is_ok()) {
         // The ladder is there and readable: nothing left out, and little.
         let (all, most) = (off(&Budget::Tau(0.0)), off(&Budget::Tau(0.001)));
         assert!(all <= 1e-5 && most < 0.5, "{all} and {most} off in layer {layer}");
@@ -212,12 +232,12 @@ fn check_answer(snapshot: &Snapshot, layer: usize, asked: &[f32], expected: &[u3
 
 #[test]
 fn stores_of_all_versions_answer_as_they_did() {
-    for version in VERSIONS {
+    for (version, answers) in VERSIONS {
         let memory = fixture(version);
         assert_eq!(faults(&as_backend(&memory)), Vec::<String>::new(), "{version}");
         let expected = std::fs::read_to_string(directory().join(format!("{version}.expected"))).unwrap();
         let store = store_on(&as_backend(&memory));
-        assert_eq!(check(&store, &expected), 4, "{version}");
+        assert_eq!(check(&store, &expected), answers, "{version}");
         // The test itself must be able to fail.
         let other = expected.replacen("tokens 7 a", "tokens 7 b", 1);
         assert!(
@@ -229,7 +249,7 @@ fn stores_of_all_versions_answer_as_they_did() {
 
 #[test]
 fn stores_of_all_versions_are_written_on() {
-    for version in VERSIONS {
+    for (version, _) in VERSIONS {
         let memory = fixture(version);
         let (store, spec) = (store_on(&as_backend(&memory)), small());
         let mut context = store.context("small", &spec).unwrap();
@@ -278,22 +298,23 @@ fn with_prologue(memory: &MemoryBackend, file: &str, version: u16, foreign: bool
 
 #[test]
 fn another_version_byte_order_or_a_missing_file_is_named_as_such() {
-    let memory = fixture("v1");
+    let memory = fixture(NEWEST);
     let manifest = store_on(&as_backend(&memory)).manifest("small").unwrap();
-    let log =
-        |log: &Option<longwave::storage::LogRecord>| format!("contexts/small/{}", log.as_ref().unwrap().file);
+    let log = |logs: &[longwave::storage::LogRecord]| logs.last().unwrap().path("small");
     let segment = format!("segments/{}", manifest.layers[3].segments[0].file);
     let files = [
         "longwave.store".to_string(),
         "contexts/small/manifest".into(),
-        log(&manifest.row_log),
-        log(&manifest.meta_log),
+        log(&manifest.row_logs),
+        log(&manifest.meta_logs),
         segment,
     ];
     for file in &files {
         for (version, word) in [(0, "older"), (9, "newer")] {
-            let expected =
-                format!("{file}: format version {version} is {word} than the supported versions 1 to 1");
+            let newest = if file.ends_with("manifest") { 2 } else { 1 };
+            let expected = format!(
+                "{file}: format version {version} is {word} than the supported versions 1 to {newest}"
+            );
             assert_eq!(said(&with_prologue(&memory, file, version, false)), [expected.clone(), expected]);
         }
         let expected =
@@ -312,7 +333,7 @@ fn another_version_byte_order_or_a_missing_file_is_named_as_such() {
 
 #[test]
 fn another_model_is_told_what_differs() {
-    let memory = fixture("v1");
+    let memory = fixture(NEWEST);
     let store = store_on(&as_backend(&memory));
     let refused = |change: &dyn Fn(&mut ModelSpec)| {
         let mut other = small();
@@ -340,10 +361,10 @@ fn a_store_can_be_moved() {
     let place = tempfile::tempdir().unwrap();
     let root = place.path().join("first-place");
     let backend = FileBackend::new(&root);
-    for file in fixture("v1").files() {
+    for file in fixture(NEWEST).files() {
         let dir = file.rsplit_once('/').map_or("", |(dir, _)| dir);
         backend.create_dir_all(dir).unwrap();
-        backend.create_new(&file).unwrap().write_all(&fixture("v1").contents(&file).unwrap()).unwrap();
+        backend.create_new(&file).unwrap().write_all(&fixture(NEWEST).contents(&file).unwrap()).unwrap();
     }
     let store = Store::open(&root, StoreOptions::default()).unwrap();
     let spec = small();
@@ -365,7 +386,7 @@ fn a_store_can_be_moved() {
     assert_eq!(bits(&again), bits(&answer));
     let disk: Arc<dyn Backend> = Arc::new(FileBackend::new(&moved));
     assert_eq!(faults(&disk), Vec::<String>::new());
-    for file in fixture("v1").files() {
+    for file in fixture(NEWEST).files() {
         let Ok(bytes) = std::fs::read(moved.join(&file)) else { continue };
         assert!(!bytes.windows(11).any(|window| window == b"first-place"), "{file}");
     }

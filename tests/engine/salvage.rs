@@ -1,11 +1,11 @@
 //! Saving what is intact: the rows before the damage, with their own content, and everything where there is none.
 
-use crate::fixtures::fixture;
+use crate::fixtures::{NEWEST, fixture};
 use crate::sample::{
     Kv, as_backend, bits, faults, memory_store, model, own_key_queries, queries, query_view, small_options,
     store_on,
 };
-use crate::truth::check_own_values;
+use crate::truth::{check_exact, check_own_values};
 use longwave::storage::{ColumnKind, Crash, Expected, MemoryBackend, Segment, segment_path};
 use longwave::{Budget, Dtype, Durability, LayerKind, ModelSpec, Salvaged, Store, salvage};
 
@@ -73,25 +73,53 @@ fn saved(memory: &MemoryBackend) -> (Salvaged, Store) {
 
 #[test]
 fn an_intact_store_is_copied_as_it_is() {
-    let memory = fixture("v1");
+    let memory = fixture(NEWEST);
     let store = memory_store();
     let found = salvage(&as_backend(&memory), &store).unwrap();
     let told: Vec<(&str, u64, bool, bool)> = found
         .iter()
         .map(|context| (context.name.as_str(), context.rows_kept, context.whole, context.token_ids))
         .collect();
-    assert_eq!(told, [("plain", 41, true, false), ("small", 80, true, true)]);
+    assert_eq!(told, [("branch", 52, true, true), ("plain", 41, true, false), ("small", 80, true, true)]);
     let original = store_on(&as_backend(&memory));
-    for name in ["plain", "small"] {
+    let answer = |store: &Store, name: &str| {
+        let snapshot = store.snapshot(name).unwrap();
+        let asked = queries(1, 2, snapshot.model());
+        bits(&snapshot.attend(0, &query_view(&asked, snapshot.model()), &Budget::Exact).unwrap())
+    };
+    for name in ["branch", "plain", "small"] {
         assert_eq!(store.manifest(name).unwrap(), original.manifest(name).unwrap());
-        let (copy, original) = (store.snapshot(name).unwrap(), original.snapshot(name).unwrap());
-        let asked = queries(1, 2, copy.model());
-        let answer = |snapshot: &longwave::Snapshot| {
-            bits(&snapshot.attend(0, &query_view(&asked, copy.model()), &Budget::Exact).unwrap())
-        };
-        assert_eq!(answer(&copy), answer(&original));
+        assert_eq!(answer(&store, name), answer(&original, name));
+        assert_eq!(store.is_pinned(name).unwrap(), name == "branch");
     }
+    assert_eq!(faults(store.backend()), Vec::<String>::new());
+    let found = store.match_prefix(store.snapshot("small").unwrap().model(), &[7, 10, 13, 1]).unwrap();
+    assert_eq!(found.map(|found| found.length), Some(3));
     assert!(salvage(&as_backend(&memory), &store).unwrap_err().to_string().contains("an empty store"));
+    // What contexts share stays shared, and is whose it was.
+    store.remove("small").unwrap();
+    store.collect(false).unwrap();
+    assert_eq!(answer(&store, "branch"), answer(&original, "branch"));
+}
+
+#[test]
+fn rows_of_a_cut_segment_are_kept_and_the_parent_stays_whole() {
+    let memory = fixture(NEWEST).after(Crash::Kill);
+    let original = store_on(&as_backend(&memory));
+    let own = original.manifest("branch").unwrap().row_logs.last().unwrap().path("branch");
+    // The rows that the branch appended to its first layer.
+    flip(&memory, &own, 96 + 48 + 1);
+    let store = memory_store();
+    let found = salvage(&as_backend(&memory), &store).unwrap();
+    let told: Vec<_> = found.iter().map(|found| (found.rows_kept, found.whole, found.faults.len())).collect();
+    assert_eq!(told, [(47, false, 1), (41, true, 0), (80, true, 0)]);
+    let branch = store.snapshot("branch").unwrap();
+    let (spec, kv) = (branch.model().clone(), Kv::new(70, 80, branch.model()));
+    let asked = queries(3, 2, &spec);
+    let answer = branch.attend(0, &query_view(&asked, &spec), &Budget::Exact).unwrap();
+    check_exact(&spec, 0, &kv, 47, &asked, &answer);
+    assert_eq!(branch.tokens(), &original.snapshot("small").unwrap().tokens()[..47]);
+    assert_eq!(faults(store.backend()), Vec::<String>::new());
 }
 
 #[test]
@@ -152,11 +180,11 @@ fn damaged_logs_cost_what_was_in_the_record() {
 
 #[test]
 fn a_context_without_a_manifest_is_lost_and_the_others_are_not() {
-    let memory = fixture("v1").after(Crash::Kill);
+    let memory = fixture(NEWEST).after(Crash::Kill);
     flip(&memory, "contexts/small/manifest", 200);
     let store = memory_store();
     let found = salvage(&as_backend(&memory), &store).unwrap();
-    assert_eq!(store.contexts().unwrap(), ["plain"]);
-    assert_eq!((found[1].rows_committed, found[1].rows_kept, found[1].faults.len()), (None, 0, 1));
-    assert!(found[0].whole);
+    assert_eq!(store.contexts().unwrap(), ["branch", "plain"]);
+    assert_eq!((found[2].rows_committed, found[2].rows_kept, found[2].faults.len()), (None, 0, 1));
+    assert!(found[0].whole && found[1].whole);
 }

@@ -137,6 +137,19 @@ impl Kv {
         kv
     }
 
+    /// The first `tokens` rows of this, then those of `other`.
+    pub fn joined(&self, tokens: usize, other: &Kv) -> Kv {
+        let join = |ours: &[f32], theirs: &[f32], dim: usize| {
+            let at = tokens * self.kv_heads * dim;
+            [&ours[..at], &theirs[at..]].concat()
+        };
+        Kv {
+            keys: join(&self.keys, &other.keys, self.key_dim),
+            values: join(&self.values, &other.values, self.value_dim),
+            ..*self
+        }
+    }
+
     pub fn tokens(&self) -> usize {
         self.keys.len() / self.kv_heads / self.key_dim
     }

@@ -1,12 +1,13 @@
-//! Writers, readers and fresh contexts on one store at once, from several threads and processes, every answer checked,
-//! while memory, open files and the disk stay as small as what is live.
+//! Writers, readers, forks, cuts, removal and collection on one store at once, from several threads and processes, every
+//! answer checked, while memory, open files and the disk stay as small as what is live.
 
 use crate::sample::{Kv, Sample, faults, model, own_key_queries, query_view, small_options};
 use crate::truth::check_own_values;
-use longwave::storage::{Backend, FileBackend};
+use longwave::storage::{Backend, Error as StorageError, FileBackend, context_dir, read_durable_manifest};
 use longwave::{
     Budget, Context, Dtype, Durability, Error, LayerKind, ModelSpec, Snapshot, Store, StoreOptions,
 };
+use std::collections::HashSet;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -27,6 +28,11 @@ fn spec() -> ModelSpec {
     let mut model = model([2, 2, 16, 8], Dtype::F16, LAYERS);
     model.layer_kinds = vec![LayerKind::Clustered, LayerKind::ExactOnly];
     model
+}
+
+/// Token ids of a writer's contexts.
+fn ids(writer: u64, tokens: std::ops::Range<usize>) -> Vec<u32> {
+    tokens.map(|token| 1000 * writer as u32 + token as u32).collect()
 }
 
 /// The rows of any context: they depend on its name alone.
@@ -50,7 +56,7 @@ fn check(snapshot: &Snapshot, writer: u64, sample: &mut Sample) -> u64 {
     let (model, kv) = (spec(), rows(writer));
     let length = snapshot.length(0).unwrap() as usize;
     assert_eq!(snapshot.length(1).unwrap() as usize, length, "layers of one commit");
-    assert_eq!(snapshot.tokens(), (0..length as u32).collect::<Vec<_>>());
+    assert_eq!(snapshot.tokens(), ids(writer, 0..length));
     if length == 0 {
         return 0;
     }
@@ -82,28 +88,43 @@ fn begin(store: &Store, name: &str) -> Option<Context> {
     Some(context.unwrap()).filter(|context| (context.length(0).unwrap() as usize) < ROWS)
 }
 
-/// Appends, seals, commits, rebuilds and asks until the time is over. Gives answers compared.
+fn append(context: &mut Context, writer: u64, kv: &[Kv], count: usize) {
+    if count == 0 {
+        return;
+    }
+    let start = context.length(0).unwrap() as usize;
+    for (layer, kv) in kv.iter().enumerate() {
+        kv.append(context, layer, start..start + count);
+    }
+    context.extend_tokens(&ids(writer, start..start + count)).unwrap();
+}
+
+/// Appends, seals, commits, rebuilds, forks, cuts and asks until the time is over; a context that is full is removed
+/// when its name comes up again. Gives answers compared.
 fn write(store: &Store, writer: u64, end: Instant) -> u64 {
     let (kv, mut sample, mut answers) = (rows(writer), Sample::new(writer), 0);
     for turn in 0.. {
-        if Instant::now() >= end || turn >= NAMES {
-            return answers + reread(store, writer, &mut sample, end);
+        if Instant::now() >= end {
+            break;
         }
-        let Some(mut context) = begin(store, &name(writer, turn)) else { continue };
+        let name = name(writer, turn);
+        let Some(mut context) = begin(store, &name) else {
+            store.remove(&name).unwrap();
+            continue;
+        };
         while Instant::now() < end {
             let start = context.length(0).unwrap() as usize;
             let count = [1, 1, 3, 9, 40][sample.below(5)].min(ROWS - start);
             if count == 0 {
                 break;
             }
-            for (layer, kv) in kv.iter().enumerate() {
-                kv.append(&mut context, layer, start..start + count);
-            }
-            context.extend_tokens(&(start as u32..(start + count) as u32).collect::<Vec<_>>()).unwrap();
+            append(&mut context, writer, &kv, count);
             match sample.below(12) {
                 0 => context.seal().unwrap(),
                 1 => drop(context.rebuild(None).unwrap()),
                 2 => answers += check(&context.snapshot().unwrap(), writer, &mut sample),
+                3 => answers += branch(store, &mut context, (writer, &kv), &mut sample),
+                4 => context.truncate((start + count).saturating_sub(sample.below(60)) as u64).unwrap(),
                 _ => {}
             }
             let durability = [Durability::None, Durability::Flushed, Durability::Strict][sample.below(3)];
@@ -113,19 +134,26 @@ fn write(store: &Store, writer: u64, end: Instant) -> u64 {
     answers
 }
 
-/// When all names are full: opens them for writing again and again, commits, rebuilds, checks.
-fn reread(store: &Store, writer: u64, sample: &mut Sample, end: Instant) -> u64 {
-    let mut answers = 0;
-    while Instant::now() < end {
-        let mut context = store.context(&name(writer, sample.below(NAMES as usize) as u64), &spec()).unwrap();
-        context.rebuild(None).unwrap();
-        context.commit(Durability::Flushed).unwrap();
-        answers += check(&context.snapshot().unwrap(), writer, sample);
+/// A fork that is cut, goes on, and is removed.
+fn branch(store: &Store, context: &mut Context, (writer, kv): (u64, &[Kv]), sample: &mut Sample) -> u64 {
+    let name = format!("branch-{writer}");
+    // The one before may have been left by a process that reached its end.
+    if store.contains(&name).unwrap() {
+        store.remove(&name).unwrap();
     }
+    let mut fork = context.fork(&name).unwrap();
+    let left = sample.below(fork.length(0).unwrap() as usize + 1);
+    fork.truncate(left as u64).unwrap();
+    append(&mut fork, writer, kv, sample.below(30).min(ROWS - left));
+    let answers = check(&fork.snapshot().unwrap(), writer, sample);
+    fork.commit([Durability::Flushed, Durability::Strict][sample.below(2)]).unwrap();
+    drop(fork);
+    let answers = answers + check(&store.snapshot(&name).unwrap(), writer, sample);
+    store.remove(&name).unwrap();
     answers
 }
 
-/// Reads what any writer has committed.
+/// Reads what any writer has committed, searches for prefixes, and collects now and then.
 fn read(store: &Store, seed: u64, end: Instant) -> u64 {
     let (mut sample, mut answers) = (Sample::new(500 + seed), 0);
     while Instant::now() < end {
@@ -133,8 +161,21 @@ fn read(store: &Store, seed: u64, end: Instant) -> u64 {
         let wanted = name(writer, sample.below(NAMES as usize) as u64);
         match store.snapshot(&wanted).and_then(|snapshot| snapshot.length(0).map(|_| snapshot)) {
             Ok(snapshot) => answers += check_beside_a_writer(&snapshot, writer, &mut sample),
-            Err(Error::ContextMissing { .. }) => std::thread::sleep(Duration::from_millis(1)),
+            Err(Error::ContextMissing { .. } | Error::Storage(StorageError::Missing { .. })) => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             Err(error) => panic!("{wanted}: {error}"),
+        }
+        match sample.below(50) {
+            0 => drop(store.collect(false).unwrap()),
+            1..5 => {
+                let found = store.match_prefix(&spec(), &ids(writer, 0..ROWS)).unwrap();
+                let own = [format!("writer-{writer}-"), format!("branch-{writer}")];
+                if let Some(found) = found {
+                    assert!(own.iter().any(|own| found.context.starts_with(own)), "{writer}: {found:?}");
+                }
+            }
+            _ => {}
         }
     }
     answers
@@ -152,7 +193,7 @@ fn check_beside_a_writer(snapshot: &Snapshot, writer: u64, sample: &mut Sample) 
         let query = own_key_queries(kv, &model, token..token + 1);
         match snapshot.attend(layer, &query_view(&query, &model), &Budget::Exact) {
             Ok(answer) => check_own_values(&model, kv, token..token + 1, &answer),
-            Err(Error::Storage(longwave::storage::Error::Missing { .. })) => return 0,
+            Err(Error::Storage(StorageError::Missing { .. })) => return 0,
             Err(error) => panic!("{error}"),
         }
     }
@@ -250,16 +291,24 @@ fn contexts_are_written_and_read_by_many_at_once() {
     assert!(late.1 <= early.1 + 24, "open files grew from {} to {}", early.1, late.1);
 }
 
-/// Opening every context once removes what its writers left behind; then every file is named by a manifest.
+/// After a collection every file is named by a manifest.
 fn check_disk(store: &Store, directory: &Path) -> u64 {
-    let mut named = 0;
+    let mut named = HashSet::new();
     for name in store.contexts().unwrap() {
+        // Whoever wrote it last may have had no time to remove what it replaced.
         drop(store.context(&name, &spec()).unwrap());
-        let manifest = store.manifest(&name).unwrap();
-        named += manifest.layers.iter().map(|layer| layer.segments.len()).sum::<usize>();
+        named.extend(store.manifest(&name).unwrap().files(&name));
+        // After a commit without durability the one before it may come back.
+        let durable = read_durable_manifest(store.backend().as_ref(), &context_dir(&name)).unwrap();
+        named.extend(durable.files(&name));
     }
+    store.collect(false).unwrap();
     let backend: Arc<dyn Backend> = Arc::new(FileBackend::new(directory.join("store")));
     assert_eq!(faults(&backend), Vec::<String>::new());
-    assert_eq!(backend.list("segments").unwrap().len(), named, "segments that nothing names");
+    for dir in ["segments", "logs"] {
+        let files = backend.list(dir).unwrap();
+        let orphans: Vec<_> = files.iter().filter(|file| !named.contains(&format!("{dir}/{file}"))).collect();
+        assert_eq!(orphans, Vec::<&String>::new(), "files that nothing names");
+    }
     store.bytes_on_disk().unwrap()
 }

@@ -2,6 +2,7 @@
 
 mod audit;
 mod bench;
+mod contexts;
 mod eval;
 mod explain;
 mod fsck;
@@ -35,6 +36,18 @@ enum Command {
     Explain(explain::Arguments),
     /// Build a context's segments again, in the metric of the queries that it keeps.
     Rebuild(rebuild::Arguments),
+    /// Make a context of its own that begins with the rows of another; nothing is copied.
+    Fork(contexts::Fork),
+    /// Rename a context.
+    Mv(contexts::Rename),
+    /// Remove contexts.
+    Rm(contexts::Remove),
+    /// Remove the files that no context names.
+    Gc(contexts::Collect),
+    /// Keep contexts from being evicted.
+    Pin(contexts::Pin),
+    /// Remove contexts until a store is within bounds.
+    Retain(contexts::Retain),
     /// Verify every byte of a store; exit 1 and name each fault.
     Fsck(fsck::Arguments),
     /// Compare methods on the queries that a stored context keeps as a sample.
@@ -61,6 +74,12 @@ fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Explain(arguments) => explain::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Rebuild(arguments) => rebuild::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Fork(arguments) => contexts::fork(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Mv(arguments) => contexts::rename(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Rm(arguments) => contexts::remove(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Gc(arguments) => contexts::collect(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Pin(arguments) => contexts::pin(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Retain(arguments) => contexts::retain(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Fsck(arguments) => fsck::run(&arguments),
         Command::Audit(arguments) => audit::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Eval(arguments) => eval::run(&arguments).map(|()| ExitCode::SUCCESS),

@@ -12,5 +12,7 @@ pub(crate) fn open_store(path: &Path) -> Result<Store> {
         "{} holds no store: there is no file {STORE_FILE} in it",
         path.display()
     );
-    Store::open(path, StoreOptions::default()).with_context(|| format!("opening store {}", path.display()))
+    let mut options = StoreOptions::default();
+    options.ignore_uses = true;
+    Store::open(path, options).with_context(|| format!("opening store {}", path.display()))
 }

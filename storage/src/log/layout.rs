@@ -4,7 +4,7 @@ use std::mem::{offset_of, size_of};
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::backend::FileReader;
+use crate::backend::{Backend, FileReader};
 use crate::checksum::{hash64, header_checksum, header_checksum_seeded};
 use crate::error::{Error, Result};
 use crate::geometry::Identity;
@@ -57,20 +57,32 @@ impl LogHeader {
         bytemuck::bytes_of(&raw).to_vec()
     }
 
-    /// Reads the header of a log and compares it with `self`.
-    pub(super) fn check(&self, path: &str, reader: &dyn FileReader) -> Result<()> {
+    /// The header of the log at `path`, whosever it is.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::Corrupt`], [`Error::Version`], [`Error::ByteOrder`].
+    pub fn read(backend: &dyn Backend, path: &str) -> Result<Self> {
+        Self::read_from(path, backend.open_read(path)?.as_ref())
+    }
+
+    fn read_from(path: &str, reader: &dyn FileReader) -> Result<Self> {
         let raw: RawHeader = read_header(path, reader, "a log header")?;
         raw.prologue.check(path, MAGIC)?;
         check_sum(path, 88, "log header", raw.checksum, header_checksum(&raw))?;
         if raw.reserved != [0; 24] {
             return Err(Error::corrupt(path, 64, "reserved bytes of zero", "others"));
         }
-        let found = Identity(raw.identity);
+        Ok(Self { log_id: raw.log_id, identity: Identity(raw.identity) })
+    }
+
+    /// Reads the header of a log and compares it with `self`.
+    pub(super) fn check(&self, path: &str, reader: &dyn FileReader) -> Result<()> {
+        let Self { log_id, identity: found } = Self::read_from(path, reader)?;
         if found != self.identity {
             return Err(Error::Identity { file: path.to_owned(), expected: self.identity, found });
         }
-        if raw.log_id != self.log_id {
-            let (expected, found) = (u128::from_be_bytes(self.log_id), u128::from_be_bytes(raw.log_id));
+        if log_id != self.log_id {
+            let (expected, found) = (u128::from_be_bytes(self.log_id), u128::from_be_bytes(log_id));
             return Err(Error::corrupt(
                 path,
                 16,
@@ -97,15 +109,18 @@ pub enum RecordKind {
     Tokens,
     /// Observed queries of one layer.
     Queries,
+    /// Token ids of a context, in the store's index of prefixes.
+    Prefix,
 }
 
 impl RecordKind {
-    /// Code on disk: 1, 2, 3.
+    /// Code on disk: 1, 2, 3, 4.
     pub const fn code(self) -> u16 {
         match self {
             Self::Rows => 1,
             Self::Tokens => 2,
             Self::Queries => 3,
+            Self::Prefix => 4,
         }
     }
 
@@ -115,6 +130,7 @@ impl RecordKind {
             1 => Some(Self::Rows),
             2 => Some(Self::Tokens),
             3 => Some(Self::Queries),
+            4 => Some(Self::Prefix),
             _ => None,
         }
     }
@@ -204,7 +220,7 @@ impl RawRecord {
         }
         check_sum(path, offset + 40, "record header", self.checksum, self.computed_checksum(log, offset))?;
         let kind = RecordKind::from_code(self.kind)
-            .ok_or_else(|| Error::corrupt(path, offset + 4, "a record kind of 1 to 3", self.kind))?;
+            .ok_or_else(|| Error::corrupt(path, offset + 4, "a record kind of 1 to 4", self.kind))?;
         if (self.reserved, self.reserved_tail) != (0, 0) {
             return Err(Error::corrupt(path, offset, "reserved fields of zero", "others"));
         }

@@ -107,6 +107,18 @@ impl LogReader {
         Ok((header, raw, record_len))
     }
 
+    /// Opens the log at `path` to read on at `offset`, where a record starts, up to the end of the file.
+    ///
+    /// # Errors
+    /// As [`LogReader::open`].
+    pub fn open_at(backend: &dyn Backend, path: &str, header: LogHeader, offset: u64) -> Result<Self> {
+        let len = backend.open_read(path)?.len()?;
+        Ok(Self {
+            offset: offset.max(LOG_HEADER_SIZE),
+            ..Self::open(backend, path, header, len.max(offset))?
+        })
+    }
+
     fn cut(&self, expected: u64, left: u64) -> Error {
         Error::corrupt(
             &self.path,

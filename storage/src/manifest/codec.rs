@@ -6,12 +6,16 @@ use bincode::enc::Encoder;
 use bincode::error::{DecodeError, EncodeError};
 
 use super::Manifest;
+use super::version1::Manifest1;
 use crate::backend::Backend;
 use crate::envelope::{Envelope, HEADER_SIZE};
 use crate::error::{Error, Result};
 use crate::geometry::{ElementKind, Identity};
 
-const ENVELOPE: Envelope = Envelope { magic: b"LWMANIF\0", what: "manifest" };
+/// Version 2 brought logs that several contexts name, and cuts.
+const VERSION: u16 = 2;
+
+const ENVELOPE: Envelope = Envelope { magic: b"LWMANIF\0", what: "manifest", version: VERSION };
 
 /// Most bytes of a manifest's payload, on disk and, container by container, in memory while it is decoded.
 pub const MANIFEST_SIZE_MAX: usize = 64 << 20;
@@ -59,25 +63,27 @@ pub(super) fn encode(path: &str, manifest: &Manifest) -> Result<Vec<u8>> {
     if payload.len() > MANIFEST_SIZE_MAX {
         return Err(Error::limit("bytes of a manifest", MANIFEST_SIZE_MAX as u64, payload.len() as u64));
     }
-    if decode(path, &payload)? != *manifest {
+    if decode::<Manifest>(path, &payload)? != *manifest {
         return Err(Error::input(path, "it does not read back as it was"));
     }
     Ok(ENVELOPE.wrap(&payload))
 }
 
 pub(super) fn read(backend: &dyn Backend, path: &str) -> Result<Manifest> {
-    let payload = ENVELOPE.read(backend, path, MANIFEST_SIZE_MAX as u64)?;
-    let manifest = decode(path, &payload)?;
+    let manifest = match ENVELOPE.read(backend, path, MANIFEST_SIZE_MAX as u64)? {
+        (1, payload) => decode::<Manifest1>(path, &payload)?.into(),
+        (_, payload) => decode::<Manifest>(path, &payload)?,
+    };
     manifest
         .validate()
         .map_err(|what| Error::corrupt(path, HEADER_SIZE as u64, "a consistent manifest", what))?;
     Ok(manifest)
 }
 
-fn decode(path: &str, payload: &[u8]) -> Result<Manifest> {
+fn decode<M: bincode::Decode<()>>(path: &str, payload: &[u8]) -> Result<M> {
     let refuse = |found: String| Error::corrupt(path, HEADER_SIZE as u64, "a manifest", found);
-    let (manifest, used) = bincode::decode_from_slice::<Manifest, _>(payload, CONFIG)
-        .map_err(|error| refuse(error.to_string()))?;
+    let (manifest, used) =
+        bincode::decode_from_slice::<M, _>(payload, CONFIG).map_err(|error| refuse(error.to_string()))?;
     if used != payload.len() {
         return Err(refuse(format!("{} bytes behind its end", payload.len() - used)));
     }
@@ -93,10 +99,10 @@ mod tests {
         // context_id, generation, then a name of 2^60 bytes.
         let mut payload = vec![0; 24];
         payload.extend_from_slice(&(1_u64 << 60).to_le_bytes());
-        assert!(matches!(decode("m", &payload), Err(Error::Corrupt { .. })));
+        assert!(matches!(decode::<Manifest>("m", &payload), Err(Error::Corrupt { .. })));
         // A name within the limit, but longer than the payload.
         payload.truncate(24);
         payload.extend_from_slice(&(1_u64 << 20).to_le_bytes());
-        assert!(matches!(decode("m", &payload), Err(Error::Corrupt { .. })));
+        assert!(matches!(decode::<Manifest>("m", &payload), Err(Error::Corrupt { .. })));
     }
 }

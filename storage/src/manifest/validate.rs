@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{LayerKind, LayerRecord, Manifest};
+use super::{EXTRA_MAX, LOGS_MAX, LayerKind, LayerRecord, Manifest};
 use crate::names::validate_name;
 
 /// Most layers of a model.
@@ -22,22 +22,37 @@ impl Manifest {
         let mut files = HashSet::new();
         for (index, layer) in self.layers.iter().enumerate() {
             self.validate_layer(layer).map_err(|what| format!("layer {index}: {what}"))?;
-            for segment in &layer.segments {
+            for segment in layer.segments.iter().chain(layer.cuts.iter().map(|cut| &cut.segment)) {
                 name(&segment.file)?;
                 if !files.insert(segment.file.as_str()) {
                     return Err(format!("segment {} is named twice", segment.file));
                 }
             }
         }
-        for log in self.row_log.iter().chain(&self.meta_log) {
-            name(&log.file)?;
+        if self.extra.len() > EXTRA_MAX {
+            return Err(format!("{} extra bytes, over the limit of {EXTRA_MAX}", self.extra.len()));
         }
-        match (&self.row_log, &self.meta_log) {
-            (Some(rows), Some(meta)) if rows.file == meta.file => {
-                Err(format!("log {} is named twice", rows.file))
+        self.validate_logs()
+    }
+
+    fn validate_logs(&self) -> Result<(), String> {
+        let mut files = HashSet::new();
+        for logs in [&self.row_logs, &self.meta_logs] {
+            if logs.len() > LOGS_MAX {
+                return Err(format!("{} logs of a kind, over the limit of {LOGS_MAX}", logs.len()));
             }
-            _ => Ok(()),
+            // What a log holds may be cut away more and more by the ones behind it, never less.
+            if !logs.is_sorted_by_key(|log| log.end) {
+                return Err("a log that ends behind where the next one goes on".to_owned());
+            }
+            for log in logs {
+                validate_name(&log.file).map_err(|error| error.to_string())?;
+                if !files.insert(log.file.as_str()) {
+                    return Err(format!("log {} is named twice", log.file));
+                }
+            }
         }
+        Ok(())
     }
 
     fn validate_model(&self) -> Result<(), String> {
@@ -61,7 +76,9 @@ impl Manifest {
         if layer.kind == (LayerKind::Sliding { window: 0 }) {
             return Err("a sliding window of 0".to_owned());
         }
-        if layer.kind == LayerKind::Absent && (layer.length > 0 || !layer.segments.is_empty()) {
+        if layer.kind == LayerKind::Absent
+            && (layer.length > 0 || !layer.segments.is_empty() || !layer.cuts.is_empty())
+        {
             return Err(format!("{} rows in a layer that keeps none", layer.length));
         }
         if !layer.sink_logits.is_empty() && layer.sink_logits.len() != self.model.query_heads as usize {
@@ -82,8 +99,31 @@ impl Manifest {
                 _ => return Err(format!("segment {} overlaps the one before or is empty", segment.file)),
             }
         }
+        if layer.sealed_at.len() != layer.segments.len() {
+            return Err(format!(
+                "{} segments, sealed at {} lengths",
+                layer.segments.len(),
+                layer.sealed_at.len()
+            ));
+        }
+        for (segment, sealed_at) in layer.segments.iter().zip(&layer.sealed_at) {
+            if *sealed_at < segment.first_position + u64::from(segment.rows) {
+                return Err(format!("segment {} sealed at {sealed_at} rows", segment.file));
+            }
+        }
         if end > layer.length {
             return Err(format!("segments up to position {end}, but only {} rows", layer.length));
+        }
+        for (index, cut) in layer.cuts.iter().enumerate() {
+            let segment = &cut.segment;
+            let rows = cut.end.checked_sub(segment.first_position);
+            let inside = rows.is_some_and(|rows| rows <= u64::from(segment.rows));
+            // Whether the first one begins where the live segments end depends on the sinks.
+            let joined = index == 0 || segment.first_position <= end;
+            if !inside || !joined || cut.end <= end || cut.end > layer.length {
+                return Err(format!("segment {} is cut at {}", segment.file, cut.end));
+            }
+            end = cut.end;
         }
         Ok(())
     }

@@ -52,7 +52,7 @@ pub(super) fn survivors(tree: &Tree, crash: Crash) -> Tree {
         drop(content);
         *node = Node(Arc::new(Mutex::new(Content { now: Arc::clone(&bytes), durable: bytes, region: None })));
     }
-    Tree { durable_files: files.clone(), files, durable_dirs: dirs.clone(), dirs, locks: BTreeSet::new() }
+    Tree { durable_files: files.clone(), files, durable_dirs: dirs.clone(), dirs, ..Tree::default() }
 }
 
 /// A directory's unsynced changes reach the disk together or not at all, as with a journal.

@@ -26,7 +26,9 @@ struct Tree {
     durable_files: BTreeMap<String, Node>,
     dirs: BTreeSet<String>,
     durable_dirs: BTreeSet<String>,
-    locks: BTreeSet<String>,
+    /// Held locks by path, each with a number of its own, since a directory can be renamed over its locks.
+    locks: BTreeMap<String, u64>,
+    next_lock: u64,
 }
 
 /// One file, whatever its names.
@@ -96,6 +98,35 @@ impl Tree {
             Err(Error::Missing { file: dir.to_owned() })
         }
     }
+
+    /// Moves a directory without others in it. What of its files is durable goes along; which of the two names has
+    /// them after a power loss is decided by the directory above.
+    fn rename_dir(&mut self, from: &str, to: &str) -> Result<()> {
+        self.require_dir(parent(to))?;
+        if self.dirs.contains(to) || self.files.contains_key(to) {
+            return Err(Error::AlreadyExists { path: to.to_owned() });
+        }
+        self.dirs.remove(from);
+        self.dirs.insert(to.to_owned());
+        let moved = |path: &str| format!("{to}{}", path.strip_prefix(from).unwrap_or_default());
+        let now: Vec<String> = self.files.keys().filter(|path| lies_in(path, from)).cloned().collect();
+        for path in now {
+            if let Some(node) = self.files.remove(&path) {
+                self.files.insert(moved(&path), node);
+            }
+        }
+        self.durable_files.retain(|path, _| !lies_in(path, to));
+        let durable = self.durable_files.iter().filter(|(path, _)| lies_in(path, from));
+        let durable: Vec<_> = durable.map(|(path, node)| (moved(path), node.clone())).collect();
+        self.durable_files.extend(durable);
+        let held: Vec<String> = self.locks.keys().filter(|path| lies_in(path, from)).cloned().collect();
+        for path in held {
+            if let Some(number) = self.locks.remove(&path) {
+                self.locks.insert(moved(&path), number);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Whether `path` lies directly in `dir`.
@@ -154,7 +185,11 @@ impl Backend for MemoryBackend {
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<()> {
+        validate_path(from)?;
         validate_path(to)?;
+        if self.tree.lock().dirs.contains(from) {
+            return self.tree.lock().rename_dir(from, to);
+        }
         let node = self.node(from)?;
         let mut tree = self.tree.lock();
         tree.require_dir(parent(to))?;
@@ -167,6 +202,14 @@ impl Backend for MemoryBackend {
         validate_path(path)?;
         let removed = self.tree.lock().files.remove(path);
         removed.map(|_| ()).ok_or_else(|| Error::Missing { file: path.to_owned() })
+    }
+
+    fn remove_dir(&self, dir: &str) -> Result<()> {
+        if !self.list(dir)?.is_empty() {
+            return Err(Error::io(dir, "remove directory", std::io::ErrorKind::DirectoryNotEmpty.into()));
+        }
+        self.tree.lock().dirs.remove(dir);
+        Ok(())
     }
 
     fn list(&self, dir: &str) -> Result<Vec<String>> {
@@ -197,6 +240,9 @@ impl Backend for MemoryBackend {
         durable_files.retain(|path, _| !lies_in(path, dir));
         durable_files
             .extend(files.iter().filter(|(path, _)| lies_in(path, dir)).map(|(p, n)| (p.clone(), n.clone())));
+        let gone: Vec<String> =
+            durable_dirs.iter().filter(|path| lies_in(path, dir) && !dirs.contains(*path)).cloned().collect();
+        durable_files.retain(|path, _| !gone.iter().any(|dir| lies_in(path, dir)));
         durable_dirs.retain(|path| !lies_in(path, dir));
         durable_dirs.extend(dirs.iter().filter(|path| lies_in(path, dir)).cloned());
         Ok(())
@@ -206,11 +252,14 @@ impl Backend for MemoryBackend {
         validate_path(path)?;
         let mut tree = self.tree.lock();
         tree.require_dir(parent(path))?;
-        if !tree.locks.insert(path.to_owned()) {
+        if tree.locks.contains_key(path) {
             return Err(Error::Locked { path: path.to_owned() });
         }
+        let number = tree.next_lock;
+        tree.next_lock += 1;
+        tree.locks.insert(path.to_owned(), number);
         tree.files.entry(path.to_owned()).or_default();
-        Ok(Box::new(MemoryLock { tree: Arc::clone(&self.tree), path: path.to_owned() }))
+        Ok(Box::new(MemoryLock { tree: Arc::clone(&self.tree), number }))
     }
 }
 
@@ -268,13 +317,13 @@ impl FileReader for MemoryReader {
 #[derive(Debug)]
 struct MemoryLock {
     tree: Arc<Mutex<Tree>>,
-    path: String,
+    number: u64,
 }
 
 impl LockGuard for MemoryLock {}
 
 impl Drop for MemoryLock {
     fn drop(&mut self) {
-        self.tree.lock().locks.remove(&self.path);
+        self.tree.lock().locks.retain(|_, number| *number != self.number);
     }
 }

@@ -47,6 +47,14 @@ impl Segment {
         region.get(start..).unwrap_or_default()
     }
 
+    /// Maps the file now, so that it can be read even when it is unlinked.
+    ///
+    /// # Errors
+    /// Those of [`Backend::map`](crate::Backend::map); [`Error::Corrupt`].
+    pub fn hold(&self) -> Result<()> {
+        self.region().map(|_| ())
+    }
+
     /// The mapped file, mapped now if it was not.
     pub(super) fn region(&self) -> Result<&Region> {
         if let Some(region) = self.region.get() {

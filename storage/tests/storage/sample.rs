@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use longwave_storage::{
     Alignment, Backend, ColumnKind, Durability, ElementKind, Expected, Geometry, Identity, LayerKind,
-    LayerRecord, LogHeader, LogReader, LogRecord, LogWriter, Manifest, MemoryBackend, ModelRecord, NewColumn,
-    Profile, ProfileLayer, ProfileShape, Record, RecordHeader, RecordKind, Result, Segment, SegmentHeader,
-    SegmentRecord, SettingsRecord, StateRecord, StoreHeader, context_dir, context_file, create_store,
-    read_manifest, read_profile, read_store, segment_file_name, segment_path, write_manifest, write_profile,
-    write_segment,
+    LayerRecord, LogHeader, LogPlace, LogReader, LogRecord, LogWriter, Manifest, MemoryBackend, ModelRecord,
+    NewColumn, Profile, ProfileLayer, ProfileShape, Record, RecordHeader, RecordKind, Result, Segment,
+    SegmentHeader, SegmentRecord, SettingsRecord, StateRecord, StoreHeader, context_dir, create_store,
+    log_path, read_manifest, read_profile, read_store, segment_file_name, segment_path, write_manifest,
+    write_profile, write_segment,
 };
 
 pub const CONTEXT: &str = "manual-v3";
@@ -115,7 +115,14 @@ pub fn rows_record(layer: u32, first_position: u64, count: u32) -> RecordHeader 
 
 /// A manifest of two layers that names nothing yet.
 pub fn empty_manifest() -> Manifest {
-    let layer = |kind, sink_logits| LayerRecord { kind, sink_logits, segments: vec![], length: 0 };
+    let layer = |kind, sink_logits| LayerRecord {
+        kind,
+        sink_logits,
+        segments: vec![],
+        sealed_at: vec![],
+        cuts: vec![],
+        length: 0,
+    };
     Manifest {
         context_id: CONTEXT_ID,
         generation: 1,
@@ -152,9 +159,13 @@ pub fn empty_manifest() -> Manifest {
             layer(LayerKind::Clustered, vec![]),
             layer(LayerKind::Sliding { window: 77 }, vec![0.5; 9]),
         ],
-        row_log: None,
-        meta_log: None,
+        row_logs: vec![],
+        meta_logs: vec![],
         token_count: 0,
+        extra: b"tenant 5".to_vec(),
+        prefix: [0x5f; 16],
+        first_unnamed: 9,
+        origin: None,
         state: vec![StateRecord { kind: 11, version: 3, bytes: pattern(21, 5) }],
     }
 }
@@ -166,6 +177,11 @@ pub const PROFILE_SHAPE: ProfileShape =
 pub fn profile(positions: u32) -> Profile {
     let moments = (0..3 * 136).map(|i| (i as f32 * 0.37).sin().abs() + positions as f32).collect();
     Profile { shape: PROFILE_SHAPE, layers: vec![ProfileLayer { layer: 1, positions, moments }] }
+}
+
+/// A log that counts whole.
+pub fn log_record(id: u8, file: &str, len: u64) -> LogRecord {
+    LogRecord { id: [id; 16], file: file.to_owned(), len, end: u64::MAX, place: LogPlace::Shared }
 }
 
 /// A committed store: two segments, a log of rows and one of tokens, a profile.
@@ -181,22 +197,23 @@ pub fn build_store() -> Arc<MemoryBackend> {
         let record =
             write_sample_segment(&backend, u64::from(layer), &segment_header(layer, 4, rows), layer as usize);
         manifest.layers[layer as usize].segments.push(record.unwrap());
+        manifest.layers[layer as usize].sealed_at.push(60);
         manifest.layers[layer as usize].length = 60;
     }
     write_profile(&backend, &profile(7), &CONTEXT_ID, Durability::Strict).unwrap();
     let row_len = (GEOMETRY.key_bytes(1) + GEOMETRY.value_bytes(1)) as usize;
-    let mut rows = LogWriter::create(&backend, &context_file(CONTEXT, ROW_LOG), log_header(0x31)).unwrap();
+    let mut rows = LogWriter::create(&backend, &log_path(ROW_LOG), log_header(0x31)).unwrap();
     rows.append(&rows_record(0, 54, 6), &[&pattern(row_len * 6, 1)]).unwrap();
     rows.append(&rows_record(1, 41, 2), &[&pattern(100, 2), &pattern(row_len * 2 - 100, 3)]).unwrap();
     rows.sync().unwrap();
-    let mut meta = LogWriter::create(&backend, &context_file(CONTEXT, META_LOG), log_header(0x32)).unwrap();
+    let mut meta = LogWriter::create(&backend, &log_path(META_LOG), log_header(0x32)).unwrap();
     let tokens = RecordHeader { kind: RecordKind::Tokens, layer: 0, first_position: 0, count: 60 };
     meta.append(&tokens, &[&pattern(240, 4)]).unwrap();
     meta.sync().unwrap();
 
     manifest.generation = 2;
-    manifest.row_log = Some(LogRecord { id: [0x31; 16], file: ROW_LOG.to_owned(), len: rows.len() });
-    manifest.meta_log = Some(LogRecord { id: [0x32; 16], file: META_LOG.to_owned(), len: meta.len() });
+    manifest.row_logs = vec![log_record(0x31, ROW_LOG, rows.len())];
+    manifest.meta_logs = vec![log_record(0x32, META_LOG, meta.len())];
     manifest.token_count = 60;
     write_manifest(&backend, &dir, &manifest, Durability::Strict).unwrap();
     Arc::new(backend)
@@ -216,10 +233,9 @@ pub fn read_all(backend: &Arc<dyn Backend>) -> Result<Contents> {
     let store = read_store(backend.as_ref())?;
     let manifest = read_manifest(backend.as_ref(), &context_dir(CONTEXT))?;
     let mut records = vec![];
-    for log in manifest.row_log.iter().chain(&manifest.meta_log) {
+    for log in manifest.row_logs.iter().chain(&manifest.meta_logs) {
         let header = LogHeader { log_id: log.id, identity: IDENTITY };
-        let mut reader =
-            LogReader::open(backend.as_ref(), &context_file(CONTEXT, &log.file), header, log.len)?;
+        let mut reader = LogReader::open(backend.as_ref(), &log.path(CONTEXT), header, log.len)?;
         while let Some(record) = reader.next()? {
             records.push(record);
         }

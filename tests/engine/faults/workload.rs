@@ -13,6 +13,9 @@ use std::sync::Arc;
 
 const LAYERS: usize = 2;
 const ROWS: usize = 132;
+/// Where the context is cut, and where its fork is: inside a segment.
+const CUT: usize = 121;
+const TWIG: usize = 70;
 
 pub struct Workload {
     pub model: ModelSpec,
@@ -36,7 +39,7 @@ pub struct Progress {
 
 impl Progress {
     pub fn done() -> Progress {
-        Progress { created: true, committed: vec![80, 92, ROWS, ROWS], begun: ROWS }
+        Progress { created: true, committed: vec![80, 92, ROWS, ROWS, CUT, ROWS], begun: ROWS }
     }
 
     /// The lengths that may be found.
@@ -72,7 +75,7 @@ impl Workload {
     }
 
     /// Create, bulk, seal, commit, decode with queries, commit (which updates the profile), reopen, decode over a seal,
-    /// commit, build segments again, commit. Ends at the first error after which `react` does not want to go on.
+    /// commit, build segments again, commit, fork, cut, remove the fork, collect. Ends at the first error after which `react` does not want to go on.
     pub fn run(
         &self,
         backend: &Arc<dyn Backend>,
@@ -91,7 +94,7 @@ impl Workload {
         progress.created = true;
         self.append(&mut context, 0..80);
         self.attempt(react, progress, || context.seal())?;
-        self.commit(&mut context, react, progress)?;
+        self.commit((&mut context, &store), react, progress)?;
         for token in 80..92 {
             self.append(&mut context, token..token + 1);
             let asked = queries(token as u64, 1, &self.model);
@@ -99,7 +102,7 @@ impl Workload {
                 context.attend(0, &query_view(&asked, &self.model), &Budget::RETROINFER).map(|_| ())
             })?;
         }
-        self.commit(&mut context, react, progress)?;
+        self.commit((&mut context, &store), react, progress)?;
         drop(context);
         let mut context = self.attempt(react, progress, || store.context("life", &self.model))?;
         assert_eq!(context.length(0)?, 92);
@@ -107,9 +110,38 @@ impl Workload {
             self.append(&mut context, token..token + 1);
         }
         self.attempt(react, progress, || context.seal())?;
-        self.commit(&mut context, react, progress)?;
+        self.commit((&mut context, &store), react, progress)?;
         self.attempt(react, progress, || context.rebuild(None).map(|_| ()))?;
-        self.commit(&mut context, react, progress)
+        self.commit((&mut context, &store), react, progress)?;
+        self.branch((&mut context, &store), react, progress)
+    }
+
+    /// A fork, which is cut and committed; a cut of the context itself, which then goes on; the removal of the fork, and
+    /// a collection.
+    fn branch(
+        &self,
+        (context, store): (&mut Context, &Store),
+        react: React<'_>,
+        progress: &mut Progress,
+    ) -> Result<(), Error> {
+        let mut fork = self.attempt(react, progress, || match context.fork("twig") {
+            // One that failed may have come about all the same.
+            Err(Error::ContextExists { .. }) => store.context("twig", &self.model),
+            forked => forked,
+        })?;
+        self.attempt(react, progress, || fork.truncate(TWIG as u64))?;
+        // Whether it is cut or not is open until the commit.
+        let _ = self.attempt(react, progress, || fork.commit(self.durability));
+        drop(fork);
+        self.attempt(react, progress, || context.truncate(CUT as u64))?;
+        self.commit((context, store), react, progress)?;
+        self.append(context, CUT..ROWS);
+        self.commit((context, store), react, progress)?;
+        self.attempt(react, progress, || match store.remove("twig") {
+            Err(Error::ContextMissing { .. }) => Ok(()),
+            removed => removed,
+        })?;
+        self.attempt(react, progress, || store.collect(false).map(|_| ()))
     }
 
     fn attempt<T>(
@@ -133,17 +165,52 @@ impl Workload {
         context.extend_tokens(&ids).unwrap();
     }
 
-    fn commit(&self, context: &mut Context, react: React<'_>, progress: &mut Progress) -> Result<(), Error> {
+    fn commit(
+        &self,
+        (context, store): (&mut Context, &Store),
+        react: React<'_>,
+        progress: &mut Progress,
+    ) -> Result<(), Error> {
         progress.begun = context.length(0)? as usize;
+        let mut dead = false;
         self.attempt(react, progress, || {
+            if dead {
+                self.reopen(context, store)?;
+                dead = false;
+            }
             let (before, rows) = (context.generation(), context.length(1)?);
-            let committed = context.commit(self.durability);
+            let mut committed = context.commit(self.durability);
             if let Err(error) = &committed {
                 assert_eq!((context.generation(), context.length(1)?), (before, rows), "{error}");
+                // After a sync that failed nothing but the files themselves is believed. That of a segment, which
+                // was written aside, is told here as well, and is no such end.
+                if matches!(
+                    error,
+                    Error::Storage(StorageError::Io { operation: "sync" | "sync directory", .. })
+                ) {
+                    match context.commit(self.durability) {
+                        Err(Error::Storage(StorageError::Poisoned { .. })) => dead = true,
+                        again => committed = again,
+                    }
+                }
             }
             committed
         })?;
         progress.committed.push(progress.begun);
+        Ok(())
+    }
+
+    /// Opens a context again that no longer commits, and appends what it has lost. The lock goes with the writer.
+    fn reopen(&self, context: &mut Context, store: &Store) -> Result<(), Error> {
+        let (length, elsewhere) = (context.length(0)? as usize, Store::in_memory(Self::options())?);
+        drop(std::mem::replace(context, elsewhere.create("aside", &self.model)?));
+        *context = store.context("life", &self.model)?;
+        let committed = context.length(0)? as usize;
+        if committed < length {
+            self.append(context, committed..length);
+        } else {
+            context.truncate(length as u64)?;
+        }
         Ok(())
     }
 
@@ -163,6 +230,15 @@ impl Workload {
             (snapshot.length(0).unwrap() as usize, progress.allowed(self.durability, crash));
         assert!(allowed.contains(&length), "{place}: {length} rows, {progress:?}");
         self.check_content(&snapshot, place);
+        match store.snapshot("twig") {
+            Err(Error::ContextMissing { .. }) => {}
+            twig => {
+                let twig = twig.unwrap_or_else(|error| panic!("{place}: {error}"));
+                let length = twig.length(0).unwrap() as usize;
+                assert!([TWIG, ROWS].contains(&length), "{place}: a fork of {length} rows");
+                self.check_content(&twig, place);
+            }
+        }
     }
 
     /// Every row, in its place, with its own content.
@@ -197,11 +273,36 @@ impl Workload {
         let done = Progress { created: true, committed: vec![ROWS], begun: ROWS };
         // Strict: no commit before this one may come back, as after a kill.
         self.check(&left, &done, Crash::Kill, place);
-        let named =
-            store.manifest("life").unwrap().layers.iter().map(|layer| layer.segments.len()).sum::<usize>();
-        let kept = memory.files().iter().filter(|file| file.contains(".segment")).count();
-        assert_eq!(kept, named, "{place}: segments that nothing names stay");
-        assert!(!memory.files().iter().any(|file| file.ends_with(".new")), "{place}: {:?}", memory.files());
+        self.check_files(memory, &store, place);
+        let unfinished = |file: &String| file.ends_with(".new") && !file.starts_with("prefixes");
+        assert!(!memory.files().iter().any(unfinished), "{place}: {:?}", memory.files());
+    }
+
+    /// Every segment and every log is named by a manifest: without a collection, unless there was a fork.
+    fn check_files(&self, memory: &MemoryBackend, store: &Store, place: &str) {
+        let manifest = store.manifest("life").unwrap();
+        let orphans = |named: &[String]| {
+            let files = ["segments", "logs"].map(|dir| {
+                let files = memory.list(dir).unwrap().into_iter();
+                files
+                    .map(|file| format!("{dir}/{file}"))
+                    .filter(|file| !named.contains(file))
+                    .collect::<Vec<_>>()
+            });
+            files.concat()
+        };
+        let id: String = manifest.context_id.iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut left = orphans(&manifest.files("life"));
+        if !memory.files().iter().any(|file| file.starts_with("shares/")) {
+            left.retain(|file| file.contains(&id));
+            assert_eq!(left, Vec::<String>::new(), "{place}: files that nothing names stay");
+        }
+        if store.contains("twig").unwrap() {
+            store.remove("twig").unwrap();
+        }
+        store.collect(false).unwrap();
+        let left = orphans(&store.manifest("life").unwrap().files("life"));
+        assert_eq!(left, Vec::<String>::new(), "{place}: a collection leaves files that nothing names");
     }
 
     /// Verbs of the operations of the whole workload. Sealing goes on beside the writer, so the order varies a little,

@@ -2,6 +2,7 @@
 
 mod attend;
 mod build;
+mod contexts;
 mod export;
 mod ingest;
 mod layer;
@@ -26,6 +27,8 @@ pub(crate) enum Command {
     /// Time bulk ingestion into a store on disk, with an index and without one, beside the index build alone and a
     /// plain write of the disk.
     Ingest(ingest::Arguments),
+    /// Time forks, cuts, and the search for a prefix among many contexts, in a store on disk.
+    Contexts(contexts::Arguments),
 }
 
 pub(crate) fn run(command: &Command) -> Result<()> {
@@ -34,6 +37,7 @@ pub(crate) fn run(command: &Command) -> Result<()> {
         Command::Build(arguments) => build::run(arguments),
         Command::Reload(arguments) => reload::run(arguments),
         Command::Ingest(arguments) => ingest::run(arguments),
+        Command::Contexts(arguments) => contexts::run(arguments),
     }
 }
 

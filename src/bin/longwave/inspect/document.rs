@@ -202,8 +202,8 @@ impl Bytes {
         let segments: Vec<&SegmentRecord> =
             manifest.layers.iter().flat_map(|layer| &layer.segments).collect();
         let segments = segments.iter().map(|segment| segment.file_len).sum();
-        let log = |log: &Option<longwave::storage::LogRecord>| log.as_ref().map_or(0, |log| log.len);
-        let (row_log, meta_log) = (log(&manifest.row_log), log(&manifest.meta_log));
+        let log = |logs: &[longwave::storage::LogRecord]| logs.iter().map(|log| log.len).sum();
+        let (row_log, meta_log): (u64, u64) = (log(&manifest.row_logs), log(&manifest.meta_logs));
         let manifest = store.backend().open_read(&context_file(&manifest.name, MANIFEST_FILE))?.len()?;
         Ok(Bytes { total: segments + row_log + meta_log + manifest, segments, row_log, meta_log, manifest })
     }

@@ -1,20 +1,34 @@
 //! A directory of contexts.
 
+mod collect;
+mod prefixes;
+mod references;
+mod removal;
+mod retention;
+
 use crate::accuracy::Auditor;
-use crate::context::Context;
+use crate::context::{Context, ForkAt};
 use crate::error::Error;
 use crate::model::ModelSpec;
 use crate::options::{AuditOptions, ContextOptions, StoreOptions};
 use crate::sealing::Sealer;
 use crate::snapshot::Snapshot;
 use longwave_storage::{
-    Backend, CONTEXTS_DIR, Error as StorageError, FileBackend, MANIFEST_FILE, MemoryBackend, PROFILES_DIR,
-    SEGMENTS_DIR, STORE_FILE, StoreHeader, context_dir, context_file, create_store, read_manifest,
-    read_store, validate_name,
+    Backend, CONTEXTS_DIR, Error as StorageError, FileBackend, MANIFEST_FILE, MemoryBackend, PREFIXES_FILE,
+    PREFIXES_LOCK, PREFIXES_NEW_FILE, REFERENCES_LOCK, STORE_DIRS, STORE_FILE, StoreHeader, context_dir,
+    context_file, create_store, read_manifest, read_store, validate_name,
 };
 use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::Arc;
+
+pub use collect::Collected;
+pub(crate) use collect::remove_dir_of;
+pub use prefixes::PrefixMatch;
+use prefixes::Prefixes;
+pub(crate) use prefixes::{BLOCK, Chain, Note, chains, seed};
+pub(crate) use references::References;
+pub use retention::{Evicted, EvictionOrder, Retained, Retention};
 
 /// What every context of a store shares.
 #[derive(Debug)]
@@ -26,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) pool: Option<Arc<rayon::ThreadPool>>,
     /// Held while a model's profile is read and written again.
     pub(crate) profiles: Mutex<()>,
+    prefixes: Prefixes,
+    ignore_uses: bool,
 }
 
 /// A store: contexts, each with its manifest and logs, and the segments that they name.
@@ -69,7 +85,7 @@ impl Store {
             crate::context::random(&mut store_id)?;
             create_store(backend.as_ref(), &StoreHeader { store_id })?;
         }
-        for dir in [CONTEXTS_DIR, SEGMENTS_DIR, PROFILES_DIR] {
+        for dir in STORE_DIRS {
             backend.create_dir_all(dir)?;
         }
         let sealer = Sealer::new(options.sealing_threads);
@@ -80,6 +96,8 @@ impl Store {
             audits: options.audits,
             pool: options.pool,
             profiles: Mutex::default(),
+            prefixes: Prefixes::default(),
+            ignore_uses: options.ignore_uses,
         };
         Ok(Store { shared: Arc::new(shared) })
     }
@@ -108,7 +126,9 @@ impl Store {
         model: &ModelSpec,
         options: ContextOptions,
     ) -> Result<Context, Error> {
-        Context::create(Arc::clone(&self.shared), name, model, options)
+        let context = Context::create(&self.shared, name, model, options)?;
+        self.shared.note_use(name);
+        Ok(context)
     }
 
     /// Opens a committed context for writing.
@@ -117,7 +137,27 @@ impl Store {
     /// [`Error::ContextMissing`]; [`Error::ModelMismatch`] when another model made it; [`Error::Storage`] when
     /// another writer holds it, or its files cannot be read or do not verify.
     pub fn context(&self, name: &str, model: &ModelSpec) -> Result<Context, Error> {
-        Context::open(Arc::clone(&self.shared), name, model)
+        let context = Context::open(&self.shared, name, model)?;
+        self.shared.note_use(name);
+        Ok(context)
+    }
+
+    /// Forks the last commit of the context `source`, at its first `length` rows or all of them, into a new context
+    /// `name`. Unlike [`Context::fork`] it needs no writer of `source`, which may go on beside it, in this or another
+    /// process.
+    ///
+    /// # Errors
+    /// Those of [`Self::context`] and of [`Context::fork`]; [`Error::Invalid`] when `source` is shorter than `length`.
+    pub fn fork(
+        &self,
+        source: &str,
+        name: &str,
+        model: &ModelSpec,
+        length: Option<u64>,
+    ) -> Result<Context, Error> {
+        validate_name(source)?;
+        let place = length.map_or(ForkAt::End, ForkAt::Length);
+        Context::fork_committed(&self.shared, (source, name), model, place)
     }
 
     /// Opens the last commit of a context for reading. No lock is taken: a writer may go on beside it, in this or
@@ -126,7 +166,9 @@ impl Store {
     /// # Errors
     /// [`Error::ContextMissing`], [`Error::Storage`].
     pub fn snapshot(&self, name: &str) -> Result<Snapshot, Error> {
-        Context::open_snapshot(&self.shared, name)
+        let snapshot = Context::open_snapshot(&self.shared, name)?;
+        self.shared.note_use(name);
+        Ok(snapshot)
     }
 
     /// Whether a committed context of this name exists.
@@ -183,9 +225,12 @@ fn refuse_other_content(backend: &dyn Backend) -> Result<(), Error> {
     let provisional = format!("{STORE_FILE}.new");
     let mut others = list("")?;
     others.retain(|name| {
-        ![CONTEXTS_DIR, SEGMENTS_DIR, PROFILES_DIR, &provisional, "lost+found"].contains(&name.as_str())
+        let own = STORE_DIRS.contains(&name.as_str())
+            || [&provisional, REFERENCES_LOCK, PREFIXES_FILE, PREFIXES_NEW_FILE, PREFIXES_LOCK]
+                .contains(&name.as_str());
+        !own && name != "lost+found"
     });
-    for dir in [CONTEXTS_DIR, SEGMENTS_DIR, PROFILES_DIR] {
+    for dir in STORE_DIRS {
         others.extend(list(dir)?.into_iter().map(|name| format!("{dir}/{name}")));
     }
     match others.first() {
