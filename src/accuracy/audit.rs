@@ -41,7 +41,7 @@ fn audit_one(view: &LayerView<'_>, batch: &QueryBatch<'_>, bands: &[Band]) -> Re
             .map(|(head, ((output, truth), &predicted))| (head, predicted, relative_error(output, truth)))
             .collect();
         if !heads.is_empty() {
-            found.push(BandErrors { band, heads });
+            found.push(BandErrors { band, bytes_share: answer.report.bytes_share(), heads });
         }
     }
     Ok(found)

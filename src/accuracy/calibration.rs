@@ -199,6 +199,8 @@ impl Calibration {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct BandErrors {
     pub(crate) band: Band,
+    /// What the answer read, as a share of the 16-bit KV bytes.
+    pub(crate) bytes_share: f64,
     pub(crate) heads: Vec<(usize, f32, f32)>,
 }
 

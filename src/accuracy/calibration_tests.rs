@@ -20,7 +20,7 @@ fn audited(seed: u64, heads: usize, audits: usize, band: Band) -> Calibration {
     let draws = uniform(seed, heads * audits);
     for draws in draws.chunks_exact(heads) {
         let heads = draws.iter().enumerate().map(|(h, x)| (h, 0.01, 0.01 * x * (h + 1) as f32)).collect();
-        calibration.record(&BandErrors { band, heads });
+        calibration.record(&BandErrors { band, bytes_share: 0.05, heads });
     }
     calibration
 }
@@ -104,12 +104,13 @@ fn the_window_forgets_and_what_is_no_number_bounds_nothing() {
     assert_eq!(calibration.audits(band, 1), WINDOW);
     let before = calibration.multiplier(band, 1, 0.95);
     for _ in 0..WINDOW {
-        calibration.record(&BandErrors { band, heads: vec![(1, 0.01, 0.3)] });
+        calibration.record(&BandErrors { band, bytes_share: 0.05, heads: vec![(1, 0.01, 0.3)] });
     }
     assert_ne!(calibration.multiplier(band, 1, 0.95), before);
     assert!((calibration.multiplier(band, 1, 0.95).unwrap() / 30.0 - 1.0).abs() < 2e-3);
     for odd in [(1, 0.01, f32::NAN), (1, 0.01, f32::INFINITY), (1, f32::NAN, f32::NAN)] {
-        (0..WINDOW).for_each(|_| calibration.record(&BandErrors { band, heads: vec![odd] }));
+        (0..WINDOW)
+            .for_each(|_| calibration.record(&BandErrors { band, bytes_share: 0.05, heads: vec![odd] }));
         assert!(calibration.multiplier(band, 1, 0.95).unwrap() > 6e4, "{odd:?}");
     }
     assert_eq!(floored(f32::NAN), f32::INFINITY);

@@ -9,7 +9,7 @@ fn sample() -> (Calibration, Steering) {
     for (at, band) in Band::all().enumerate().skip(4) {
         for audit in 0..at {
             let heads = (0..3).filter(|h| h % 2 == audit % 2).map(|h| (h, 0.01, 0.01 * (audit + h) as f32));
-            calibration.record(&BandErrors { band, heads: heads.collect() });
+            calibration.record(&BandErrors { band, bytes_share: 0.05, heads: heads.collect() });
         }
     }
     let mut steering = Steering::default();

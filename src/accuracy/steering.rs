@@ -1,5 +1,7 @@
 //! Which tau spends how much: the control loop of `Budget::Bytes`.
 
+use super::calibration::{Band, BandErrors};
+
 /// Shares that a layer is steered for at a time; the one asked for least lately goes.
 pub(crate) const SHARES_MAX: usize = 8;
 /// A call may read this many times the share it is asked to keep on average.
@@ -35,6 +37,23 @@ impl Steering {
         // A layer that was never steered starts where typical layers of models are.
         let (known, tau) = nearest.map_or((0.035, 0.0016), |course| (course.share, course.tau));
         if known == share { tau } else { (tau * (known / share).powi(2)).clamp(TAU_MIN, TAU_MAX) }
+    }
+
+    /// Takes what audits have read for a first guess, where nothing was steered yet. It is off as far as queries of the
+    /// sample, asked at the end, read other than the next ones.
+    pub(crate) fn begin(&mut self, audits: &[BandErrors]) {
+        if !self.courses.is_empty() {
+            return;
+        }
+        // An octave apart, around what is mostly asked for.
+        for band in Band::all().filter(|band| band.index() % 2 == 0 && (2..=14).contains(&band.index())) {
+            let shares = audits.iter().filter(|audit| audit.band == band).map(|audit| audit.bytes_share);
+            let (count, sum) = shares.fold((0, 0.0), |(count, sum), share| (count + 1, sum + share));
+            let share = sum / f64::from(count.max(1));
+            if share > 0.0 && share <= 1.0 {
+                self.courses.push(Course { share, tau: band.tau(), excess: 0.0 });
+            }
+        }
     }
 
     /// Learns that a call asked to spend `share` with [`Self::tau`] has read `spent`.
@@ -73,6 +92,35 @@ mod tests {
             let mean = spent.sum::<f64>() / 400.0;
             assert!((mean / 0.05 - 1.0).abs() < 0.05, "{mean} at {level}");
         }
+    }
+
+    #[test]
+    fn audits_give_the_first_guess_and_nothing_later() {
+        let mut steering = Steering::default();
+        let level = 0.2;
+        let audited = |noise: f64| {
+            let share = move |tau: f64| (level * noise * (tau / 0.0016).powf(-0.45)).min(1.0);
+            Band::all().map(move |band| BandErrors {
+                band,
+                bytes_share: share(band.tau()),
+                heads: vec![(0, 0.1, 0.1)],
+            })
+        };
+        let audits: Vec<BandErrors> = audited(0.8).chain(audited(1.2)).collect();
+        steering.begin(&audits);
+        for share in [0.06, 0.1, 0.23] {
+            let expected = 0.0016 * (level / share).powf(1.0 / 0.45);
+            let found = steering.tau(share);
+            assert!((found / expected).ln().abs() < 0.15, "{found}, not {expected}, at {share}");
+        }
+        steering.learn(0.1, 0.1);
+        let steered = steering.clone();
+        steering.begin(&audits[..17]);
+        assert_eq!(steering, steered);
+        assert!(steering.courses.len() <= SHARES_MAX && steering.courses[0].share == 0.1);
+        let mut blind = Steering::default();
+        blind.begin(&[]);
+        assert_eq!(blind, Steering::default());
     }
 
     #[test]

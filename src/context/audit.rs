@@ -125,8 +125,10 @@ impl Context {
         }
         let bands: Vec<Band> = Band::all().collect();
         let found = on_pool(self.store.pool.as_deref(), || audit(rows, queries, &bands))?;
-        let calibration = Arc::make_mut(&mut layer_of_mut(&mut self.layers, layer)?.rows.calibration);
+        let rows = &mut layer_of_mut(&mut self.layers, layer)?.rows;
+        let calibration = Arc::make_mut(&mut rows.calibration);
         found.iter().for_each(|errors| calibration.record(errors));
+        rows.steering.begin(&found);
         Ok(found.len())
     }
 
@@ -150,6 +152,7 @@ impl Context {
             (Ok(found), Ok(layer)) => {
                 let calibration = Arc::make_mut(&mut layer.rows.calibration);
                 found.iter().for_each(|errors| calibration.record(errors));
+                layer.rows.steering.begin(&found);
                 Arc::make_mut(&mut layer.rows.spending).audited(&of_call);
             }
             (Err(error), _) => tracing::warn!(layer, %error, "an audit failed; nothing is recorded of it"),
