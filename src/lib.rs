@@ -58,7 +58,7 @@ pub use check::check;
 pub use context::Context;
 pub use error::Error;
 pub use model::{HEADS_MAX, LAYERS_MAX, LayerKind, Mismatch, ModelIdentity, ModelSpec};
-pub use options::{AuditOptions, ContextOptions, Rebuild, SEGMENT_ROWS_MAX, StoreOptions};
+pub use options::{AuditOptions, Compaction, ContextOptions, Rebuild, SEGMENT_ROWS_MAX, StoreOptions};
 pub use salvage::{Salvaged, salvage};
 pub use snapshot::{Reader, Snapshot};
 pub use store::{Collected, Evicted, EvictionOrder, PrefixMatch, Retained, Retention, Store};

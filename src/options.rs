@@ -19,6 +19,19 @@ pub struct StoreOptions {
     /// Whether reading and writing contexts leaves no trace of when they were used: for tools that look at a store. See
     /// [`crate::EvictionOrder::LeastRecentlyUsed`].
     pub ignore_uses: bool,
+    /// Whether the small segments that decoding leaves are merged by themselves.
+    pub compaction: Compaction,
+}
+
+/// When small segments are merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Compaction {
+    /// In the background, behind whatever is to be sealed, as soon as neighbouring ones fill a segment of bulk ingestion.
+    #[default]
+    WhenFull,
+    /// Only when [`crate::Context::compact`] asks for it.
+    Never,
 }
 
 /// How many of a writer's calls are audited, to calibrate the error bounds.

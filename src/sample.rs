@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_cut_sample_is_that_of_a_shorter_context() {
-        for end in [450, 300, 200] {
+        for end in [450, 300, 250] {
             let (mut cut, short) = (filled(0..500), filled(0..end));
             cut.cut(end);
             assert_eq!(cut.by_position(), short.by_position(), "cut at {end}");
@@ -210,6 +210,14 @@ mod tests {
             (end..end + 150).for_each(|position| cut.insert(position, queries(position)));
             assert_eq!(cut.by_position(), filled(0..end + 150).by_position());
         }
+        // What was pushed out too long ago comes back from where it was saved.
+        let mut cut = filled(0..500);
+        cut.settle();
+        cut.cut(200);
+        assert!(cut.is_forgetful() && cut.by_position() != filled(0..200).by_position());
+        (0..200).for_each(|position| cut.recall(position, queries(position)));
+        assert_eq!(cut.by_position(), filled(0..200).by_position());
+        assert!(cut.unsaved().is_empty());
         assert!(filled(0..5000).is_forgetful() && !filled(0..40).is_forgetful());
     }
 

@@ -41,8 +41,8 @@ pub(crate) struct SealJob {
 pub(crate) enum SealRows {
     /// Copied from the tail.
     Tail(Block),
-    /// A segment that is to be built again.
-    Segment(Arc<Sealed>),
+    /// Segments that lie one behind the other, to be built again as one.
+    Segments(Vec<Arc<Sealed>>),
 }
 
 /// What the ladder of a segment is built with.
@@ -83,8 +83,13 @@ impl SealJob {
         let stored;
         let rows = match &self.rows {
             SealRows::Tail(rows) => rows,
-            SealRows::Segment(sealed) => {
-                stored = stored_rows(&sealed.segment, &self.shape)?;
+            SealRows::Segments(sources) => {
+                let mut all = Block::new(&self.shape, self.header.first_position);
+                for source in sources {
+                    let rows = stored_rows(&source.segment, &self.shape)?;
+                    all.extend(&self.shape, &rows, 0..rows.rows);
+                }
+                stored = all;
                 &stored
             }
         };
@@ -205,7 +210,7 @@ impl Waiting {
     fn push(&mut self, work: Work) {
         match work.0.rows {
             SealRows::Tail(_) => self.seals.push_back(work),
-            SealRows::Segment(_) => self.rebuilds.push_back(work),
+            SealRows::Segments(_) => self.rebuilds.push_back(work),
         }
     }
 
@@ -261,11 +266,17 @@ fn spawn(threads: usize) -> Sender<Work> {
             if job.cancelled.load(Ordering::Acquire) {
                 continue;
             }
+            let (cancelled, backend) = (Arc::clone(&job.cancelled), Arc::clone(&job.backend));
             let sealed = match &pool {
                 Ok(pool) => pool.install(|| job.run()),
                 Err(_) => job.run(),
             };
-            // Nobody looks when the context was dropped; the file is then an orphan, removed at the next open.
+            if let Ok(sealed) = &sealed
+                && cancelled.load(Ordering::Acquire)
+            {
+                // Nobody wants it any more. Where it stays it is an orphan, removed at the next open.
+                drop(backend.remove(&segment_path(&sealed.record.file)));
+            }
             drop(result.send(sealed));
         }
     };

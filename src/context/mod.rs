@@ -3,6 +3,7 @@
 mod append;
 mod audit;
 mod commit;
+mod compaction;
 mod fork;
 mod logs;
 mod marks;
@@ -27,7 +28,7 @@ use half::f16;
 use logs::Logs;
 use longwave_index::ladder::Basis;
 use longwave_query::{Answer, Budget, Plan, Shape};
-use longwave_storage::{LockGuard, OriginRecord, Profile, StateRecord};
+use longwave_storage::{LockGuard, OriginRecord, Profile, StateRecord, segment_path};
 pub(crate) use marks::MARKS_KIND;
 use marks::Mark;
 pub(crate) use open::lock_existing;
@@ -311,6 +312,7 @@ impl Context {
             tracing::warn!(layer, error = %failure, "segments could not be built again; they stay as they are");
         }
         self.rebuild_if_due(layer);
+        self.compact_if_due(layer);
         Ok(())
     }
 
@@ -353,19 +355,33 @@ impl Context {
 
 impl Drop for Context {
     /// Waits for the segment that is being written, and cancels those behind it: once the lock is gone, the next
-    /// writer gives out their file names again, and nothing may replace its files.
+    /// writer gives out their file names again, and nothing may replace its files. What was written for nothing is
+    /// removed.
     fn drop(&mut self) {
         self.note();
         self.cancelled.store(true, Ordering::Release);
+        let mut unused = Vec::new();
         for layer in self.layers.iter_mut().flatten() {
             let rebuilding = layer.rebuilding.take();
             rebuilding.iter().for_each(|rebuilding| rebuilding.cancelled.store(true, Ordering::Release));
-            let rebuilt = rebuilding.into_iter().flat_map(|rebuilding| rebuilding.pending);
             layer.pending.iter().for_each(|pending| pending.cancelled.store(true, Ordering::Release));
-            let pending = layer.pending.drain(..).map(|pending| pending.result);
-            for result in pending.chain(layer.abandoned.drain(..)).chain(rebuilt.map(|(_, result)| result)) {
-                // An error says that the sealing was cancelled, or that its result was taken before.
-                drop(result.recv());
+            let mut results: Vec<Sealing> = layer.pending.drain(..).map(|pending| pending.result).collect();
+            results.append(&mut layer.abandoned);
+            if let Some(rebuilding) = rebuilding {
+                unused.extend(rebuilding.done.iter().map(|sealed| sealed.record.file.clone()));
+                results.extend(rebuilding.pending.into_iter().map(|(_, result)| result));
+            }
+            // An error says that the sealing was cancelled, or that its result was taken before.
+            let written = results.into_iter().filter_map(|result| result.recv().ok()?.ok());
+            unused.extend(written.map(|sealed| sealed.record.file.clone()));
+        }
+        for path in unused.iter().map(|file| segment_path(file)) {
+            match self.store.backend.remove(&path) {
+                // The sealing thread has seen that nobody wants it.
+                Ok(()) | Err(longwave_storage::Error::Missing { .. }) => {}
+                Err(error) => {
+                    tracing::warn!(context = self.name, path, %error, "a file that nothing names stays");
+                }
             }
         }
     }

@@ -156,8 +156,19 @@ impl Context {
 
     pub(crate) fn open_snapshot(store: &Arc<Shared>, name: &str) -> Result<Snapshot, Error> {
         validate_name(name)?;
-        let (manifest, loaded) = load_newest(store, name, None)?;
-        Ok(snapshot_of(store, name, &manifest, loaded))
+        let mut attempt = 1;
+        loop {
+            let (manifest, loaded) = load_newest(store, name, None)?;
+            match hold_all(&loaded) {
+                // A writer has replaced it since the manifest was read.
+                Err(StorageError::Missing { .. }) if attempt < READ_ATTEMPTS => attempt += 1,
+                // More than can be mapped is mapped as it is read.
+                Ok(()) | Err(StorageError::TooManyMappings { .. }) => {
+                    return Ok(snapshot_of(store, name, &manifest, loaded));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Removes what a writer of this context left behind when it ended early: logs and segments that the manifest
@@ -216,6 +227,12 @@ impl Context {
         }
         Ok(())
     }
+}
+
+/// Maps all segments, so that they stay readable when a writer in this or another process removes their files.
+fn hold_all(loaded: &Loaded) -> Result<(), StorageError> {
+    let layers = loaded.layers.iter().flatten();
+    layers.flat_map(|layer| &layer.rows.segments).try_for_each(|sealed| sealed.segment.segment().hold())
 }
 
 /// Takes the lock of a context that is to be made.

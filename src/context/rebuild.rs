@@ -25,10 +25,12 @@ pub(super) struct Rebuilding {
     pub(super) pending: VecDeque<(Range<u64>, Sealing)>,
     /// Number of the first of their files.
     pub(super) number: u64,
-    /// The finished ones, which replace the layer's first segments.
-    done: Vec<Arc<Sealed>>,
-    /// The bases of the new segments.
-    bases: Arc<OnceLock<Vec<Basis>>>,
+    /// The finished ones.
+    pub(super) done: Vec<Arc<Sealed>>,
+    /// Which of the layer's segments they take the place of.
+    pub(super) place: Range<usize>,
+    /// The bases of the new segments, where they are not those of the layer.
+    pub(super) bases: Option<Arc<OnceLock<Vec<Basis>>>>,
     pub(super) cancelled: Arc<AtomicBool>,
 }
 
@@ -38,9 +40,8 @@ impl Context {
     /// written and in use. What was audited of the layer, and spent on it, is forgotten: it was about the old index. Returns the
     /// segments built again: 0 for a layer that is not clustered or has no ladder.
     ///
-    /// A commit makes it durable. Snapshots taken before go on reading the old segments, whose files are removed after
-    /// the next commit; a snapshot that another process, or [`crate::Store::snapshot`], opened before and that has not
-    /// yet read such a segment is told that the file is missing, and is to be opened again.
+    /// A commit makes it durable. Snapshots taken before go on reading the old segments, in any process, though their files
+    /// are removed after the next commit: a snapshot has them mapped, as far as so many can be.
     ///
     /// # Errors
     /// [`Error::LayerOutOfRange`], [`Error::LayerAbsent`]; [`Error::Storage`] when rows cannot be read or segments
@@ -68,6 +69,9 @@ impl Context {
         let enough = mine.sample.len() >= positions as usize;
         // While segments are being sealed it waits, so that they are built again with the others.
         if mine.metric_known || !enough || mine.rows.segments.is_empty() || !mine.pending.is_empty() {
+            return;
+        }
+        if mine.rebuilding.is_some() {
             return;
         }
         mine.metric_known = true;
@@ -101,17 +105,19 @@ impl Context {
             let range = sealed.segment.first_position()..sealed.segment.end();
             let ladder = SealLadder { metric: Arc::clone(&metric), bases: Arc::clone(&bases) };
             let place = (range.clone(), sealed.sealed_at);
-            let source = (Some(ladder), SealRows::Segment(sealed));
+            let source = (Some(ladder), SealRows::Segments(vec![sealed]));
             let result = self.start_sealing(layer, place, source, Arc::clone(&cancelled))?;
             pending.push_back((range, result));
         }
-        let rebuilding = Rebuilding { pending, number, done: Vec::new(), bases, cancelled };
+        let place = 0..pending.len();
+        let rebuilding =
+            Rebuilding { pending, number, done: Vec::new(), place, bases: Some(bases), cancelled };
         layer_of_mut(&mut self.layers, layer)?.rebuilding = Some(rebuilding);
         Ok(())
     }
 
     /// Puts the new segments of a layer in the place of the old ones when all of them are finished, or with `wait` as
-    /// soon as they are. Returns how many.
+    /// soon as they are. Returns how many old ones there were.
     pub(super) fn install_rebuilt(&mut self, layer: usize, wait: bool) -> Result<usize, Error> {
         let mine = layer_of_mut(&mut self.layers, layer)?;
         let Some(rebuilding) = &mut mine.rebuilding else { return Ok(0) };
@@ -134,16 +140,19 @@ impl Context {
                 }
             }
         }
-        let Some(Rebuilding { done, bases, .. }) = mine.rebuilding.take() else { return Ok(0) };
-        let count = done.len();
-        let old = mine.rows.segments.splice(..count, done).collect::<Vec<_>>();
+        let Some(Rebuilding { done, bases, place, .. }) = mine.rebuilding.take() else { return Ok(0) };
+        let (count, new) = (place.len(), done.len());
+        let old = mine.rows.segments.splice(place, done).collect::<Vec<_>>();
         self.replaced.extend(old.into_iter().map(Replaced::segment));
-        mine.bases = bases;
-        mine.marks.clear();
-        mine.rows.calibration = Arc::new(Calibration::new(mine.rows.shape.query_heads));
-        mine.rows.spending = Arc::new(Spending::new(&mine.rows.shape));
-        self.audits.forget(layer, self.layers.len());
-        tracing::debug!(layer, segments = count, "built segments again");
+        if let Some(bases) = bases {
+            // What was learnt was about another metric.
+            mine.bases = bases;
+            mine.marks.clear();
+            mine.rows.calibration = Arc::new(Calibration::new(mine.rows.shape.query_heads));
+            mine.rows.spending = Arc::new(Spending::new(&mine.rows.shape));
+            self.audits.forget(layer, self.layers.len());
+        }
+        tracing::debug!(layer, segments = count, new, "built segments again");
         Ok(count)
     }
 

@@ -36,8 +36,7 @@ struct Known {
 impl Store {
     /// Removes the segments and logs that no manifest names, and what creations and removals have left that were cut
     /// off. It can be killed at any point, and writers and readers of any process go on beside it: files that a writer
-    /// at work may still name stay. A snapshot that was opened before a later commit, and has not yet read a segment that
-    /// only the earlier one named, is told that the file is missing, as after a rebuild.
+    /// at work may still name stay. Snapshots go on.
     ///
     /// With `dry_run` nothing is removed.
     ///
@@ -52,9 +51,13 @@ impl Store {
         let candidates = known.candidates(backend)?;
         let unknown = known.unknown_makers(backend, &candidates)?;
         if !dry_run && !candidates.is_empty() {
-            // A commit that a power loss may undo must not cost the one before it its files.
-            for (name, _) in known.contexts.values() {
-                backend.sync_dir(&context_dir(name))?;
+            // A commit, or a removal, that a power loss may undo must not cost what was there before its files.
+            for name in known.contexts.values().map(|(name, _)| name).chain(&known.unfinished) {
+                match backend.sync_dir(&context_dir(name)) {
+                    // Whoever was making it has given up.
+                    Err(StorageError::Missing { .. }) => {}
+                    synced => synced?,
+                }
             }
         }
         // Whether a context has a writer is asked once, and a lock that was got is kept until all is removed.

@@ -10,7 +10,7 @@ use crate::accuracy::Auditor;
 use crate::context::{Context, ForkAt};
 use crate::error::Error;
 use crate::model::ModelSpec;
-use crate::options::{AuditOptions, ContextOptions, StoreOptions};
+use crate::options::{AuditOptions, Compaction, ContextOptions, StoreOptions};
 use crate::sealing::Sealer;
 use crate::snapshot::Snapshot;
 use longwave_storage::{
@@ -42,6 +42,7 @@ pub(crate) struct Shared {
     pub(crate) profiles: Mutex<()>,
     prefixes: Prefixes,
     ignore_uses: bool,
+    pub(crate) compaction: Compaction,
 }
 
 /// A store: contexts, each with its manifest and logs, and the segments that they name.
@@ -98,6 +99,7 @@ impl Store {
             profiles: Mutex::default(),
             prefixes: Prefixes::default(),
             ignore_uses: options.ignore_uses,
+            compaction: options.compaction,
         };
         Ok(Store { shared: Arc::new(shared) })
     }

@@ -4,7 +4,9 @@ use crate::sample::{
     Kv, UNEQUAL, as_backend, bits, faults, is_full, logits, model, queries, query_view, small_options,
     store_on,
 };
-use longwave::storage::{Backend, ColumnKind, Crash, Expected, MemoryBackend, Segment, segment_path};
+use longwave::storage::{
+    Backend, ColumnKind, Crash, Expected, FileBackend, MemoryBackend, Segment, segment_path,
+};
 use longwave::{Budget, Dtype, Durability, Error, LayerKind, ModelSpec, Store, StoreOptions};
 use std::sync::Arc;
 
@@ -215,16 +217,19 @@ fn a_segment_of_another_model_or_context_is_refused() {
 
 #[test]
 fn damage_under_a_live_snapshot_is_an_error_of_the_call() {
-    let memory = small_store();
-    let store = store_on(&as_backend(&memory));
-    // Opened, not yet read: a segment without an index is mapped when it is first asked.
+    let (memory, place) = (small_store(), tempfile::tempdir().unwrap());
+    let disk: Arc<dyn Backend> = Arc::new(FileBackend::new(place.path()));
+    for file in memory.files() {
+        disk.create_dir_all(file.rsplit_once('/').map_or("", |(dir, _)| dir)).unwrap();
+        disk.create_new(&file).unwrap().write_all(&memory.contents(&file).unwrap()).unwrap();
+    }
+    let store = store_on(&disk);
+    // Mapped, not yet read.
     let snapshot = store.snapshot("small").unwrap();
     let file = segment_path(&store.manifest("small").unwrap().layers[1].segments[0].file);
-    let mut bytes = memory.contents(&file).unwrap();
-    for byte in &mut bytes[4096..4100] {
-        *byte ^= 0x40;
-    }
-    memory.replace(&file, &bytes).unwrap();
+    let bytes: Vec<u8> = memory.contents(&file).unwrap()[4096..4100].iter().map(|byte| byte ^ 0x40).collect();
+    let on_disk = std::fs::OpenOptions::new().write(true).open(place.path().join(&file)).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&on_disk, &bytes, 4096).unwrap();
     let queries = queries(3, 4, snapshot.model());
     let errors: Vec<Error> = (0..2)
         .filter_map(|layer| {

@@ -3,6 +3,7 @@
 
 mod accuracy;
 mod bad_input;
+mod compaction;
 mod damage;
 mod determinism;
 mod exact;

@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 use longwave::{
-    Answer, ClusterOptions, Context, ContextOptions, Dtype, ModelIdentity, ModelSpec, Rows, Store,
-    StoreOptions, TensorView,
+    Answer, ClusterOptions, Compaction, Context, ContextOptions, Dtype, ModelIdentity, ModelSpec, Rows,
+    Store, StoreOptions, TensorView,
 };
 use longwave_storage::check::{CheckOptions, check_store};
 use longwave_storage::{Backend, MemoryBackend};
@@ -85,10 +85,18 @@ pub fn small_options() -> ContextOptions {
 }
 
 pub fn memory_store() -> Store {
-    Store::in_memory(StoreOptions::default()).unwrap()
+    store_on(&as_backend(&MemoryBackend::new()))
 }
 
+/// A store whose segments are merged only by a call: what is read then depends on positions alone.
 pub fn store_on(backend: &Arc<dyn Backend>) -> Store {
+    let mut options = StoreOptions::default();
+    options.compaction = Compaction::Never;
+    Store::on_backend(Arc::clone(backend), options).unwrap()
+}
+
+/// A store as it is by default: segments are merged in the background.
+pub fn merging_store_on(backend: &Arc<dyn Backend>) -> Store {
     Store::on_backend(Arc::clone(backend), StoreOptions::default()).unwrap()
 }
 

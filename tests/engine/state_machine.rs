@@ -1,7 +1,8 @@
 //! Random lives of a store of contexts, forked, cut, renamed, removed and collected, against plain lists of rows.
 
 use crate::sample::{
-    Kv, UNEQUAL, as_backend, bits, faults, logits, model, queries, query_view, small_options, store_on,
+    Kv, UNEQUAL, as_backend, bits, faults, logits, merging_store_on, model, queries, query_view,
+    small_options,
 };
 use crate::truth::check_exact;
 use longwave::storage::{Crash, MemoryBackend};
@@ -138,14 +139,15 @@ struct Machine {
 impl Machine {
     fn new(dtype: Dtype) -> Machine {
         let (memory, model) = (MemoryBackend::new(), spec(dtype));
-        let context = store_on(&as_backend(&memory)).create_with("random", &model, small_options()).unwrap();
+        let context =
+            merging_store_on(&as_backend(&memory)).create_with("random", &model, small_options()).unwrap();
         let state = State { text: Rc::new(Text::new(0, &model)), length: 0 };
         let branches = vec![Branch::new("random".into(), state)];
         Machine { memory, model, context: Some(context), branches, active: 0, texts: 0, kept: Vec::new() }
     }
 
     fn store(&self) -> Store {
-        store_on(&as_backend(&self.memory))
+        merging_store_on(&as_backend(&self.memory))
     }
 
     fn context(&mut self) -> &mut Context {

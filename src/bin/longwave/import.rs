@@ -1,9 +1,10 @@
 //! `longwave import`: stores a trace as a context.
 
 use crate::progress;
-use crate::trace::Trace;
-use anyhow::{Context as _, Result};
-use longwave::{Context, ContextOptions, Dtype, Durability, Store, StoreOptions, TensorView};
+use crate::trace::{Trace, TraceLayer};
+use anyhow::{Context as _, Result, ensure};
+use longwave::{Compaction, Context, ContextOptions, Dtype, Durability, Store, StoreOptions, TensorView};
+use std::ops::Range;
 use std::path::PathBuf;
 
 /// Rows appended at a time.
@@ -22,6 +23,12 @@ pub(crate) struct Arguments {
     /// Element type of the stored rows.
     #[arg(long, default_value = "f16")]
     dtype: Dtype,
+    /// Tokens stored, from the first on; by default all.
+    #[arg(long)]
+    tokens: Option<usize>,
+    /// How many of the last of them come one at a time, as while decoding, and are sealed in small segments.
+    #[arg(long, default_value_t = 0)]
+    decoded: usize,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -33,14 +40,32 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             .check_finite(arguments.dtype)
             .with_context(|| format!("layer {layer} of the trace"))?;
     }
-    let store = Store::open(&arguments.store, StoreOptions::default())
+    let tokens = arguments.tokens.unwrap_or(trace.tokens);
+    ensure!(
+        (1..=trace.tokens).contains(&tokens),
+        "--tokens must be 1 to the {} tokens of the trace, not {tokens}",
+        trace.tokens
+    );
+    ensure!(
+        arguments.decoded < tokens,
+        "--decoded must be less than the {tokens} tokens stored, not {}",
+        arguments.decoded
+    );
+    // Whether small segments are merged is the user's to say, by `compact`.
+    let mut options = StoreOptions::default();
+    options.compaction = Compaction::Never;
+    let store = Store::open(&arguments.store, options)
         .with_context(|| format!("opening store {}", arguments.store.display()))?;
     let model = trace.model(arguments.dtype, &trace.layers);
     let mut context = store.create_with(&arguments.name, &model, ContextOptions::default())?;
     let bar = progress::bar("importing", 2 * trace.layers.len());
     for &layer in &trace.layers {
         observe(&trace, &mut context, layer)?;
-        append(&trace, &mut context, layer, trace.tokens)?;
+        append(&trace, &mut context, layer, tokens - arguments.decoded)?;
+        let rows = trace.layer(layer)?;
+        for token in tokens - arguments.decoded..tokens {
+            append_rows(&trace, &rows, &mut context, layer, token..token + 1)?;
+        }
         bar.inc(1);
     }
     context.seal()?;
@@ -51,14 +76,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     context.commit(Durability::Strict)?;
     bar.finish_and_clear();
     eprintln!(
-        "imported {} tokens, layers {:?}, {} KV heads, dims {}/{}, {} as context {}",
-        trace.tokens,
-        trace.layers,
-        trace.kv_heads,
-        trace.key_dim,
-        trace.value_dim,
-        arguments.dtype,
-        arguments.name
+        "imported {tokens} tokens, layers {:?}, {} KV heads, dims {}/{}, {} as context {}",
+        trace.layers, trace.kv_heads, trace.key_dim, trace.value_dim, arguments.dtype, arguments.name
     );
     Ok(())
 }
@@ -75,16 +94,26 @@ pub(crate) fn observe(trace: &Trace, context: &mut Context, layer: usize) -> Res
 /// Appends the first `tokens` rows of a layer.
 pub(crate) fn append(trace: &Trace, context: &mut Context, layer: usize, tokens: usize) -> Result<()> {
     let rows = trace.layer(layer)?;
-    let (key, value) = (trace.kv_heads * trace.key_dim, trace.kv_heads * trace.value_dim);
     for start in (0..tokens).step_by(CHUNK) {
-        let count = CHUNK.min(tokens - start);
-        let keys = &rows.keys[start * key..(start + count) * key];
-        let values = &rows.values[start * value..(start + count) * value];
-        context.append(
-            layer,
-            &TensorView::token_major(keys, count, trace.kv_heads, trace.key_dim),
-            &TensorView::token_major(values, count, trace.kv_heads, trace.value_dim),
-        )?;
+        append_rows(trace, &rows, context, layer, start..tokens.min(start + CHUNK))?;
     }
+    Ok(())
+}
+
+fn append_rows(
+    trace: &Trace,
+    rows: &TraceLayer,
+    context: &mut Context,
+    layer: usize,
+    tokens: Range<usize>,
+) -> Result<()> {
+    let (key, value) = (trace.kv_heads * trace.key_dim, trace.kv_heads * trace.value_dim);
+    let keys = &rows.keys[tokens.start * key..tokens.end * key];
+    let values = &rows.values[tokens.start * value..tokens.end * value];
+    context.append(
+        layer,
+        &TensorView::token_major(keys, tokens.len(), trace.kv_heads, trace.key_dim),
+        &TensorView::token_major(values, tokens.len(), trace.kv_heads, trace.value_dim),
+    )?;
     Ok(())
 }

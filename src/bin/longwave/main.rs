@@ -36,6 +36,8 @@ enum Command {
     Explain(explain::Arguments),
     /// Build a context's segments again, in the metric of the queries that it keeps.
     Rebuild(rebuild::Arguments),
+    /// Merge a context's small segments into large ones.
+    Compact(rebuild::Compact),
     /// Make a context of its own that begins with the rows of another; nothing is copied.
     Fork(contexts::Fork),
     /// Rename a context.
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
         Command::Import(arguments) => import::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Inspect(arguments) => inspect::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Explain(arguments) => explain::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Compact(arguments) => rebuild::compact(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Rebuild(arguments) => rebuild::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Fork(arguments) => contexts::fork(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Mv(arguments) => contexts::rename(&arguments).map(|()| ExitCode::SUCCESS),

@@ -1,4 +1,5 @@
-//! `longwave rebuild`: builds a context's segments again, in the metric of the queries that it keeps as a sample.
+//! `longwave rebuild`: builds a context's segments again, in the metric of the queries that it keeps as a sample; and
+//! `longwave compact`: merges small ones.
 
 use crate::import::FIRST_AUDITS;
 use crate::opening::open_store;
@@ -43,5 +44,29 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     context.commit(Durability::Strict)?;
     bar.finish_and_clear();
     eprintln!("built {segments} segments of {} layers of context {} again", layers.len(), arguments.name);
+    Ok(())
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Compact {
+    /// Directory of the store.
+    store: PathBuf,
+    /// Name of the context.
+    name: String,
+}
+
+pub(crate) fn compact(arguments: &Compact) -> Result<()> {
+    let store = open_store(&arguments.store)?;
+    let model = store.snapshot(&arguments.name)?.model().clone();
+    let mut context = store.context(&arguments.name, &model)?;
+    let bar = progress::bar("merging", model.layers);
+    let mut gone = 0;
+    for layer in (0..model.layers).filter(|&layer| model.layer_kind(layer) != LayerKind::Absent) {
+        gone += context.compact(Some(layer))?;
+        bar.inc(1);
+    }
+    context.commit(Durability::Strict)?;
+    bar.finish_and_clear();
+    eprintln!("context {} has {gone} segments fewer", arguments.name);
     Ok(())
 }

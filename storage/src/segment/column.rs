@@ -50,9 +50,14 @@ impl Segment {
     /// Maps the file now, so that it can be read even when it is unlinked.
     ///
     /// # Errors
-    /// Those of [`Backend::map`](crate::Backend::map); [`Error::Corrupt`].
+    /// Those of [`Backend::map`](crate::Backend::map).
     pub fn hold(&self) -> Result<()> {
-        self.region().map(|_| ())
+        let _one_at_a_time = self.mapping.lock();
+        if self.region.get().is_none() && self.held.get().is_none() {
+            // Nothing of it is read before it is asked for.
+            let _ = self.held.set(self.backend.map(&self.path)?);
+        }
+        Ok(())
     }
 
     /// The mapped file, mapped now if it was not.
@@ -64,7 +69,7 @@ impl Segment {
         if let Some(region) = self.region.get() {
             return Ok(region);
         }
-        let region = self.backend.map(&self.path)?;
+        let region = self.held.get().cloned().map_or_else(|| self.backend.map(&self.path), Ok)?;
         self.check_region(&region)?;
         Ok(self.region.get_or_init(|| region))
     }

@@ -138,6 +138,8 @@ pub struct Segment {
     header_checksum: u64,
     columns: Vec<ColumnState>,
     region: OnceLock<Region>,
+    /// The file, mapped only so that it stays readable.
+    held: OnceLock<Region>,
     /// Held while mapping, so that only one thread does.
     mapping: Mutex<()>,
 }

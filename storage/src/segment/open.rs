@@ -52,6 +52,7 @@ impl Segment {
             header_checksum: raw.checksum,
             columns,
             region: OnceLock::new(),
+            held: OnceLock::new(),
             mapping: Mutex::new(()),
         })
     }

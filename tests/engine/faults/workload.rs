@@ -75,7 +75,7 @@ impl Workload {
     }
 
     /// Create, bulk, seal, commit, decode with queries, commit (which updates the profile), reopen, decode over a seal,
-    /// commit, build segments again, commit, fork, cut, remove the fork, collect. Ends at the first error after which `react` does not want to go on.
+    /// commit, build segments again, merge, commit, fork, cut, remove the fork, collect. Ends at the first error after which `react` does not want to go on.
     pub fn run(
         &self,
         backend: &Arc<dyn Backend>,
@@ -112,6 +112,7 @@ impl Workload {
         self.attempt(react, progress, || context.seal())?;
         self.commit((&mut context, &store), react, progress)?;
         self.attempt(react, progress, || context.rebuild(None).map(|_| ()))?;
+        self.attempt(react, progress, || context.compact(None).map(|_| ()))?;
         self.commit((&mut context, &store), react, progress)?;
         self.branch((&mut context, &store), react, progress)
     }
