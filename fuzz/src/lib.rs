@@ -45,6 +45,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "state", run: stores::state, seeds: stores::state_seeds, size_max: 8192 },
     Target { name: "replay", run: stores::replay, seeds: stores::replay_seeds, size_max: 16_384 },
     Target { name: "context", run: stores::context, seeds: stores::context_seeds, size_max: 65_536 },
+    Target { name: "prefixes", run: stores::prefixes, seeds: stores::prefixes_seeds, size_max: 4096 },
     Target { name: "trace", run: traces::trace, seeds: traces::trace_seeds, size_max: 8192 },
 ];
 

@@ -4,7 +4,8 @@ use crate::golden;
 use crate::reseal::reseal;
 use longwave::{Budget, LayerKind, Snapshot, Store, StoreOptions, TensorView};
 use longwave_storage::{
-    Backend, Crash, Durability, Manifest, MemoryBackend, StateRecord, context_dir, write_manifest,
+    Backend, Crash, Durability, Manifest, MemoryBackend, PREFIXES_FILE, StateRecord, context_dir,
+    write_manifest,
 };
 use std::sync::{Arc, OnceLock};
 
@@ -44,11 +45,11 @@ fn with_manifest(manifest: &Manifest, look: impl FnOnce(&Snapshot)) {
     });
 }
 
-/// A kind (1 or 2), then the state of the context of this kind. Answers that use it come about, or are an error.
+/// A kind (1 to 3), then the state of the context of this kind. Answers that use it come about, or are an error.
 pub(crate) fn state(bytes: &[u8]) {
     let Some((kind, state)) = bytes.split_first() else { return };
     let mut manifest = golden_manifest().clone();
-    let record = StateRecord { kind: 1 + u32::from(kind & 1), version: 1, bytes: state.to_vec() };
+    let record = StateRecord { kind: 1 + u32::from(kind % 3), version: 1, bytes: state.to_vec() };
     manifest.state = vec![record];
     with_manifest(&manifest, |snapshot| {
         let _ = (snapshot.calibration(0), snapshot.spending(0));
@@ -92,6 +93,38 @@ pub(crate) fn replay_seeds() -> Vec<Vec<u8>> {
         [&[which][..], &bytes[96..log.len as usize]].concat()
     })
     .collect()
+}
+
+/// Records of the index of prefixes, all of which count: what they say is searched, and no context is found that does not
+/// begin so.
+pub(crate) fn prefixes(bytes: &[u8]) {
+    thread_local!(static GOLDEN: MemoryBackend = golden());
+    let memory = GOLDEN.with(|golden| golden.after(Crash::Kill));
+    let mut changed = [&prefix_header()[..], bytes].concat();
+    reseal(PREFIXES_FILE, &mut changed);
+    memory.replace(PREFIXES_FILE, &changed).expect("a plain name");
+    let store = open(&memory).expect("the index is advice");
+    let snapshot = store.snapshot(NAME).expect("the index is advice");
+    for ids in [snapshot.tokens(), &snapshot.tokens()[..3], &[7, 10, 14, 16], &[1; 200]] {
+        let Ok(Some(found)) = store.match_prefix(snapshot.model(), ids) else { continue };
+        let named = store.snapshot(&found.context).expect("a context that is there");
+        assert!(found.length <= ids.len() as u64 && found.length <= named.tokens().len() as u64, "{found:?}");
+        // What is opened is compared with the context's own ids, whatever the index said of them.
+        let fork = store.open_prefix(&found, "fuzzed", snapshot.model(), ids).expect("a prefix of a context");
+        assert_eq!(fork.tokens(), &ids[..fork.tokens().len()]);
+        drop(fork);
+        store.remove("fuzzed").expect("it was made");
+    }
+}
+
+/// Header of the golden index of prefixes.
+fn prefix_header() -> Vec<u8> {
+    golden().contents(PREFIXES_FILE).expect("the fixture has this file")[..96].to_vec()
+}
+
+pub(crate) fn prefixes_seeds() -> Vec<Vec<u8>> {
+    let memory = golden();
+    vec![memory.contents(PREFIXES_FILE).expect("the fixture has this file")[96..].to_vec()]
 }
 
 fn files() -> &'static Vec<String> {

@@ -25,7 +25,7 @@ fn rows() -> Vec<Kv> {
 /// A prompt of 60 rows, and the rest decoded: sealed in 48, then 16 at a time. Queries are observed on the way.
 fn decoded(store: &Store, kv: &[Kv]) -> Context {
     let mut context = store.create_with("decoded", &spec(), small_options()).unwrap();
-    for token in [0..60].into_iter().chain((60..ROWS).map(|token| token..token + 1)) {
+    for token in std::iter::once(0..60).chain((60..ROWS).map(|token| token..token + 1)) {
         kv.iter().enumerate().for_each(|(layer, kv)| kv.append(&mut context, layer, token.clone()));
         let asked = queries(token.start as u64, 1, &spec());
         context.observe(0, &query_view(&asked, &spec())).unwrap();
