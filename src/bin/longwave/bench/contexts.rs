@@ -113,6 +113,8 @@ fn measure(arguments: &Arguments, dir: &Path) -> Result<Report> {
     for ids in text.chunks(BULK) {
         append(&mut base, &model, ids)?;
     }
+    // Or each fork would seal what is left in the tail, with its own rows, by itself.
+    base.seal()?;
     base.commit(Durability::Strict)?;
     let mut fork_ms = Vec::new();
     let mut fork_bytes = 0;
