@@ -13,12 +13,18 @@ use crate::view::{HeadIndex, IndexView, corrupt};
 /// If there is a ladder, its numbers must be finite, its scales positive, its factors and spreads not negative, its counts
 /// those of the postings, its bases invertible and of the stored digest.
 ///
-/// Reads the index and the positions, not the keys and values.
+/// Reads the index, the positions and the codes, not the keys and values in full. Queries do less of it before their first
+/// use of a segment, see [`IndexView::validated`] and [`LadderView::validated`](crate::ladder::LadderView::validated).
 ///
 /// # Errors
 /// What [`IndexView::open`] returns; [`Error::Corrupt`] with the column and the offset of the first fault.
 pub fn validate(segment: &Segment) -> Result<(), Error> {
-    let Some(view) = IndexView::open(segment)? else { return crate::ladder::validate(segment) };
+    IndexView::validated(segment)?;
+    crate::ladder::validate(segment)
+}
+
+/// Checks the index alone.
+pub(crate) fn check_index(segment: &Segment, view: &IndexView<'_>) -> Result<(), Error> {
     for (head, index) in view.heads().enumerate() {
         let first = view.first_cluster(head);
         check_counts(segment, &index, first)?;
@@ -33,7 +39,7 @@ pub fn validate(segment: &Segment) -> Result<(), Error> {
         )?;
         check_positions(segment, &index, head, view.rows())?;
     }
-    crate::ladder::validate(segment)
+    Ok(())
 }
 
 fn check_counts(segment: &Segment, index: &HeadIndex<'_>, first: usize) -> Result<(), Error> {

@@ -6,20 +6,19 @@ use longwave_storage::{Column, ColumnKind, Error, Segment};
 
 use crate::ClusterOptions;
 use crate::columns::{
-    BadParameters, CENTROID, CLUSTER_HEADS, COLUMN_KINDS, COUNT, KEY_SPREAD, PARAMETERS, POSTINGS,
-    Parameters, VALUE_MEAN, VALUE_SPREAD, VERSION,
+    BadParameters, CENTROID, COLUMN_KINDS, COUNT, KEY_SPREAD, PARAMETERS, Parameters, VALUE_MEAN,
+    VALUE_SPREAD, VERSION,
 };
+use crate::postings::Postings;
 
 /// The index of a segment. All lengths and offsets in it have been checked, so that nothing it leads to lies outside its
 /// column; the contents beyond that are [`validate`](crate::validate)'s business.
 #[derive(Clone, Copy, Debug)]
 pub struct IndexView<'a> {
     options: ClusterOptions,
-    rows: usize,
+    postings: Postings<'a>,
     key_dim: usize,
     value_dim: usize,
-    cluster_heads: &'a [u32],
-    postings: &'a [u32],
     counts: &'a [f32],
     centroids: Rows<'a>,
     value_means: Rows<'a>,
@@ -64,33 +63,35 @@ impl<'a> IndexView<'a> {
             return Ok(None);
         }
         let options = parameters(segment)?;
-        let header = segment.header();
-        let geometry = header.geometry;
-        let (kv_heads, rows) = (geometry.kv_heads as usize, header.rows as usize);
+        let geometry = segment.header().geometry;
         let (key_dim, value_dim) = (geometry.key_dim as usize, geometry.value_dim as usize);
         let dtype = Dtype::from_code(geometry.element.code())
             .ok_or_else(|| Error::corrupt(segment.path(), 0, "a known element type", geometry.element))?;
 
-        let cluster_heads: &[u32] = elements(segment, CLUSTER_HEADS, kv_heads + 1)?;
-        check_cluster_heads(segment, cluster_heads, rows)?;
-        let clusters = cluster_heads[kv_heads] as usize;
-        let view = Self {
+        let postings = Postings::read(segment)?;
+        let clusters = postings.clusters();
+        Ok(Some(Self {
             options,
-            rows,
+            postings,
             key_dim,
             value_dim,
-            cluster_heads,
-            postings: elements(segment, POSTINGS, clusters + kv_heads)?,
             counts: elements(segment, COUNT, clusters)?,
             centroids: matrix(segment, CENTROID, dtype, clusters * key_dim)?,
             value_means: matrix(segment, VALUE_MEAN, dtype, clusters * value_dim)?,
             key_spreads: elements(segment, KEY_SPREAD, clusters)?,
             value_spreads: elements(segment, VALUE_SPREAD, clusters)?,
-        };
-        for head in 0..kv_heads {
-            check_offsets(segment, &view, head)?;
-        }
-        Ok(Some(view))
+        }))
+    }
+
+    /// Opens the index of `segment` and checks what it promises: what [`Self::open`] has checked, counts that agree with the
+    /// postings, finite summaries, and positions that are a permutation. The ladder is not looked at.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; [`Error::Corrupt`] with the column and the offset of the first fault.
+    pub fn validated(segment: &'a Segment) -> Result<Option<Self>, Error> {
+        let view = Self::open(segment)?;
+        view.as_ref().map_or(Ok(()), |view| crate::validate::check_index(segment, view))?;
+        Ok(view)
     }
 
     /// How the index was made.
@@ -98,19 +99,24 @@ impl<'a> IndexView<'a> {
         &self.options
     }
 
+    /// Where the clusters are.
+    pub fn postings(&self) -> &Postings<'a> {
+        &self.postings
+    }
+
     /// Rows of each head.
     pub fn rows(&self) -> usize {
-        self.rows
+        self.postings.rows()
     }
 
     /// KV heads.
     pub fn kv_heads(&self) -> usize {
-        self.cluster_heads.len() - 1
+        self.postings.kv_heads()
     }
 
     /// Clusters of all heads.
     pub fn clusters(&self) -> usize {
-        self.counts.len()
+        self.postings.clusters()
     }
 
     /// The index of KV head `head`.
@@ -118,10 +124,7 @@ impl<'a> IndexView<'a> {
     /// # Errors
     /// [`Error::Limit`] when there is no such head.
     pub fn head(&self, head: usize) -> Result<HeadIndex<'a>, Error> {
-        if head >= self.kv_heads() {
-            let limit = self.kv_heads() as u64 - 1;
-            return Err(Error::Limit { what: "KV head".to_owned(), limit, found: head as u64 });
-        }
+        self.postings.offsets(head)?;
         Ok(self.head_at(head))
     }
 
@@ -131,9 +134,9 @@ impl<'a> IndexView<'a> {
     }
 
     fn head_at(&self, head: usize) -> HeadIndex<'a> {
-        let (start, end) = (self.cluster_heads[head] as usize, self.cluster_heads[head + 1] as usize);
+        let (start, end) = (self.postings.first_cluster(head), self.postings.first_cluster(head + 1));
         HeadIndex {
-            offsets: self.offsets(head),
+            offsets: self.postings.of(head),
             counts: &self.counts[start..end],
             centroids: self.centroids.slice(start * self.key_dim..end * self.key_dim),
             value_means: self.value_means.slice(start * self.value_dim..end * self.value_dim),
@@ -144,13 +147,7 @@ impl<'a> IndexView<'a> {
 
     /// Clusters of the heads before `head`; the entry of its first one in a column of one entry per cluster.
     pub fn first_cluster(&self, head: usize) -> usize {
-        self.cluster_heads[head] as usize
-    }
-
-    /// Every head before this one has one offset more than it has clusters.
-    fn offsets(&self, head: usize) -> &'a [u32] {
-        &self.postings
-            [self.cluster_heads[head] as usize + head..self.cluster_heads[head + 1] as usize + head + 1]
+        self.postings.first_cluster(head)
     }
 }
 
@@ -175,41 +172,6 @@ fn parameters(segment: &Segment) -> Result<ClusterOptions, Error> {
             Err(corrupt(segment, column, at, "a parameter in its range", format_args!("{:?}", &record[at..])))
         }
     }
-}
-
-/// Every head of a segment has rows, so it has at least one cluster, and none is empty.
-fn check_cluster_heads(segment: &Segment, cluster_heads: &[u32], rows: usize) -> Result<(), Error> {
-    let wrong = |at: usize, expected: String| {
-        let column = segment.column(CLUSTER_HEADS)?;
-        Err(corrupt(segment, column, at * 4, expected, cluster_heads[at]))
-    };
-    if cluster_heads[0] != 0 {
-        return wrong(0, "0".to_owned());
-    }
-    for (head, bounds) in cluster_heads.windows(2).enumerate() {
-        let (least, most) = (u64::from(bounds[0]) + 1, u64::from(bounds[0]) + rows as u64);
-        if !(least..=most).contains(&u64::from(bounds[1])) {
-            return wrong(head + 1, format!("{least} to {most}"));
-        }
-    }
-    Ok(())
-}
-
-fn check_offsets(segment: &Segment, view: &IndexView<'_>, head: usize) -> Result<(), Error> {
-    let offsets = view.offsets(head);
-    // At least two: a head has a cluster. Folding over all of them instead of stopping early is what vectorises.
-    let ascending = offsets.iter().zip(&offsets[1..]).fold(true, |sound, (a, b)| sound & (a < b));
-    if offsets[0] == 0 && ascending && offsets[offsets.len() - 1] as usize == view.rows {
-        return Ok(());
-    }
-    let column = segment.column(POSTINGS)?;
-    let at = (view.first_cluster(head) + head) * 4;
-    let expected = format!("offsets of head {head} that ascend from 0 to {}", view.rows);
-    let found = match offsets.windows(2).find(|pair| pair[0] >= pair[1]) {
-        Some(pair) => format!("{} before {}", pair[0], pair[1]),
-        None => format!("{} to {}", offsets[0], offsets[offsets.len() - 1]),
-    };
-    Err(corrupt(segment, column, at, expected, found))
 }
 
 /// The column `kind` as `count` elements.

@@ -1,7 +1,7 @@
 //! What a call reads from: the rows of one layer at one moment.
 
-use longwave_index::ladder::LadderView;
-use longwave_index::{self as index, IndexView};
+use longwave_index::IndexView;
+use longwave_index::ladder::{HeadLadder, LadderView};
 use longwave_kernels::codec::{decode4, record_len};
 use longwave_kernels::{Dtype, Rows};
 use longwave_storage::{Column, ColumnKind, Error, Segment};
@@ -79,7 +79,7 @@ pub struct RowBlock<'a> {
     pub values: Vec<Rows<'a>>,
 }
 
-/// A segment as queries use it: its index is checked, and its ladder opened, once, before their first use.
+/// A segment as queries use it: its index and its ladder are checked once, each before its own first use.
 #[derive(Debug)]
 pub struct LayerSegment {
     segment: Arc<Segment>,
@@ -102,7 +102,8 @@ self_cell::self_cell!(
 #[derive(Debug)]
 pub(crate) struct OpenedLadder<'a> {
     pub(crate) view: LadderView<'a>,
-    pub(crate) heads: Vec<ValueNorms>,
+    /// Of each KV head, once it is asked for: see [`OpenedLadder::norms`].
+    norms: Vec<OnceLock<ValueNorms>>,
 }
 
 /// Squared norms of the values of one KV head that stand for rows.
@@ -115,28 +116,30 @@ pub(crate) struct ValueNorms {
 }
 
 impl<'a> OpenedLadder<'a> {
-    fn open(view: LadderView<'a>) -> Result<Self, Error> {
-        let dim = view.value_dim();
-        let mut mean = vec![0.0; dim];
-        let heads = (0..view.index().kv_heads()).map(|head| {
-            let ladder = view.head(head)?;
-            let records = ladder.value_means.chunks_exact(record_len(dim));
+    fn open(view: LadderView<'a>) -> Self {
+        let norms = (0..view.postings().kv_heads()).map(|_| OnceLock::new()).collect();
+        OpenedLadder { view, norms }
+    }
+
+    /// The norms of KV head `head`, whose ladder is `ladder`. The first call for it computes them, so that the threads that
+    /// share the heads of a call share this work, too.
+    pub(crate) fn norms(&self, head: usize, ladder: &HeadLadder<'_>) -> &ValueNorms {
+        self.norms[head].get_or_init(|| {
+            let mut mean = vec![0.0; ladder.value_mean_sigma.len()];
+            let records = ladder.value_means.chunks_exact(record_len(mean.len()));
             let means = records.map(|record| {
                 decode4(record, ladder.value_mean_sigma, &mut mean);
                 mean.iter().zip(ladder.global_value).map(|(mean, global)| (mean + global).powi(2)).sum()
             });
-            let global = ladder.global_value.iter().map(|x| x * x).sum();
-            Ok(ValueNorms { means: means.collect(), global })
-        });
-        let heads = heads.collect::<Result<_, Error>>()?;
-        Ok(OpenedLadder { view, heads })
+            ValueNorms { means: means.collect(), global: ladder.global_value.iter().map(|x| x * x).sum() }
+        })
     }
 }
 
 fn open_ladder(segment: &Arc<Segment>) -> Result<OpenedLadder<'_>, Error> {
     // Whoever asks has seen it there.
     let missing = || Error::MissingColumn { file: segment.path().into(), column: "ladder".into() };
-    OpenedLadder::open(LadderView::open(segment)?.ok_or_else(missing)?)
+    Ok(OpenedLadder::open(LadderView::open(segment)?.ok_or_else(missing)?))
 }
 
 impl LayerSegment {
@@ -170,18 +173,20 @@ impl LayerSegment {
     /// # Errors
     /// [`Error::Corrupt`] when the index does not fit the rows.
     pub fn index(&self) -> Result<Option<IndexView<'_>>, Error> {
-        if self.checked.get().is_none() {
-            index::validate(&self.segment)?;
-            // Two threads may both have checked; either may say so.
-            let _ = self.checked.set(());
+        if self.checked.get().is_some() {
+            return IndexView::open(&self.segment);
         }
-        IndexView::open(&self.segment)
+        let index = IndexView::validated(&self.segment)?;
+        // Two threads may both have checked; either may say so.
+        let _ = self.checked.set(());
+        Ok(index)
     }
 
-    /// The segment's resolution ladder, or `None` where it has none.
+    /// The segment's resolution ladder, or `None` where it has none. The index at full resolution is neither read nor
+    /// checked for it, and row codes are only checked as they are read.
     ///
     /// # Errors
-    /// As [`Self::index`].
+    /// [`Error::Corrupt`] when the ladder does not fit the rows.
     pub fn ladder(&self) -> Result<Option<&LadderView<'_>>, Error> {
         Ok(self.opened_ladder()?.map(|opened| &opened.view))
     }
@@ -190,7 +195,7 @@ impl LayerSegment {
         if let Some(ladder) = self.ladder.get() {
             return Ok(ladder.as_ref().map(LadderCell::borrow_dependent));
         }
-        let cell = if self.index()?.is_some() && LadderView::open(&self.segment)?.is_some() {
+        let cell = if LadderView::validated(&self.segment)?.is_some() {
             Some(LadderCell::try_new(Arc::clone(&self.segment), open_ladder)?)
         } else {
             None

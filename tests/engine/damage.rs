@@ -5,7 +5,8 @@ use crate::sample::{
     store_on,
 };
 use longwave::storage::{
-    Backend, ColumnKind, Crash, Expected, FileBackend, MemoryBackend, Segment, segment_path,
+    Backend, ColumnKind, Crash, Expected, FileBackend, MemoryBackend, NewColumn, Segment, segment_path,
+    write_segment,
 };
 use longwave::{Budget, Dtype, Durability, Error, LayerKind, ModelSpec, Store, StoreOptions};
 use std::sync::Arc;
@@ -265,6 +266,65 @@ fn rows_that_the_ladder_reads_one_by_one_are_verified() {
             panic!("{refused}")
         };
         assert_eq!((named, column.as_deref()), (&file, Some(name)));
+    }
+}
+
+/// The segment at `path` written again, checksums and all, with the last two bytes of every record of a column changed.
+fn with_factors(memory: &MemoryBackend, segment: &Segment, name: &str, factor: [u8; 2]) {
+    let columns: Vec<_> = segment.columns().cloned().collect();
+    let contents: Vec<Vec<u8>> = columns
+        .iter()
+        .map(|info| {
+            let mut bytes = segment.column(info.kind).unwrap().all().unwrap().to_vec();
+            if info.name == name {
+                for record in bytes.chunks_exact_mut(info.element_size as usize) {
+                    let end = record.len();
+                    record[end - 2..].copy_from_slice(&factor);
+                }
+            }
+            bytes
+        })
+        .collect();
+    let parts: Vec<[&[u8]; 1]> = contents.iter().map(|bytes| [bytes.as_slice()]).collect();
+    let new: Vec<NewColumn<'_>> = columns
+        .iter()
+        .zip(&parts)
+        .map(|(info, parts)| NewColumn {
+            kind: info.kind,
+            name: &info.name,
+            element_size: info.element_size,
+            alignment: info.alignment,
+            parts: parts.to_vec(),
+        })
+        .collect();
+    let path = format!("{}.new", segment.path());
+    write_segment(memory, &path, segment.header(), &new).unwrap();
+    memory.replace(segment.path(), &memory.contents(&path).unwrap()).unwrap();
+}
+
+#[test]
+fn factors_that_cannot_be_are_refused_where_rows_are_read() {
+    for name in ["ladder.key_code", "ladder.value_code"] {
+        // Not a number, and minus two: neither may come into an answer.
+        for factor in [[0, 0x7e], [0, 0xc0]] {
+            let memory = small_store();
+            let store = store_on(&as_backend(&memory));
+            let manifest = store.manifest("small").unwrap();
+            let file = segment_path(&manifest.layers[0].segments[0].file);
+            let expected = Expected::of_model(manifest.model.identity);
+            let segment = Segment::open(as_backend(&memory), &file, &expected).unwrap();
+            with_factors(&memory, &segment, name, factor);
+            let snapshot = store.snapshot("small").unwrap();
+            let queries = queries(3, 1, snapshot.model());
+            let ask = |tau| snapshot.attend(0, &query_view(&queries, snapshot.model()), &Budget::Tau(tau));
+            assert!(ask(1e3).is_ok(), "no code is read");
+            let refused = ask(0.005).unwrap_err();
+            let Error::Storage(longwave::storage::Error::Corrupt { file: named, column, .. }) = &refused
+            else {
+                panic!("{refused}")
+            };
+            assert_eq!((named, column.as_deref()), (&file, Some(name)));
+        }
     }
 }
 

@@ -158,7 +158,7 @@ fn the_order_of_a_segments_tokens_changes_nothing_beyond_rounding() {
             // The labels are those of the islands.
             let view = case.segments()[1].ladder().unwrap().unwrap();
             for head in 0..model.kv_heads {
-                let offsets = view.index().head(head).unwrap().offsets;
+                let offsets = view.postings().offsets(head).unwrap();
                 assert!(offsets.iter().enumerate().all(|(c, &offset)| offset as usize == c * CLUSTER));
             }
         }

@@ -4,14 +4,16 @@ use std::ops::Range;
 
 use longwave_kernels::bf16;
 use longwave_kernels::codec::{SketchLayout, record_len};
-use longwave_storage::{Column, Error};
+use longwave_storage::{Column, ColumnKind, Error, Segment};
 
-use super::columns::CLUSTER_SIZE;
+use super::columns::{CLUSTER_SIZE, KEY_CODE, VALUE_CODE};
+use super::validate::check_factors;
 
 /// The ladder of one KV head: everything small at once, sketches and row codes on demand.
 ///
 /// d is the dimension of keys, v that of values. Records are those of [`longwave_kernels::codec`]. Numbers are as
-/// stored: finite only once [`validate`](crate::validate) has passed.
+/// stored: finite only once [`LadderView::validated`](super::LadderView::validated) has passed, and the factors of row
+/// codes once they have been checked.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadLadder<'a> {
     /// Matrix of the query's coordinates, `[d, d]`: coordinate i is `inverse_scale[i] * Σ_j inverse[i][j] q[j]`.
@@ -54,11 +56,12 @@ pub struct HeadLadder<'a> {
 /// What is read on demand, and where.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Parts<'a> {
+    pub(super) segment: &'a Segment,
     pub(super) sketch: Column<'a>,
     /// Where in the column each cluster's record begins, one more than clusters.
     pub(super) sketch_starts: &'a [u64],
-    /// Rows of each cluster.
-    pub(super) counts: &'a [f32],
+    /// Where each cluster's rows begin, one more than clusters.
+    pub(super) offsets: &'a [u32],
     pub(super) key_code: Column<'a>,
     pub(super) value_code: Column<'a>,
     pub(super) first_cluster: usize,
@@ -83,7 +86,7 @@ pub struct ClusterSummary {
 impl<'a> HeadLadder<'a> {
     /// Number of clusters; none of them is empty.
     pub fn cluster_count(&self) -> usize {
-        self.parts.counts.len()
+        self.parts.offsets.len() - 1
     }
 
     /// Rows of the head.
@@ -113,7 +116,7 @@ impl<'a> HeadLadder<'a> {
         let record = &self.clusters[cluster * CLUSTER_SIZE..][..CLUSTER_SIZE];
         let word = |at: usize| u16::from_le_bytes([record[at], record[at + 1]]);
         let count = match word(0) {
-            u16::MAX => self.parts.counts[cluster],
+            u16::MAX => (self.parts.offsets[cluster + 1] - self.parts.offsets[cluster]) as f32,
             count => f32::from(count),
         };
         let spread = |at: usize| bf16::from_bits(word(at)).to_f32();
@@ -166,11 +169,38 @@ impl<'a> HeadLadder<'a> {
     pub fn listed_value_codes(&self, rows: &[u32]) -> Result<&'a [u8], Error> {
         self.parts.listed(self.parts.value_code, record_len(self.value_sigma.len()), rows)
     }
+
+    /// Checks the factors of listed rows among `codes`, what [`HeadLadder::listed_key_codes`] has given. It is cheapest just
+    /// after the rows were read, and nothing that comes of a row is to be used before.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] with the place of a factor that is negative or not finite.
+    ///
+    /// # Panics
+    /// When `codes` has no such row.
+    pub fn check_key_codes(&self, codes: &[u8], rows: &[u32]) -> Result<(), Error> {
+        self.parts.check(KEY_CODE, codes, record_len(self.bits.len()), rows)
+    }
+
+    /// The same of value codes.
+    ///
+    /// # Errors
+    /// As [`HeadLadder::check_key_codes`].
+    ///
+    /// # Panics
+    /// As [`HeadLadder::check_key_codes`].
+    pub fn check_value_codes(&self, codes: &[u8], rows: &[u32]) -> Result<(), Error> {
+        self.parts.check(VALUE_CODE, codes, record_len(self.value_sigma.len()), rows)
+    }
 }
 
 impl<'a> Parts<'a> {
     fn listed(&self, column: Column<'a>, record: usize, rows: &[u32]) -> Result<&'a [u8], Error> {
         column.listed(record, self.first_row..self.first_row + self.rows, rows)
+    }
+
+    fn check(&self, kind: ColumnKind, codes: &[u8], size: usize, rows: &[u32]) -> Result<(), Error> {
+        check_factors(self.segment, kind, (codes, size), self.first_row, rows.iter().map(|&row| row as usize))
     }
 
     fn bytes(&self, column: Column<'a>, record: usize, rows: Range<usize>) -> Result<&'a [u8], Error> {

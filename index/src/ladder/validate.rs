@@ -11,24 +11,40 @@ use super::columns::{
 use super::view::LadderView;
 use crate::view::corrupt;
 
-/// Checks the ladder's columns of `segment`: finite numbers, scales above 0, spreads and factors that are not negative,
-/// counts that agree with the postings, bases that can be inverted and have the stored digest. A segment without a
-/// ladder is sound.
+/// Checks the ladder's columns of `segment`: what [`check_structure`] does, factors of all codes, and that bases can be
+/// inverted. A segment without a ladder is sound.
 ///
 /// Reads all of the columns but the sketches, in which every byte means something.
 pub(crate) fn validate(segment: &Segment) -> Result<(), Error> {
     let Some(view) = LadderView::open(segment)? else { return Ok(()) };
-    let mut bases = Vec::new();
-    for head in 0..view.index().kv_heads() {
-        bases.push(view.basis(head)?);
-        check_clusters(segment, &view, head)?;
+    // Before the digest, which says less of what is wrong with a basis.
+    (0..view.postings().kv_heads()).try_for_each(|head| view.basis(head).map(drop))?;
+    check_structure(segment, &view)?;
+    for head in 0..view.postings().kv_heads() {
         let ladder = view.head(head)?;
-        let (first, rows) = (view.index().first_cluster(head), head * ladder.rows());
-        let (key, value) = (record_len(view.key_dim()), record_len(view.value_dim()));
-        check_factors(segment, CENTROID, ladder.centroids, key, first)?;
-        check_factors(segment, VALUE_MEAN, ladder.value_means, value, first)?;
-        check_factors(segment, KEY_CODE, ladder.key_code_bytes(0..ladder.rows())?, key, rows)?;
-        check_factors(segment, VALUE_CODE, ladder.value_code_bytes(0..ladder.rows())?, value, rows)?;
+        let (rows, all) = (0..ladder.rows(), head * ladder.rows());
+        let keys = (ladder.key_code_bytes(rows.clone())?, record_len(view.key_dim()));
+        check_factors(segment, KEY_CODE, keys, all, rows.clone())?;
+        let values = (ladder.value_code_bytes(rows.clone())?, record_len(view.value_dim()));
+        check_factors(segment, VALUE_CODE, values, all, rows)?;
+    }
+    Ok(())
+}
+
+/// Checks what all queries rest on: finite numbers, scales above 0, spreads and factors of clusters that are not negative,
+/// counts that agree with the postings, and bases of the stored digest.
+pub(super) fn check_structure(segment: &Segment, view: &LadderView<'_>) -> Result<(), Error> {
+    let mut bases = Vec::new();
+    for head in 0..view.postings().kv_heads() {
+        check_scales(segment, view, head)?;
+        bases.push(view.stored_basis(head)?);
+        check_clusters(segment, view, head)?;
+        let ladder = view.head(head)?;
+        let (clusters, all) = (0..ladder.cluster_count(), ladder.first_cluster());
+        let centroids = (ladder.centroids, record_len(view.key_dim()));
+        check_factors(segment, CENTROID, centroids, all, clusters.clone())?;
+        let means = (ladder.value_means, record_len(view.value_dim()));
+        check_factors(segment, VALUE_MEAN, means, all, clusters)?;
     }
     let digest = digest_of_all(&bases);
     if digest != view.digest() {
@@ -62,17 +78,17 @@ pub(super) fn check_scales(segment: &Segment, view: &LadderView<'_>, head: usize
 }
 
 fn check_clusters(segment: &Segment, view: &LadderView<'_>, head: usize) -> Result<(), Error> {
-    let (index, ladder) = (view.index().head(head)?, view.head(head)?);
-    for (cluster, (record, &count)) in
-        ladder.clusters.chunks_exact(CLUSTER_SIZE).zip(index.counts).enumerate()
+    let (offsets, ladder) = (view.postings().offsets(head)?, view.head(head)?);
+    for (cluster, (record, bounds)) in
+        ladder.clusters.chunks_exact(CLUSTER_SIZE).zip(offsets.windows(2)).enumerate()
     {
-        let at = (view.index().first_cluster(head) + cluster) * CLUSTER_SIZE;
+        let at = (ladder.first_cluster() + cluster) * CLUSTER_SIZE;
         let wrong = |at, expected: &dyn std::fmt::Display, found: &dyn std::fmt::Display| {
             Err(corrupt(segment, segment.column(CLUSTER)?, at, expected, found))
         };
         let word = |at: usize| u16::from_le_bytes([record[at], record[at + 1]]);
-        let expected = count.min(f32::from(u16::MAX));
-        if f32::from(word(0)) != expected {
+        let expected = (bounds[1] - bounds[0]).min(u32::from(u16::MAX));
+        if u32::from(word(0)) != expected {
             return wrong(at, &expected, &word(0));
         }
         for place in [2, 4, 6] {
@@ -85,16 +101,24 @@ fn check_clusters(segment: &Segment, view: &LadderView<'_>, head: usize) -> Resu
     Ok(())
 }
 
-/// The factors of records of `size` bytes, which begin with record `first` of the column.
-fn check_factors(
+/// The factors of the records at `places`, of `size` bytes each; `first` records of the column come before all of them.
+pub(super) fn check_factors(
     segment: &Segment,
     kind: ColumnKind,
-    records: &[u8],
-    size: usize,
+    (records, size): (&[u8], usize),
     first: usize,
+    places: impl Iterator<Item = usize> + Clone,
 ) -> Result<(), Error> {
-    for (place, record) in records.chunks_exact(size).enumerate() {
-        let factor = f16::from_le_bytes([record[size - 2], record[size - 1]]);
+    let bits = |place: usize| {
+        let end = (place + 1) * size;
+        u16::from_le_bytes([records[end - 2], records[end - 1]])
+    };
+    // Infinities, numbers that are not and negative ones lie above all others. Hardly ever is one looked for.
+    if places.clone().fold(0, |most, place| bits(place).max(most)) < f16::INFINITY.to_bits() {
+        return Ok(());
+    }
+    for place in places {
+        let factor = f16::from_bits(bits(place));
         if !(factor.is_finite() && factor >= f16::ZERO) {
             let (column, at) = (segment.column(kind)?, (first + place) * size + size - 2);
             return Err(corrupt(segment, column, at, "a finite factor of at least 0", factor));

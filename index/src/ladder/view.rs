@@ -10,14 +10,15 @@ use super::columns::{
 };
 use super::head::{HeadLadder, Parts};
 use super::input::MomentSource;
-use crate::view::{IndexView, column_bytes, corrupt, elements};
+use crate::postings::Postings;
+use crate::view::{column_bytes, corrupt, elements};
 
 /// The ladder of a segment. All lengths and offsets in it have been checked, so that nothing it leads to lies outside its
-/// column; the contents beyond that are [`validate`](crate::validate)'s business.
+/// column; the contents beyond that are checked by [`LadderView::validated`], and where rows are read.
 #[derive(Clone, Debug)]
 pub struct LadderView<'a> {
     segment: &'a Segment,
-    index: IndexView<'a>,
+    postings: Postings<'a>,
     pub(super) parameters: Parameters,
     key_dim: usize,
     value_dim: usize,
@@ -36,20 +37,21 @@ impl<'a> LadderView<'a> {
     /// Opens the ladder of `segment`; `None` when the segment has none. Reads the small columns.
     ///
     /// # Errors
-    /// What [`IndexView::open`] returns; [`Error::Corrupt`] when a block's checksum, a length or an offset is wrong,
+    /// [`Error::Corrupt`] when a block's checksum, a length or an offset is wrong,
     /// [`Error::MissingColumn`] when some of the columns are there and others are not, [`Error::Version`] when a newer
     /// build wrote them.
     pub fn open(segment: &'a Segment) -> Result<Option<Self>, Error> {
         if !COLUMN_KINDS.iter().any(|&kind| segment.has_column(kind)) {
             return Ok(None);
         }
-        let Some(index) = IndexView::open(segment)? else {
+        if !crate::columns::COLUMN_KINDS.iter().any(|&kind| segment.has_column(kind)) {
             let column = segment.column(COLUMN_KINDS[0])?;
             return Err(corrupt(segment, column, 0, "an index beside the ladder", "none"));
-        };
+        }
+        let postings = Postings::read(segment)?;
         let geometry = segment.header().geometry;
         let (key_dim, value_dim) = (geometry.key_dim as usize, geometry.value_dim as usize);
-        let (heads, clusters, rows) = (index.kv_heads(), index.clusters(), index.rows());
+        let (heads, clusters, rows) = (postings.kv_heads(), postings.clusters(), postings.rows());
         let parameters = parameters(segment)?;
         let bits: &[u8] = elements(segment, BITS, heads * key_dim)?;
         let layouts = layouts(segment, bits, key_dim)?;
@@ -57,12 +59,12 @@ impl<'a> LadderView<'a> {
             let column = segment.column(VALUE_CODE)?;
             return Err(corrupt(segment, column, 0, "values of a dimension that has codes", value_dim));
         }
-        let sketch_starts = sketch_starts(segment, &index, &layouts)?;
+        let sketch_starts = sketch_starts(segment, &postings, &layouts)?;
         check_length(segment, KEY_CODE, heads * rows * record_len(key_dim))?;
         check_length(segment, VALUE_CODE, heads * rows * record_len(value_dim))?;
         Ok(Some(Self {
             segment,
-            index,
+            postings,
             parameters,
             key_dim,
             value_dim,
@@ -77,9 +79,21 @@ impl<'a> LadderView<'a> {
         }))
     }
 
-    /// The segment's index: postings, and the summaries at full resolution.
-    pub fn index(&self) -> &IndexView<'a> {
-        &self.index
+    /// Opens the ladder of `segment` as queries need it: what [`Self::open`] has checked, and that all numbers are finite
+    /// and in their range but for the factors of row codes, which [`HeadLadder::check_key_codes`] and
+    /// [`HeadLadder::check_value_codes`] check for the rows that are read. Does not read codes, keys and values.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; [`Error::Corrupt`] with the column and the offset of the first fault.
+    pub fn validated(segment: &'a Segment) -> Result<Option<Self>, Error> {
+        let view = Self::open(segment)?;
+        view.as_ref().map_or(Ok(()), |view| super::validate::check_structure(segment, view))?;
+        Ok(view)
+    }
+
+    /// Where the clusters are.
+    pub fn postings(&self) -> &Postings<'a> {
+        &self.postings
     }
 
     /// Where the query moments came from that it was built with.
@@ -113,17 +127,7 @@ impl<'a> LadderView<'a> {
     /// [`Error::Limit`] when there is no such head; [`Error::Corrupt`] when no segment can be built with it: its matrix
     /// has no inverse, or a scale is not a positive number.
     pub fn basis(&self, head: usize) -> Result<Basis, Error> {
-        let ladder = self.head(head)?;
-        let basis = Basis {
-            inverse: ladder.inverse.to_vec(),
-            inverse_scale: ladder.inverse_scale.to_vec(),
-            bits: ladder.bits.to_vec(),
-            sketch_sigma: ladder.sketch_sigma.to_vec(),
-            key_sigma: ladder.key_sigma.to_vec(),
-            centroid_sigma: ladder.centroid_sigma.to_vec(),
-            value_sigma: ladder.value_sigma.to_vec(),
-            value_mean_sigma: ladder.value_mean_sigma.to_vec(),
-        };
+        let basis = self.stored_basis(head)?;
         super::validate::check_scales(self.segment, self, head)?;
         if Axes::of(&basis).is_none() {
             let (column, at) = (self.segment.column(BASIS)?, head * self.key_dim * self.key_dim);
@@ -138,19 +142,34 @@ impl<'a> LadderView<'a> {
         Ok(basis)
     }
 
+    /// The basis as it is stored.
+    pub(super) fn stored_basis(&self, head: usize) -> Result<Basis, Error> {
+        let ladder = self.head(head)?;
+        Ok(Basis {
+            inverse: ladder.inverse.to_vec(),
+            inverse_scale: ladder.inverse_scale.to_vec(),
+            bits: ladder.bits.to_vec(),
+            sketch_sigma: ladder.sketch_sigma.to_vec(),
+            key_sigma: ladder.key_sigma.to_vec(),
+            centroid_sigma: ladder.centroid_sigma.to_vec(),
+            value_sigma: ladder.value_sigma.to_vec(),
+            value_mean_sigma: ladder.value_mean_sigma.to_vec(),
+        })
+    }
+
     /// The ladder of KV head `head`.
     ///
     /// # Errors
     /// [`Error::Limit`] when there is no such head.
     pub fn head(&self, head: usize) -> Result<HeadLadder<'_>, Error> {
-        let counts = self.index.head(head)?.counts;
+        let offsets = self.postings.offsets(head)?;
         let (d, v) = (self.key_dim, self.value_dim);
         let scales = &self.scales[head * scales_len(d, v)..][..scales_len(d, v)];
         let (keys, rest) = scales.split_at(6 * d);
         let (values, scalars) = rest.split_at(3 * v);
         let key = |place: usize| &keys[place * d..][..d];
         let value = |place: usize| &values[place * v..][..v];
-        let clusters = self.index.first_cluster(head)..self.index.first_cluster(head) + counts.len();
+        let clusters = self.postings.first_cluster(head)..self.postings.first_cluster(head + 1);
         let records = |column: &'a [u8], size: usize| &column[clusters.start * size..clusters.end * size];
         Ok(HeadLadder {
             inverse: &self.basis[head * d * d..][..d * d],
@@ -171,14 +190,15 @@ impl<'a> LadderView<'a> {
             value_means: records(self.value_means, record_len(v)),
             clusters: records(self.clusters, CLUSTER_SIZE),
             parts: Parts {
+                segment: self.segment,
                 sketch: self.segment.column(SKETCH)?,
                 sketch_starts: &self.sketch_starts[clusters.start..clusters.end + 1],
-                counts,
+                offsets,
                 key_code: self.segment.column(KEY_CODE)?,
                 value_code: self.segment.column(VALUE_CODE)?,
                 first_cluster: clusters.start,
-                first_row: head * self.index.rows(),
-                rows: self.index.rows(),
+                first_row: head * self.postings.rows(),
+                rows: self.postings.rows(),
             },
         })
     }
@@ -214,19 +234,19 @@ fn layouts(segment: &Segment, bits: &[u8], key_dim: usize) -> Result<Vec<SketchL
 /// Where each cluster's sketches begin, which follows from the postings; the stored offsets must agree.
 fn sketch_starts(
     segment: &Segment,
-    index: &IndexView<'_>,
+    postings: &Postings<'_>,
     layouts: &[SketchLayout],
 ) -> Result<Vec<u64>, Error> {
     let stored: &[u64] = elements(segment, SKETCH_OFFSETS, layouts.len() + 1)?;
-    let mut starts = Vec::with_capacity(index.clusters() + 1);
+    let mut starts = Vec::with_capacity(postings.clusters() + 1);
     let mut end = 0u64;
     let check = |head: usize, end: u64| match stored[head] {
         found if found == end => Ok(()),
         found => Err(corrupt(segment, segment.column(SKETCH_OFFSETS)?, head * 8, end, found)),
     };
-    for (head, (index, layout)) in index.heads().zip(layouts).enumerate() {
+    for (head, layout) in layouts.iter().enumerate() {
         check(head, end)?;
-        for bounds in index.offsets.windows(2) {
+        for bounds in postings.of(head).windows(2) {
             starts.push(end);
             end += layout.record_len((bounds[1] - bounds[0]) as usize) as u64;
         }

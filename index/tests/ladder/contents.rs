@@ -95,7 +95,7 @@ fn keys_come_back_at_every_resolution() {
     let view = open(&segment);
     for head in 0..HEADS {
         let (ladder, rows) = (view.head(head).unwrap(), stored(&segment, head).keys);
-        let offsets = view.index().head(head).unwrap().offsets;
+        let offsets = view.postings().offsets(head).unwrap();
         let coded = decode(ladder.key_code_bytes(0..ROWS).unwrap(), ladder.key_sigma);
         let centroids = centroids(&ladder);
         let moment = &layer.moments[head];
@@ -137,12 +137,12 @@ fn spreads_and_shape_are_those_of_the_coordinates() {
     let view = open(&segment);
     for head in 0..HEADS {
         let (ladder, rows) = (view.head(head).unwrap(), stored(&segment, head).keys);
-        let index = view.index().head(head).unwrap();
+        let offsets = view.postings().offsets(head).unwrap();
         let coded = decode(ladder.key_code_bytes(0..ROWS).unwrap(), ladder.key_sigma);
         let total: f64 = ladder.shape.iter().map(|&x| f64::from(x)).sum();
         near("the shape's sum", total, 1.0, 0.005);
         let mut variances = vec![0.0; KEY_DIM];
-        for (cluster, bounds) in index.offsets.windows(2).enumerate() {
+        for (cluster, bounds) in offsets.windows(2).enumerate() {
             let range = bounds[0] as usize..bounds[1] as usize;
             let summary = ladder.cluster(cluster);
             assert_eq!(summary.count, range.len() as f32);
@@ -171,7 +171,7 @@ fn spreads_and_shape_are_those_of_the_coordinates() {
             .collect();
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let centroids = centroids(&ladder);
-        let cluster = index.offsets.windows(2).position(|bounds| bounds[1] > 100).unwrap();
+        let cluster = offsets.windows(2).position(|bounds| bounds[1] > 100).unwrap();
         let key = minus(&rows[100], &centroids[cluster]);
         let off = dot(&query, &key) - dot(&turned, &coded[100]);
         assert!(off.abs() < 0.5 * distance(&key, &vec![0.0; KEY_DIM]).sqrt(), "{off}");
@@ -195,7 +195,7 @@ fn values_come_back_at_every_resolution() {
         for (found, expected) in ladder.global_value.iter().zip(&global) {
             assert!((f64::from(*found) - expected).abs() < 1e-4, "{found} {expected}");
         }
-        let offsets = view.index().head(head).unwrap().offsets;
+        let offsets = view.postings().offsets(head).unwrap();
         let means: Vec<_> = decode(ladder.value_means, ladder.value_mean_sigma)
             .iter()
             .map(|z| plus(z, &wide(ladder.global_value)))
@@ -224,12 +224,12 @@ fn sizes_are_those_of_the_layout() {
     let built = Layer::new(4).build();
     let segment = write_and_open(&built.columns(), ROWS);
     let view = open(&segment);
-    let clusters = view.index().clusters();
+    let clusters = view.postings().clusters();
     let mut sketches = 0;
     for head in 0..HEADS {
         let ladder = view.head(head).unwrap();
         assert_eq!(ladder.layout.bytes(), KEY_DIM / 8, "a bit a dimension");
-        for (cluster, bounds) in view.index().head(head).unwrap().offsets.windows(2).enumerate() {
+        for (cluster, bounds) in view.postings().offsets(head).unwrap().windows(2).enumerate() {
             let rows = (bounds[1] - bounds[0]) as usize;
             assert_eq!(ladder.sketch(cluster).unwrap().len(), (KEY_DIM / 8 + 1) * rows.next_multiple_of(8));
             sketches += ladder.sketch(cluster).unwrap().len();

@@ -7,7 +7,7 @@ use longwave_storage::{ColumnKind, Error, Segment};
 use proptest::prelude::*;
 use std::sync::LazyLock;
 
-use super::{HEADS, KEY_DIM, Layer, ROWS, VALUE_DIM, write_and_open};
+use super::{HEADS, KEY_DIM, Layer, ROWS, VALUE_DIM, open, write_and_open};
 use longwave_index::BuiltSegment;
 
 /// One build for all of this module's tests.
@@ -114,6 +114,46 @@ fn records_that_cannot_be_are_refused() {
     refuse(columns::SKETCH_OFFSETS, "sketches past the end", |b| put(b, HEADS * 8, &u64::MAX.to_le_bytes()));
 }
 
+/// The factor of row `row` of head `head` made `factor`.
+fn with_factor(kind: ColumnKind, dim: usize, (head, row): (usize, usize), factor: f16) -> Segment {
+    let end = (head * ROWS + row + 1) * (dim / 2 + 2);
+    with_changed(kind, |b| put(b, end - 2, &factor.to_le_bytes()))
+}
+
+#[test]
+fn factors_of_rows_are_checked_where_they_are_read() {
+    for (kind, dim, factor) in
+        [(columns::KEY_CODE, KEY_DIM, f16::INFINITY), (columns::VALUE_CODE, VALUE_DIM, f16::from_f32(-0.5))]
+    {
+        let segment = with_factor(kind, dim, (1, 77), factor);
+        let view = LadderView::validated(&segment).unwrap().expect("only a row is unsound");
+        let check = |head: usize, rows: &[u32]| {
+            let ladder = view.head(head).unwrap();
+            if kind == columns::KEY_CODE {
+                ladder.check_key_codes(ladder.listed_key_codes(rows)?, rows)
+            } else {
+                ladder.check_value_codes(ladder.listed_value_codes(rows)?, rows)
+            }
+        };
+        check(0, &[77]).unwrap();
+        check(1, &[0, 76, 78]).unwrap();
+        let info = segment.columns().find(|info| info.kind == kind).unwrap();
+        let place = info.offset + ((ROWS + 78) * (dim / 2 + 2) - 2) as u64;
+        match check(1, &[5, 77, 90]) {
+            Err(Error::Corrupt { file, column, offset, .. }) => {
+                assert_eq!((file.as_str(), column.as_ref()), (segment.path(), Some(&info.name)));
+                assert_eq!(offset, place);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    // A zero has two signs.
+    let segment = with_factor(columns::KEY_CODE, KEY_DIM, (0, 3), f16::NEG_ZERO);
+    let view = open(&segment);
+    let ladder = view.head(0).unwrap();
+    ladder.check_key_codes(ladder.listed_key_codes(&[3]).unwrap(), &[3]).unwrap();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
@@ -128,6 +168,7 @@ proptest! {
             bytes[place] = byte;
         });
         let sound = validate(&segment).is_ok();
+        assert!(!sound || LadderView::validated(&segment).is_ok());
         if let Ok(Some(view)) = LadderView::open(&segment) {
             for head in 0..HEADS {
                 let ladder = view.head(head).unwrap();

@@ -81,8 +81,8 @@ impl<'v> Head<'v> {
                 head.bases.push(BasisQuery::new(kernels, &ladder, digest, queries, view.shape.key_dim));
                 head.bases.len() - 1
             });
-            let offsets = opened.view.index().head(kv_head)?.offsets;
-            let (norms, first, first_row) = (&opened.heads[kv_head], head.clusters, head.rows);
+            let offsets = opened.view.postings().offsets(kv_head)?;
+            let (norms, first, first_row) = (opened.norms(kv_head, &ladder), head.clusters, head.rows);
             head.segments.push(HeadSegment { segment, offsets, ladder, norms, first_row, basis, first });
             head.clusters += ladder.cluster_count();
             head.rows += ladder.rows();

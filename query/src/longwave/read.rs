@@ -90,6 +90,7 @@ impl Reader<'_, '_> {
                 let codes = segment.ladder.listed_key_codes(rows)?;
                 let queries = &self.head.bases[segment.basis].key;
                 self.kernels.scores4_gathered(queries, group, dim, codes, rows, scores);
+                segment.ladder.check_key_codes(codes, rows)?;
                 for (chosen, scores) in run.iter().zip(scores.chunks_exact_mut(group)) {
                     let cluster = zone.opened[chosen.opened as usize].cluster;
                     for (g, score) in scores.iter_mut().enumerate() {
@@ -147,6 +148,7 @@ impl Reader<'_, '_> {
             let codes = segment.ladder.listed_value_codes(&buffers.rows)?;
             let (weights, sum) = (&buffers.numbers, &mut values.coded.sums[segment.basis]);
             self.kernels.accumulate4_gathered(weights, group, dim, codes, &buffers.rows, sum);
+            segment.ladder.check_value_codes(codes, &buffers.rows)?;
         }
         for run in self.runs(zone, &zone.values.full) {
             let segment = self.weights(zone, run, buffers);

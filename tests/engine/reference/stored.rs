@@ -57,7 +57,7 @@ impl StoredHead {
             let view = segment.ladder().unwrap().expect("a segment with a ladder");
             let ladder = view.head(head).unwrap();
             stored.segments.push(StoredSegment::read(&ladder, view.digest()));
-            let offsets = view.index().head(head).unwrap().offsets;
+            let offsets = view.postings().offsets(head).unwrap();
             for local in 0..ladder.cluster_count() {
                 let rows = offsets[local] as usize..offsets[local + 1] as usize;
                 stored.clusters.push(StoredCluster::read(

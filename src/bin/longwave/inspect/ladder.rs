@@ -32,7 +32,7 @@ pub(super) struct LadderHead {
 impl Ladder {
     pub(super) fn gather(segment: &LayerSegment) -> Result<Option<Ladder>> {
         let Some(ladder) = segment.ladder()? else { return Ok(None) };
-        let heads = (0..ladder.index().kv_heads()).map(|kv_head| {
+        let heads = (0..ladder.postings().kv_heads()).map(|kv_head| {
             let head = ladder.head(kv_head)?;
             let dims = |bits| head.bits.iter().filter(|&&found| found == bits).count();
             let clusters: Vec<_> = (0..head.cluster_count()).map(|cluster| head.cluster(cluster)).collect();
