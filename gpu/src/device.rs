@@ -22,6 +22,9 @@ pub const PTX: [(&str, &str); 3] = [
 /// Version of CUDA whose drivers read the PTX: 1000 times the major and 10 times the minor number.
 const DRIVER_VERSION_MIN: i32 = 12_040;
 
+/// Beyond this, merging parts takes longer than they save.
+const SPLITS_MAX: usize = 64;
+
 /// One GPU that is open for work. Copies and kernels run on streams of their own; calls wait only where they say so.
 #[derive(Debug)]
 pub struct Device {
@@ -31,6 +34,7 @@ pub struct Device {
     /// Rows come in here.
     pub(crate) copy: Arc<CudaStream>,
     modules: Vec<Arc<CudaModule>>,
+    multiprocessors: usize,
     functions: Mutex<HashMap<String, CudaFunction>>,
 }
 
@@ -72,6 +76,8 @@ impl Device {
         if major < 8 {
             return Err(Error::DeviceTooOld { major, minor });
         }
+        let count = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let multiprocessors = count.max(1) as usize;
         let stream = || context.new_stream().map_err(|error| Error::driver("making a stream", error));
         let (compute, copy) = (stream()?, stream()?);
         let load = |(name, ptx): (&str, &str)| {
@@ -79,7 +85,7 @@ impl Device {
             module.map_err(|error| Error::driver(format!("loading the kernels of {name}"), error))
         };
         let modules = PTX.into_iter().map(load).collect::<Result<_, _>>()?;
-        Ok(Device { context, compute, copy, modules, functions: Mutex::default() })
+        Ok(Device { context, compute, copy, modules, multiprocessors, functions: Mutex::default() })
     }
 
     /// What the driver calls the device.
@@ -96,6 +102,22 @@ impl Device {
     /// [`Error::Driver`].
     pub fn memory(&self) -> Result<(usize, usize), Error> {
         self.context.mem_get_info().map_err(|error| Error::driver("asking the device", error))
+    }
+
+    /// Into how many parts the rows of a unit are cut, so that `units` of them keep the device busy: two blocks for each
+    /// multiprocessor.
+    pub(crate) fn splits(&self, units: usize) -> usize {
+        (2 * self.multiprocessors).div_ceil(units.max(1)).clamp(1, SPLITS_MAX)
+    }
+
+    /// Copies numbers from one place of device memory to another, for kernels launched from now on.
+    pub(crate) fn copy_within<T: DeviceRepr>(
+        &self,
+        from: &Buffer<T>,
+        to: &mut Buffer<T>,
+    ) -> Result<(), Error> {
+        let copied = self.compute.memcpy_dtod(from, to);
+        copied.map_err(|error| Error::driver("copying in device memory", error))
     }
 
     pub(crate) fn context(&self) -> &Arc<CudaContext> {

@@ -27,8 +27,12 @@ mod ladder;
 )]
 mod launch;
 #[cfg(feature = "device")]
+mod measure;
+#[cfg(feature = "device")]
 #[expect(unsafe_code, reason = "launches go through the macro of `launch`")]
 mod probe;
+#[cfg(feature = "device")]
+pub mod timings;
 
 pub use error::Error;
 pub use shape::{DIMS, EMPTY, GROUP_MAX, RowShape};
@@ -39,5 +43,7 @@ pub use device::{Buffer, Device, PTX};
 pub use ladder::{SketchBlocks, SketchTables};
 #[cfg(feature = "device")]
 pub use launch::{Parts, RowList, Spans, Staging};
+#[cfg(feature = "device")]
+pub use measure::{Effort, copy_bytes_per_s};
 #[cfg(feature = "device")]
 pub use tier::{Division, Tier, TierAnswer};

@@ -3,14 +3,14 @@
 
 use std::fmt;
 
-/// What a machine moves and starts, as measured at start-up or set.
+/// What a machine moves and starts: measured when it starts (`Machine::measure`), or set by the caller.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Machine {
     /// Bytes a second from host to device.
     pub transfer_bytes_per_s: f64,
     /// Bytes a second that the device's attention reads from its memory.
     pub device_bytes_per_s: f64,
-    /// Bytes a second that the CPU's attention reads from its memory, over all threads.
+    /// Bytes a second that the CPU's part of a call reads from its memory.
     pub host_bytes_per_s: f64,
     /// Seconds from a launch to its result, with nothing to read.
     pub launch_s: f64,

@@ -44,7 +44,6 @@ pub struct Tier {
     machine: Machine,
     cache: Option<Arc<BlockCache>>,
     staged: Mutex<Staged>,
-    splits: usize,
     fallbacks: AtomicU64,
 }
 
@@ -70,7 +69,7 @@ impl Tier {
         let staged =
             Staged { staging: Staging::new(device, staged)?, rows: device.room(staged)?, room: staged };
         let (staged, fallbacks) = (Mutex::new(staged), AtomicU64::new(0));
-        Ok(Tier { device: device.clone(), machine, cache, staged, splits: 4, fallbacks })
+        Ok(Tier { device: device.clone(), machine, cache, staged, fallbacks })
     }
 
     /// Calls that the CPU answered because the device could not.
@@ -196,10 +195,11 @@ impl Tier {
         let queries = self.device.upload(&call.queries)?;
         let [hits, transfers] = lists.map(|(rows, starts)| RowList::new(&self.device, &rows, &starts));
         let (hits, transfers) = (hits?, transfers?);
-        let mut parts = Parts::new(&self.device, 2 * self.splits, heads * shape.group(), shape.dim())?;
+        let count = self.device.splits(heads);
+        let mut parts = Parts::new(&self.device, 2 * count, heads * shape.group(), shape.dim())?;
         let softcap = call.view.scoring.softcap.unwrap_or(0.0);
         let pooled = |pool: &Buffer<u16>, parts: &mut Parts| {
-            self.device.attend(shape, &queries, pool, slot_rows, &hits, softcap, (0, self.splits), parts)
+            self.device.attend(shape, &queries, pool, slot_rows, &hits, softcap, (0, count), parts)
         };
         match &self.cache {
             Some(cache) => cache.with_pool(|pool| pooled(pool, &mut parts))?,
@@ -207,7 +207,7 @@ impl Tier {
         }
         call.stage(placement, staged.staging.fill()?)?;
         staged.staging.copy(&self.device, elements, &mut staged.rows, 0)?;
-        let splits = (self.splits, self.splits);
+        let splits = (count, count);
         self.device.attend(shape, &queries, &staged.rows, 1, &transfers, softcap, splits, &mut parts)?;
         Ok(Some(parts))
     }

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -54,6 +54,16 @@ impl CommandLine {
         self.expect_success(status)
     }
 
+    /// Runs in `directory`, and gives the exit status and what went to standard output; errors go straight to ours.
+    ///
+    /// # Errors
+    /// If the program cannot be started.
+    pub fn output(&self, directory: &Path) -> Result<(ExitStatus, String)> {
+        let child = self.command(directory).stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+        let output = child.with_context(|| format!("cannot start {self}"))?;
+        Ok((output.status, String::from_utf8_lossy(&output.stdout).into_owned()))
+    }
+
     /// As [`run`](Self::run), and hands every line of standard output to `watch` after passing it on.
     pub fn run_watched(&self, directory: &Path, mut watch: impl FnMut(&str)) -> Result<()> {
         let mut child = self
@@ -82,7 +92,7 @@ impl CommandLine {
         command
     }
 
-    fn expect_success(&self, status: std::process::ExitStatus) -> Result<()> {
+    fn expect_success(&self, status: ExitStatus) -> Result<()> {
         if !status.success() {
             bail!("{status} from: {self}");
         }

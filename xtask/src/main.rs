@@ -4,6 +4,7 @@
 mod command;
 mod demo;
 mod digest;
+mod gpu;
 mod licences;
 mod model;
 mod peers;
@@ -56,6 +57,8 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// On a machine with a GPU: test the kernels and whole calls on it, and time them (exit code 3 where there is none)
+    Gpu,
     /// Check the rules of the code base that the compiler does not know
     Tidy,
     /// Check the licences of all dependencies
@@ -103,6 +106,7 @@ fn run(task: Task) -> Result<ExitCode> {
     let workspace = Workspace::locate()?;
     match task {
         Task::Test { model } => return suite::run(&workspace, model.as_deref()),
+        Task::Gpu => return gpu::run(&workspace),
         Task::Demo(options) => demo::run(&workspace, &options)?,
         Task::Bench(Bench::Peers(options)) => peers::run(&workspace, &options)?,
         Task::Model => {

@@ -29,7 +29,9 @@ struct Lock { std::lock_guard<std::recursive_mutex> g{g_mu}; };
 int g_sticky = 0;
 std::string g_msg;
 size_t g_total = (size_t)4 << 30, g_used = 0;
-int g_devices = 1, g_version = 12080;
+// A process that is started with this library as its driver sets the devices from outside.
+int first_devices() { const char* set = getenv("CUEMU_DEVICES"); return set ? atoi(set) : 1; }
+int g_devices = first_devices(), g_version = 12080;
 int g_fail_launch = 0, g_fail_alloc = 0;  // fail the n-th from now on; 0: none
 u64 g_launches = 0, g_copied = 0;         // kernels launched; bytes copied from host to device
 bool strike(int& countdown) { return countdown > 0 && --countdown == 0; }

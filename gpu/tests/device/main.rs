@@ -1,9 +1,11 @@
-//! The device tier on the emulated device: its host code is the one that talks to a real driver.
+//! The device tier on the emulated device: its host code is the one that talks to a real driver. `cargo xtask gpu` runs all but the
+//! modules named `emulated` on the installed driver.
 
 mod attend;
+mod check;
 mod data;
+mod emulated;
 mod ladder;
-mod opening;
 mod probe;
 mod ptx;
 mod split;

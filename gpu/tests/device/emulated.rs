@@ -1,4 +1,4 @@
-//! Opening a device where something is missing.
+//! Opening the emulated device, also where something is missing.
 
 use longwave_gpu::{Device, Error, Staging};
 use longwave_gpu_emulation::install;
