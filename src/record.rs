@@ -11,6 +11,7 @@ use longwave_storage::{
     ElementKind, Error as StorageError, Geometry, LayerKind as LayerKindRecord, Manifest, ModelRecord,
     SettingsRecord, StateRecord,
 };
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 pub(crate) fn element(dtype: Dtype) -> ElementKind {
@@ -159,17 +160,19 @@ pub(crate) fn restore_state(
 ) -> Result<(), Error> {
     let heads = (manifest.model.kv_heads as usize, manifest.model.query_heads as usize);
     let count = layers.len();
-    for bytes in state_of(manifest, file, ("calibration", accuracy::KIND, accuracy::VERSION)) {
-        let decoded = accuracy::decode(bytes?, count, heads.1);
+    let calibration = ("calibration", accuracy::KIND, accuracy::OLDEST..=accuracy::VERSION);
+    for state in state_of(manifest, file, calibration) {
+        let (version, bytes) = state?;
+        let decoded = accuracy::decode(bytes, version, count, heads.1);
         for (number, calibration, steering) in decoded.map_err(|fault| damaged(file, "calibration", fault))? {
             let layer = kept(layers, file, "calibration", number)?;
             layer.rows.calibration = Arc::new(calibration);
             layer.rows.steering = steering;
         }
     }
-    let spending = ("spending", accuracy::SPENDING_KIND, accuracy::SPENDING_VERSION);
-    for bytes in state_of(manifest, file, spending) {
-        let decoded = accuracy::decode_spending(bytes?, count, heads);
+    let versions = accuracy::SPENDING_VERSION..=accuracy::SPENDING_VERSION;
+    for state in state_of(manifest, file, ("spending", accuracy::SPENDING_KIND, versions)) {
+        let decoded = accuracy::decode_spending(state?.1, count, heads);
         for (number, spending) in decoded.map_err(|fault| damaged(file, "spending", fault))? {
             kept(layers, file, "spending", number)?.rows.spending = Arc::new(spending);
         }
@@ -177,19 +180,20 @@ pub(crate) fn restore_state(
     Ok(())
 }
 
-/// The state of one kind, each record of the version that this build reads.
+/// The state of one kind, each record with its version, which is one that this build reads.
 pub(crate) fn state_of<'a>(
     manifest: &'a Manifest,
     file: &'a str,
-    (what, kind, version): (&'a str, u32, u32),
-) -> impl Iterator<Item = Result<&'a [u8], Error>> {
+    (what, kind, versions): (&'a str, u32, RangeInclusive<u32>),
+) -> impl Iterator<Item = Result<(u32, &'a [u8]), Error>> {
     manifest.state.iter().filter(move |record| record.kind == kind).map(move |record| {
-        if record.version == version {
-            return Ok(&*record.bytes);
+        if versions.contains(&record.version) {
+            return Ok((record.version, &*record.bytes));
         }
         let found = u16::try_from(record.version).unwrap_or(u16::MAX);
-        let (file, known) = (format!("{file}, {what}"), version as u16);
-        Err(StorageError::Version { file, found, oldest: known, newest: known }.into())
+        let file = format!("{file}, {what}");
+        let (oldest, newest) = (*versions.start() as u16, *versions.end() as u16);
+        Err(StorageError::Version { file, found, oldest, newest }.into())
     })
 }
 

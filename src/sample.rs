@@ -22,7 +22,13 @@ pub(crate) struct QuerySample {
     new: Vec<u64>,
     /// Positions that entered since the last [`Self::settle_profile`].
     unprofiled: Vec<u64>,
+    /// The latest positions seen, rising, whether they are kept or not; and up to where they were saved.
+    latest: VecDeque<(u64, Vec<f16>)>,
+    latest_saved: u64,
 }
+
+/// Latest positions that are remembered.
+pub(crate) const LATEST: usize = 64;
 
 impl QuerySample {
     pub(crate) fn new(seed: u64, capacity: usize) -> Self {
@@ -34,7 +40,49 @@ impl QuerySample {
             forgotten: false,
             new: Vec::new(),
             unprofiled: Vec::new(),
+            latest: VecDeque::new(),
+            latest_saved: 0,
         }
+    }
+
+    /// Whether the queries of `position` are among the latest seen so far.
+    pub(crate) fn is_late(&self, position: u64) -> bool {
+        let among = |first: &(u64, _)| position > first.0;
+        let fits = self.latest.len() < LATEST || self.latest.front().is_some_and(among);
+        self.capacity > 0 && fits && self.latest.binary_search_by_key(&position, |entry| entry.0).is_err()
+    }
+
+    /// Takes the queries of a position that [`Self::is_late`] asked for.
+    pub(crate) fn remember(&mut self, position: u64, queries: Vec<f16>) {
+        if !self.is_late(position) {
+            return;
+        }
+        let at = self.latest.partition_point(|(other, _)| *other < position);
+        self.latest.insert(at, (position, queries));
+        if self.latest.len() > LATEST {
+            self.latest.pop_front();
+        }
+    }
+
+    /// The latest positions that are known, at most `count`, rising.
+    pub(crate) fn latest(&self, count: usize) -> Vec<(u64, &[f16])> {
+        let mut known = self.by_position();
+        known.extend(self.latest.iter().map(|(position, queries)| (*position, queries.as_slice())));
+        known.sort_by_key(|(position, _)| *position);
+        known.dedup_by_key(|(position, _)| *position);
+        known.split_off(known.len() - count.min(known.len()))
+    }
+
+    /// The latest positions that were not saved, and are not in the sample, which is saved by itself.
+    pub(crate) fn unsaved_latest(&self) -> Vec<(u64, &[f16])> {
+        let new = self.latest.iter().filter(|(position, _)| *position >= self.latest_saved);
+        let new = new.filter(|(position, _)| !self.kept.contains_key(&(self.hash(*position), *position)));
+        new.map(|(position, queries)| (*position, queries.as_slice())).collect()
+    }
+
+    /// What [`Self::unsaved_latest`] named has been saved.
+    pub(crate) fn settle_latest(&mut self) {
+        self.latest_saved = self.latest.back().map_or(0, |(position, _)| position + 1);
     }
 
     /// Whether the queries of `position` would be kept. Cheap, so that most positions are never converted.
@@ -72,6 +120,10 @@ impl QuerySample {
 
     /// Takes what was saved once, and has been settled since.
     pub(crate) fn recall(&mut self, position: u64, queries: Vec<f16>) {
+        if self.is_late(position) {
+            self.remember(position, queries.clone());
+            self.latest_saved = self.latest_saved.max(position + 1);
+        }
         let known = self.kept.contains_key(&(self.hash(position), position));
         if known || !self.wants(position) {
             self.forgotten |= !known;
@@ -91,6 +143,8 @@ impl QuerySample {
     pub(crate) fn cut(&mut self, end: u64) {
         self.kept.retain(|&(_, position), _| position < end);
         self.new.retain(|&position| position < end);
+        self.latest.retain(|(position, _)| *position < end);
+        self.latest_saved = self.latest_saved.min(end);
         self.unprofiled.retain(|&position| position < end);
         let (new, unprofiled) = (std::mem::take(&mut self.new), std::mem::take(&mut self.unprofiled));
         for (position, queries) in std::mem::take(&mut self.pushed_out) {
@@ -146,6 +200,7 @@ impl QuerySample {
     pub(crate) fn unsettle(&mut self) {
         let out = self.pushed_out.iter().map(|(position, _)| *position);
         self.new = self.kept.keys().map(|&(_, position)| position).chain(out).collect();
+        self.latest_saved = 0;
     }
 
     fn hash(&self, position: u64) -> u64 {
@@ -219,6 +274,38 @@ mod tests {
         assert_eq!(cut.by_position(), filled(0..200).by_position());
         assert!(cut.unsaved().is_empty());
         assert!(filled(0..5000).is_forgetful() && !filled(0..40).is_forgetful());
+    }
+
+    #[test]
+    fn the_latest_positions_are_remembered_whatever_the_sample_keeps() {
+        let mut sample = filled(0..500);
+        (100..400).rev().for_each(|position| sample.remember(position, queries(position)));
+        let latest: Vec<u64> = sample.latest(LATEST).iter().map(|(position, _)| *position).collect();
+        // Those of the sample are known as well.
+        let kept: Vec<u64> = sample.by_position().iter().map(|(position, _)| *position).collect();
+        let later: Vec<u64> = kept.iter().copied().filter(|&position| position >= 400).collect();
+        assert!(!later.is_empty() && latest.ends_with(&later), "{latest:?}");
+        assert_eq!(latest[LATEST - later.len() - 1], 399);
+        assert!(latest.is_sorted() && latest.len() == LATEST);
+        assert!(sample.latest(5).iter().all(|(position, kept)| *kept == queries(*position)));
+        // All of it is saved once: in the sample, or beside it.
+        assert!(sample.unsaved_latest().iter().all(|(position, _)| !kept.contains(position)));
+        assert!(sample.unsaved_latest().len() > LATEST / 2);
+        sample.settle_latest();
+        assert!(sample.unsaved_latest().is_empty());
+        sample.remember(400, queries(400));
+        assert_eq!(sample.unsaved_latest().len(), usize::from(!kept.contains(&400)));
+
+        let mut recalled = QuerySample::new(7, 20);
+        sample
+            .latest(LATEST)
+            .iter()
+            .for_each(|(position, queries)| recalled.recall(*position, queries.to_vec()));
+        assert_eq!(recalled.latest(LATEST), sample.latest(LATEST));
+        assert!(recalled.unsaved_latest().is_empty());
+        recalled.cut(390);
+        assert_eq!(recalled.latest(1)[0].0, 389);
+        assert!(QuerySample::new(1, 0).latest(3).is_empty() && !QuerySample::new(1, 0).is_late(4));
     }
 
     #[test]

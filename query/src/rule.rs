@@ -11,6 +11,9 @@ pub struct Attempt<'a> {
     pub tau: f32,
     /// Predicted relative error of each query head of the group.
     pub predicted: &'a [f32],
+    /// What the position and KV head has read so far, with all attempts, as a share of its sealed rows at 16 bits. It counts
+    /// what [`TauRule::bytes_share_max`] does.
+    pub bytes_share: f64,
 }
 
 /// What becomes of an attempt.

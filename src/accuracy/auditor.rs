@@ -1,6 +1,6 @@
 //! The thread that audits calls behind the back of those who make them.
 
-use super::calibration::{Band, BandErrors};
+use super::calibration::{Audit, Band, BandErrors};
 use crate::error::Error;
 use crate::layer::LayerRows;
 use parking_lot::Mutex;
@@ -26,8 +26,9 @@ pub(crate) struct AuditJob {
 #[derive(Debug)]
 pub(crate) struct Audits {
     pub(crate) found: Result<Vec<BandErrors>, Error>,
-    /// Of `found`, the measured errors in the bands that the heads of the call were answered in: `(query head, error)`.
-    pub(crate) of_call: Vec<(usize, f32)>,
+    /// Of `found`, the heads in the bands that they were answered in by the call.
+    pub(crate) of_call: Vec<BandErrors>,
+    pub(crate) kind: Audit,
     /// How long it took.
     pub(crate) spent: Duration,
 }
@@ -37,15 +38,18 @@ impl AuditJob {
         let started = Instant::now();
         let found = super::audit(&self.rows, &self.queries, &self.bands);
         let of_call = found.as_deref().map(|found| self.of_call(found)).unwrap_or_default();
-        Audits { found, of_call, spent: started.elapsed() }
+        let kind = if self.asked.is_empty() { Audit::Replayed } else { Audit::Asked };
+        Audits { found, of_call, kind, spent: started.elapsed() }
     }
 
-    fn of_call(&self, found: &[BandErrors]) -> Vec<(usize, f32)> {
+    fn of_call(&self, found: &[BandErrors]) -> Vec<BandErrors> {
         let group = self.rows.shape.group();
         let band = |head: usize| self.asked.get(head / group).and_then(|&tau| Band::of(tau.into()));
-        let heads = found.iter().flat_map(|errors| errors.heads.iter().map(|head| (errors.band, head)));
-        let heads = heads.filter(|(audited, (head, ..))| band(*head) == Some(*audited));
-        heads.map(|(_, &(head, _, error))| (head, error)).collect()
+        let of_band = |errors: &BandErrors| {
+            let heads = errors.heads.iter().filter(|(head, ..)| band(*head) == Some(errors.band));
+            BandErrors { heads: heads.copied().collect(), ..*errors }
+        };
+        found.iter().map(of_band).filter(|errors| !errors.heads.is_empty()).collect()
     }
 }
 

@@ -1,5 +1,6 @@
 //! How far the predicted errors of a layer are off: conformal quantiles over audited calls.
 
+use super::CONFIDENCE;
 use half::f16;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -54,6 +55,8 @@ impl Band {
 pub(crate) struct Audited {
     /// Actual over predicted error of the latest [`WINDOW`] audits, oldest first.
     pub(crate) ratios: Vec<f16>,
+    /// How many of them, the first ones, are of queries that were replayed.
+    pub(crate) replayed: usize,
     /// Geometric running mean of the predictions, natural logarithm. It only chooses where `Error` budgets start.
     pub(crate) log_predicted: f32,
 }
@@ -63,6 +66,7 @@ impl Audited {
         let predicted = floored(predicted).min(PREDICTED_MAX);
         if self.ratios.len() >= WINDOW {
             self.ratios.remove(0);
+            self.replayed = self.replayed.saturating_sub(1);
         }
         let ratio = (f64::from(actual) / f64::from(predicted)).min(f64::from(f16::MAX));
         // An actual error that is no number says that nothing can be promised.
@@ -70,7 +74,29 @@ impl Audited {
         let share = 1.0 / self.ratios.len().min(16) as f32;
         self.log_predicted += share * (predicted.ln() - self.log_predicted);
     }
+
+    /// Ratios of calls, not of replayed queries.
+    fn called(&self) -> usize {
+        self.ratios.len() - self.replayed
+    }
+
+    fn forget_replayed(&mut self) {
+        self.ratios.drain(..self.replayed);
+        self.replayed = 0;
+    }
 }
+
+/// Where an audited query comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Audit {
+    /// A query that was seen before, asked at the end of the context.
+    Replayed,
+    /// A query that is asked there.
+    Asked,
+}
+
+/// Once audits of so many calls are known in a band, those of replayed queries are forgotten.
+const CALLED_ENOUGH: usize = 48;
 
 /// Multipliers of the predicted error at one confidence, `[bands, query_heads]`; `None` where uncalibrated.
 pub(crate) type Multipliers = Arc<Vec<Option<f32>>>;
@@ -82,6 +108,8 @@ pub struct Calibration {
     query_heads: usize,
     /// `[bands, query_heads]`.
     pub(crate) audited: Vec<Audited>,
+    /// Natural logarithm of what multipliers are corrected by; see [`Self::follow`].
+    pub(crate) correction: f32,
     /// Multipliers by the bits of their confidence: computed when they are first asked for.
     multipliers: Mutex<Vec<(u64, Multipliers)>>,
 }
@@ -94,6 +122,7 @@ impl Calibration {
         Calibration {
             query_heads,
             audited: vec![Audited::default(); BANDS * query_heads],
+            correction: 0.0,
             multipliers: Mutex::default(),
         }
     }
@@ -108,9 +137,24 @@ impl Calibration {
         self.audited.iter().all(|audited| audited.ratios.is_empty())
     }
 
+    /// Whether nothing was audited in a band.
+    pub(crate) fn is_empty_in(&self, band: Band) -> bool {
+        self.of_band(band).iter().all(|audited| audited.ratios.is_empty())
+    }
+
     /// Audits that count for a query head in a band, at most [`WINDOW`].
     pub fn audits(&self, band: Band, query_head: usize) -> usize {
         self.audited[band.index() * self.query_heads + query_head].ratios.len()
+    }
+
+    /// Those of them that are audits of calls.
+    pub(crate) fn audits_of_calls(&self, band: Band) -> usize {
+        self.of_band(band).iter().map(Audited::called).max().unwrap_or(0)
+    }
+
+    /// What audits have shown of each query head in a band.
+    fn of_band(&self, band: Band) -> &[Audited] {
+        &self.audited[band.index() * self.query_heads..][..self.query_heads]
     }
 
     /// What a predicted error is multiplied with to bound the actual one at `confidence`: of the audited ratios of
@@ -142,42 +186,46 @@ impl Calibration {
     }
 
     fn compute(&self, confidence: f64) -> Vec<Option<f32>> {
+        let correction = self.correction.exp();
         let of_band = |heads: &[Audited]| -> Vec<Option<f32>> {
             let mut pooled = None;
-            heads
-                .iter()
-                .map(|audited| {
-                    quantile(audited.ratios.clone(), confidence).or_else(|| {
-                        *pooled.get_or_insert_with(|| {
-                            quantile(
-                                heads.iter().flat_map(|head| &head.ratios).copied().collect(),
-                                confidence,
-                            )
-                        })
-                    })
-                })
-                .collect()
+            let mut of_layer = || {
+                let ratios = || heads.iter().flat_map(|head| &head.ratios).copied().collect();
+                *pooled.get_or_insert_with(|| quantile(ratios(), confidence))
+            };
+            let own = heads.iter().map(|head| quantile(head.ratios.clone(), confidence));
+            own.map(|own| own.or_else(&mut of_layer).map(|ratio| ratio * correction)).collect()
         };
         self.audited.chunks_exact(self.query_heads).flat_map(of_band).collect()
     }
 
-    /// How likely the actual error of a head exceeds `limit` times the predicted one: the conformal p-value of the
-    /// ratios that [`Self::multiplier`] rests on; `None` where it is `None`.
+    /// The share of the answers of a group of heads, from head `first` on, whose actual error is expected to exceed their
+    /// limits times the predicted one, from the ratios that [`Self::multiplier`] rests on: the conformal p-value, which
+    /// is right on average over the audits; `None` where that is `None`.
     pub(crate) fn exceedance(
         &self,
         band: Band,
-        query_head: usize,
-        limit: f32,
+        first: usize,
+        limits: impl ExactSizeIterator<Item = f32>,
         confidence: f64,
     ) -> Option<f64> {
-        let heads = &self.audited[band.index() * self.query_heads..][..self.query_heads];
-        let p_value = |heads: &[Audited]| {
-            let count: usize = heads.iter().map(|head| head.ratios.len()).sum();
-            rank(count, confidence)?;
-            let above = heads.iter().flat_map(|head| &head.ratios).filter(|ratio| ratio.to_f32() > limit);
-            Some((above.count() + 1) as f64 / (count + 1) as f64)
-        };
-        p_value(&heads[query_head..=query_head]).or_else(|| p_value(heads))
+        let (heads, group) = (self.of_band(band), limits.len());
+        let own = &heads[first..first + group];
+        let counts_alone = own.iter().all(|head| are_enough(head.ratios.len(), confidence));
+        let of_head = |head: usize| if counts_alone { &own[head..=head] } else { heads };
+        let (mut above, mut count) = (0, 0);
+        let correction = self.correction.exp();
+        for (head, limit) in limits.enumerate() {
+            let limit = limit / correction;
+            let ratios = || of_head(head).iter().flat_map(|head| &head.ratios);
+            count += ratios().count();
+            above += ratios().filter(|ratio| ratio.to_f32() > limit).count();
+        }
+        // The one more is the answer itself, which may be worse than all audits. Where heads share their audits, it
+        // counts against those, however often they were looked at.
+        let one = if counts_alone { 1.0 } else { group as f64 };
+        (counts_alone || are_enough(count / group.max(1), confidence))
+            .then(|| (above as f64 + one) / (count as f64 + one))
     }
 
     /// The error that audits predicted for a head in a band, typically.
@@ -186,14 +234,49 @@ impl Calibration {
     }
 
     /// Takes an audit in: predicted and actual errors of some query heads, in one band.
-    pub(crate) fn record(&mut self, errors: &BandErrors) {
+    pub(crate) fn record(&mut self, errors: &BandErrors, audit: Audit) {
         self.multipliers.get_mut().clear();
-        let first = errors.band.index() * self.query_heads;
+        let heads = &mut self.audited[errors.band.index() * self.query_heads..][..self.query_heads];
         for &(head, predicted, actual) in &errors.heads {
-            self.audited[first + head].record(predicted, actual);
+            heads[head].record(predicted, actual);
+            if audit == Audit::Replayed {
+                // It stands before those of calls only where there are none; behind them it is one of them.
+                heads[head].replayed += usize::from(heads[head].called() == 1);
+            }
+        }
+        for head in heads.iter_mut().filter(|head| head.called() >= CALLED_ENOUGH) {
+            head.forget_replayed();
+        }
+    }
+
+    /// Lets the correction follow the audit of a call in the band that it was answered in, before that is recorded: up
+    /// where more of its bounds at [`CONFIDENCE`] missed than may, back down where fewer did. In the long run no more
+    /// miss than may, whatever the calls are (Gibbs and Candès, *Adaptive conformal inference under distribution
+    /// shift*, with a factor on the ratios in place of their rank). Bounds are never corrected down.
+    pub(crate) fn follow(&mut self, errors: &BandErrors) {
+        let multipliers = self.multipliers(CONFIDENCE);
+        let of_band = &multipliers[errors.band.index() * self.query_heads..][..self.query_heads];
+        let bounded = errors
+            .heads
+            .iter()
+            .filter_map(|&(head, predicted, actual)| Some((of_band[head]? * floored(predicted), actual)));
+        let (mut count, mut missed) = (0.0, 0.0);
+        for (bound, actual) in bounded {
+            count += 1.0;
+            // An actual error that is no number misses every bound.
+            missed += if actual <= bound { 0.0 } else { 1.0 };
+        }
+        if count > 0.0 {
+            self.multipliers.get_mut().clear();
+            let step = STEP * (missed / count - (1.0 - CONFIDENCE as f32));
+            self.correction = (self.correction + step).clamp(0.0, CORRECTION_MAX);
         }
     }
 }
+
+/// How far the correction moves where all bounds of a call missed, and how far it may go.
+const STEP: f32 = 0.3;
+pub(crate) const CORRECTION_MAX: f32 = 1.5;
 
 /// One audit in one band: `(query head, predicted, actual)`.
 #[derive(Clone, Debug, PartialEq)]
@@ -213,6 +296,11 @@ fn quantile(mut ratios: Vec<f16>, confidence: f64) -> Option<f32> {
     let (_, ratio, _) = ratios.select_nth_unstable_by(at, f16::total_cmp);
     // The next number of 16 bits: the ratio was rounded when it was kept.
     Some(ratio.to_f32() * (1.0 + 1.0 / 1024.0))
+}
+
+/// Whether [`rank`] finds one: whether the largest of `count` values is one.
+fn are_enough(count: usize, confidence: f64) -> bool {
+    count as f64 * confidence.ln() <= (1.0 - SURENESS).ln()
 }
 
 /// The smallest rank, from 1, whose value exceeds a share `confidence` of the distribution with probability
@@ -236,13 +324,15 @@ fn rank(count: usize, confidence: f64) -> Option<usize> {
 impl Clone for Calibration {
     fn clone(&self) -> Self {
         let multipliers = Mutex::new(self.multipliers.lock().clone());
-        Calibration { query_heads: self.query_heads, audited: self.audited.clone(), multipliers }
+        let (query_heads, correction) = (self.query_heads, self.correction);
+        Calibration { query_heads, audited: self.audited.clone(), correction, multipliers }
     }
 }
 
 impl PartialEq for Calibration {
     fn eq(&self, other: &Self) -> bool {
-        (self.query_heads, &self.audited) == (other.query_heads, &other.audited)
+        (self.query_heads, self.correction, &self.audited)
+            == (other.query_heads, other.correction, &other.audited)
     }
 }
 

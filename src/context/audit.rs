@@ -1,7 +1,7 @@
 //! When calls are audited, and what becomes of the audits.
 
 use super::{Context, Layer, layer_of_mut};
-use crate::accuracy::{AuditJob, Band, CONFIDENCE, Calibration, Spending, audit, prepared};
+use crate::accuracy::{Audit, AuditJob, BANDS, Band, CONFIDENCE, Calibration, Spending, audit, prepared};
 use crate::error::Error;
 use crate::layer::OwnedBatch;
 use crate::snapshot::on_pool;
@@ -12,9 +12,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
-/// Sampled queries that are replayed when a context was opened, or a layer built again, that has queries but no
-/// calibration.
-const FIRST_AUDITS: usize = 32;
+/// Queries that are replayed in a band which a call was answered in and no audit has seen: the latest ones, since they
+/// see the same rows as the next ones will.
+const FIRST_AUDITS: usize = 48;
+/// As long as calls gave a band fewer audits than this, they are audited this many times as often, and may take that much
+/// more time.
+const EARLY_AUDITS: usize = 16;
+const EARLY_SHARE: f64 = 8.0;
+const EARLY_TIME: f64 = 4.0;
 /// Audits that may wait; a call that would add one is not audited.
 const PENDING_MAX: usize = 4;
 
@@ -26,14 +31,16 @@ pub(super) struct Audits {
     /// Time that calls took, and that their audits took, since the context was opened.
     calls: Duration,
     audits: Duration,
-    /// Layers whose first batch is still to come.
-    first: Vec<bool>,
+    /// Per layer, the bands whose first batch was made, as bits; none is made of a layer that is not in it.
+    first: Vec<u32>,
 }
 
+const _: () = assert!(BANDS <= 32);
+
 impl Audits {
-    /// Audits of a context that was just opened, with a first batch for each layer.
+    /// Audits of a context that was just opened, with first batches for each layer.
     pub(super) fn opened(layers: usize) -> Self {
-        Audits { first: vec![true; layers], ..Audits::default() }
+        Audits { first: vec![0; layers], ..Audits::default() }
     }
 
     /// Those of a fork: nothing is under way.
@@ -46,12 +53,12 @@ impl Audits {
         self.pending.retain(|(audited, _)| *audited != layer);
     }
 
-    /// The layer's index was replaced: audits of the old one that are under way do not count, and a first batch comes
+    /// The layer's index was replaced: audits of the old one that are under way do not count, and first batches come
     /// again.
     pub(super) fn forget(&mut self, layer: usize, layers: usize) {
         self.pending.retain(|(audited, _)| *audited != layer);
-        self.first.resize(layers, false);
-        self.first[layer] = true;
+        self.first.resize(layers, u32::MAX);
+        self.first[layer] = 0;
     }
 }
 
@@ -86,11 +93,11 @@ impl Context {
         let batch = OwnedBatch::take(rows, rows.length().saturating_sub(1), queries)?;
         let row = batch.data.len() / batch.positions.max(1);
         let queries: Vec<Vec<f32>> = batch.data.chunks_exact(row.max(1)).map(<[f32]>::to_vec).collect();
-        self.audit_now(layer, &queries)
+        self.audit_now(layer, &queries, Audit::Asked)
     }
 
-    /// Audits up to `queries_max` of the recorded queries of a layer, or of each, spread evenly over the sample, as calls
-    /// at the end of the context. Returns the audits recorded.
+    /// Audits up to `queries_max` of the queries of a layer, or of each, that were observed: the latest that are known, as
+    /// calls at the end of the context. Returns the audits recorded.
     ///
     /// # Errors
     /// [`Error::LayerOutOfRange`], [`Error::LayerAbsent`], [`Error::Storage`].
@@ -101,10 +108,10 @@ impl Context {
             self.install_finished(layer)?;
             self.install_audits();
             if let Some(first) = self.audits.first.get_mut(layer) {
-                *first = false;
+                *first = u32::MAX;
             }
             let queries = self.layer(layer)?.replayed(queries_max);
-            recorded += self.audit_now(layer, &queries)?;
+            recorded += self.audit_now(layer, &queries, Audit::Replayed)?;
         }
         Ok(recorded)
     }
@@ -118,7 +125,7 @@ impl Context {
         }
     }
 
-    fn audit_now(&mut self, layer: usize, queries: &[Vec<f32>]) -> Result<usize, Error> {
+    fn audit_now(&mut self, layer: usize, queries: &[Vec<f32>], kind: Audit) -> Result<usize, Error> {
         let rows = &self.layer(layer)?.rows;
         if !prepared(rows) {
             return Ok(0);
@@ -127,7 +134,7 @@ impl Context {
         let found = on_pool(self.store.pool.as_deref(), || audit(rows, queries, &bands))?;
         let rows = &mut layer_of_mut(&mut self.layers, layer)?.rows;
         let calibration = Arc::make_mut(&mut rows.calibration);
-        found.iter().for_each(|errors| calibration.record(errors));
+        found.iter().for_each(|errors| calibration.record(errors, kind));
         rows.steering.begin(&found);
         Ok(found.len())
     }
@@ -146,14 +153,22 @@ impl Context {
     }
 
     fn install(&mut self, layer: usize, audits: crate::accuracy::Audits) {
-        let crate::accuracy::Audits { found, of_call, spent } = audits;
-        self.audits.audits += spent;
+        let crate::accuracy::Audits { found, of_call, kind, spent } = audits;
+        // The first batches are few and come once; they must not keep calls from being audited.
+        if kind == Audit::Asked {
+            self.audits.audits += spent;
+        }
         match (found, layer_of_mut(&mut self.layers, layer)) {
             (Ok(found), Ok(layer)) => {
                 let calibration = Arc::make_mut(&mut layer.rows.calibration);
-                found.iter().for_each(|errors| calibration.record(errors));
+                if kind == Audit::Asked {
+                    of_call.iter().for_each(|errors| calibration.follow(errors));
+                }
+                found.iter().for_each(|errors| calibration.record(errors, kind));
                 layer.rows.steering.begin(&found);
-                Arc::make_mut(&mut layer.rows.spending).audited(&of_call);
+                let errors = of_call.iter().flat_map(|errors| &errors.heads);
+                let errors: Vec<_> = errors.map(|&(head, _, error)| (head, error)).collect();
+                Arc::make_mut(&mut layer.rows.spending).audited(&errors);
             }
             (Err(error), _) => tracing::warn!(layer, %error, "an audit failed; nothing is recorded of it"),
             (Ok(_), Err(_)) => {}
@@ -176,38 +191,49 @@ impl Context {
         if let Budget::Bytes(share) = *budget
             && approximated
         {
-            mine.rows.steering.learn(share, report.bytes_share());
+            mine.rows.steering.learn(share, report);
         }
         let share = self.store.audits.share;
         let Some(position) = report.positions.last().map(|last| last.position) else { return Ok(()) };
         if report.taus.is_empty() || share <= 0.0 || !prepared(&mine.rows) {
             return Ok(());
         }
-        let all = || Band::all().collect::<Vec<_>>();
-        let first = self.audits.first.get_mut(layer).is_some_and(std::mem::take);
-        if first && mine.rows.calibration.is_empty() {
-            let queries = mine.replayed(FIRST_AUDITS);
-            return self.queue_audit(layer, queries, (all(), Vec::new()));
-        }
-        let bands = match budget {
-            Budget::Error { .. } => all(),
-            _ => report.taus.first().and_then(|&tau| Band::of(f64::from(tau))).into_iter().collect(),
-        };
+        let bands = bands_of(budget, &report.taus);
+        let exact_yet = matches!(budget, Budget::Error { .. }) && !approximated;
+        let new = self.audits.first.get_mut(layer).map_or(Vec::new(), |first| {
+            let is_new = |band: &&Band| {
+                let bit = 1 << band.index();
+                let new = *first & bit == 0 && mine.rows.calibration.is_empty_in(**band);
+                *first |= bit;
+                new
+            };
+            bands.iter().filter(is_new).copied().collect()
+        });
+        let rows = &mine.rows;
+        let called = |band: &Band| rows.calibration.audits_of_calls(*band);
+        let is_early = bands.iter().map(called).min().is_some_and(|least| least < EARLY_AUDITS);
+        let (often, longer) = if is_early { (EARLY_SHARE, EARLY_TIME) } else { (1.0, 1.0) };
         // An exact answer to an `Error` budget says that there are too few audits yet.
-        let wanted = matches!(budget, Budget::Error { .. }) && !approximated
-            || chosen(position, layer, self.options.clusters.seed, share);
+        let wanted = exact_yet || chosen(position, layer, self.options.clusters.seed, share * often);
+        let time_max = self.audits.calls.mul_f64(self.store.audits.time_share * longer);
         let within = self.store.audits.inline
-            || self.audits.pending.len() < PENDING_MAX
-                && self.audits.audits <= self.audits.calls.mul_f64(self.store.audits.time_share);
-        if bands.is_empty() || !wanted || !within {
+            || self.audits.pending.len() < PENDING_MAX && self.audits.audits <= time_max;
+        // The last position stands for the batch.
+        let mut call = Vec::new();
+        if !bands.is_empty() && wanted && within {
+            let batch = OwnedBatch::take(rows, position, queries)?;
+            let row = batch.data.len() / batch.positions;
+            call.push(batch.data[batch.data.len() - row..].to_vec());
+        }
+        if !new.is_empty() {
+            let latest = mine.replayed(FIRST_AUDITS);
+            self.queue_audit(layer, latest, (new, Vec::new()))?;
+        }
+        if call.is_empty() {
             return Ok(());
         }
-        // The last position stands for the batch.
-        let batch = OwnedBatch::take(&mine.rows, position, queries)?;
-        let row = batch.data.len() / batch.positions;
-        let query = batch.data[batch.data.len() - row..].to_vec();
-        let asked = report.taus[report.taus.len() - mine.rows.shape.kv_heads..].to_vec();
-        self.queue_audit(layer, vec![query], (bands, asked))
+        let asked = report.taus[report.taus.len() - self.layer(layer)?.rows.shape.kv_heads..].to_vec();
+        self.queue_audit(layer, call, (bands, asked))
     }
 
     /// Queues an audit in some bands, of the call whose KV heads were answered with the taus `asked`, if of one.
@@ -233,14 +259,27 @@ impl Context {
 }
 
 impl Layer {
-    /// At most `queries_max` of the sampled queries, spread evenly.
+    /// At most `queries_max` of the queries that were observed, the latest ones.
     fn replayed(&self, queries_max: usize) -> Vec<Vec<f32>> {
-        let sample = self.sample.by_position();
-        let count = sample.len().min(queries_max);
-        let at = |i: usize| &sample[i * sample.len() / count];
-        (0..count).map(|i| at(i).1.iter().map(|x| x.to_f32()).collect()).collect()
+        let latest = self.sample.latest(queries_max).into_iter();
+        latest.map(|(_, queries)| queries.iter().map(|x| x.to_f32()).collect()).collect()
     }
 }
+
+/// The bands that a call is audited in: those that it was answered in. An `Error` budget needs to know the neighbouring
+/// ones as well, and all of them as long as it reads everything.
+fn bands_of(budget: &Budget, taus: &[f32]) -> Vec<Band> {
+    let answered: Vec<Band> = taus.iter().filter_map(|&tau| Band::of(f64::from(tau))).collect();
+    let near = |band: &Band| match budget {
+        Budget::Error { .. } if answered.is_empty() => true,
+        Budget::Error { .. } => answered.iter().any(|other| other.index().abs_diff(band.index()) <= NEAR),
+        _ => answered.contains(band),
+    };
+    Band::all().filter(near).collect()
+}
+
+/// Bands around that of an answer which `Error` budgets may try next.
+const NEAR: usize = 4;
 
 /// Whether the call at `position` is audited: a share of them, the same whenever the same positions are asked.
 fn chosen(position: u64, layer: usize, seed: u64, share: f64) -> bool {

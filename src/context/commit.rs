@@ -183,6 +183,7 @@ impl Context {
         if self.logs.meta.open.is_none() {
             self.logs.meta.open = Some(self.new_log("meta")?);
         }
+        let audited = self.store.audits.share > 0.0;
         let Some(log) = &mut self.logs.meta.open else { return Ok(()) };
         for ids in self.tokens[self.logs.tokens_logged..].chunks(TOKENS_PER_RECORD) {
             let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
@@ -194,7 +195,7 @@ impl Context {
         }
         for (number, layer) in self.layers.iter_mut().enumerate() {
             let Some(layer) = layer else { continue };
-            for (first_position, queries) in layer.sample.unsaved() {
+            for (first_position, queries) in unsaved_queries(layer, audited) {
                 let bytes: Vec<u8> = queries.iter().flat_map(|x: &f16| x.to_le_bytes()).collect();
                 let header = RecordHeader {
                     kind: RecordKind::Queries,
@@ -205,12 +206,18 @@ impl Context {
                 log.writer.append(&header, &[&bytes])?;
             }
             layer.sample.settle();
+            if audited && wants_first_audits(layer) {
+                layer.sample.settle_latest();
+            }
         }
         Ok(())
     }
 
     pub(super) fn has_unsaved_queries(&self) -> bool {
-        self.layers.iter().flatten().any(|layer| !layer.sample.unsaved().is_empty())
+        self.layers
+            .iter()
+            .flatten()
+            .any(|layer| !unsaved_queries(layer, self.store.audits.share > 0.0).is_empty())
     }
 
     fn manifest(&self) -> Manifest {
@@ -342,6 +349,20 @@ impl Context {
             tracing::warn!(context = self.name, path, %error, "a replaced file could not be removed");
         }
     }
+}
+
+/// Queries of a layer that the next commit writes: those of the sample, and where calls are `audited` but none of the layer
+/// was yet, the latest ones, which are the first to be.
+fn unsaved_queries(layer: &Layer, audited: bool) -> Vec<(u64, &[f16])> {
+    let mut queries = layer.sample.unsaved();
+    if audited && wants_first_audits(layer) {
+        queries.extend(layer.sample.unsaved_latest());
+    }
+    queries
+}
+
+fn wants_first_audits(layer: &Layer) -> bool {
+    layer.rows.calibration.is_empty() && crate::accuracy::prepared(&layer.rows)
 }
 
 /// A context that goes on committing says so now and then.

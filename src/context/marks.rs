@@ -16,9 +16,8 @@ const COMMITTED_MAX: usize = 16;
 const STORED_MAX: usize = 4;
 const STORED_BYTES_MAX: usize = 32 << 10;
 
-/// Kind and version of the record in the manifest.
+/// Kind of the record in the manifest. Its version is that of the states in it.
 pub(crate) const MARKS_KIND: u32 = 3;
-const MARKS_VERSION: u32 = 1;
 
 /// What a layer had learnt while it had `length` rows.
 #[derive(Clone, Debug)]
@@ -104,7 +103,7 @@ impl Context {
             count += 1;
         }
         let bytes = [&count.to_le_bytes()[..], &bytes].concat();
-        (count > 0).then_some(StateRecord { kind: MARKS_KIND, version: MARKS_VERSION, bytes })
+        (count > 0).then_some(StateRecord { kind: MARKS_KIND, version: accuracy::VERSION, bytes })
     }
 }
 
@@ -115,8 +114,9 @@ pub(super) fn restore_marks(
     layers: &mut [Option<Layer>],
 ) -> Result<(), Error> {
     let heads = manifest.model.query_heads as usize;
-    for bytes in record::state_of(manifest, file, ("marks", MARKS_KIND, MARKS_VERSION)) {
-        let bytes = bytes?;
+    let versions = accuracy::OLDEST..=accuracy::VERSION;
+    for state in record::state_of(manifest, file, ("marks", MARKS_KIND, versions)) {
+        let (version, bytes) = state?;
         let fault = |offset: usize, expected: &str| {
             let found = format!("{} bytes", bytes.len());
             record::damaged(file, "marks", accuracy::Fault { offset, expected: expected.into(), found })
@@ -131,7 +131,7 @@ pub(super) fn restore_marks(
             let size = u32::from_le_bytes(*size) as usize;
             let state = rest.get(..size).ok_or_else(|| fault(at, "a mark"))?;
             at += 12 + size;
-            let decoded = accuracy::decode(state, layers.len(), heads);
+            let decoded = accuracy::decode(state, version, layers.len(), heads);
             let decoded = decoded.map_err(|fault| record::damaged(file, "marks", fault))?;
             for (number, calibration, steering) in decoded {
                 let layer = record::kept(layers, file, "marks", number)?;

@@ -18,7 +18,7 @@ use crate::layer::{LayerRows, OwnedBatch};
 use crate::model::ModelSpec;
 use crate::options::ContextOptions;
 use crate::published::Published;
-use crate::sample::QuerySample;
+use crate::sample::{LATEST, QuerySample};
 use crate::sealing::{Sealed, Sealing, bases_of};
 use crate::snapshot::{Reader, Snapshot, SnapshotInner, layer_of, on_pool};
 use crate::store::Shared;
@@ -221,9 +221,15 @@ impl Context {
         let mine = layer_of_mut(&mut self.layers, layer)?;
         let batch = OwnedBatch::take(&mine.rows, first_position, queries)?;
         let row = batch.data.len() / batch.positions;
-        for (queries, position) in batch.data.chunks_exact(row).zip(batch.first_position..) {
+        let stored = |queries: &[f32]| queries.iter().map(|&x| clamped_f16(x)).collect();
+        let late = batch.positions.saturating_sub(LATEST);
+        for (at, (queries, position)) in batch.data.chunks_exact(row).zip(batch.first_position..).enumerate()
+        {
             if mine.sample.wants(position) {
-                mine.sample.insert(position, queries.iter().map(|&x| clamped_f16(x)).collect());
+                mine.sample.insert(position, stored(queries));
+            }
+            if at >= late && mine.sample.is_late(position) {
+                mine.sample.remember(position, stored(queries));
             }
         }
         self.rebuild_if_due(layer);

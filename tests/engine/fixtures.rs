@@ -1,4 +1,5 @@
-//! Stores that earlier builds wrote, one for each format version, which must be read for ever.
+//! Stores that earlier builds wrote, one for each format version, and one for each later version of what a context has learnt,
+//! which must be read for ever.
 //!
 //! `tests/fixtures/v1/` is a store, `tests/fixtures/v1.expected` what it must answer. To make one of a new version: run
 //! `LONGWAVE_WRITE_FIXTURE=v3 cargo test --test engine fixtures::write -- --ignored`, and never touch the old ones.
@@ -17,8 +18,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Each with the number of layers that it is asked.
-const VERSIONS: [(&str, usize); 2] = [("v1", 4), ("v2", 7)];
-pub const NEWEST: &str = "v2";
+const VERSIONS: [(&str, usize); 3] = [("v1", 4), ("v2", 7), ("v2-state2", 7)];
+pub const NEWEST: &str = "v2-state2";
 /// Query positions that are asked of every layer.
 const ASKED: usize = 2;
 

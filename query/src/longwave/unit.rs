@@ -148,18 +148,19 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         let (position, kv_head) = unit;
         let mut call = Self::open(kernels, view, batch, ladders, unit, scratch)?;
         let Some(start) = rule.start(position, kv_head) else { return call.read_all(0, scratch) };
-        let bytes_max = rule.bytes_share_max().map(|share| {
-            let row_bytes = 2 * (view.shape.key_dim + view.shape.value_dim);
-            let rows: usize = view.segments.iter().map(|segment| segment.rows()).sum();
-            (share * (rows * row_bytes) as f64) as u64
-        });
+        let rows: usize = view.segments.iter().map(|segment| segment.rows()).sum();
+        let whole = (rows * 2 * (view.shape.key_dim + view.shape.value_dim)) as f64;
+        let bytes_max = rule.bytes_share_max().map(|share| (share * whole) as u64);
         let mut threshold = Threshold { tau: start, bytes_max, raised: false };
         for attempts in 1.. {
             let answer = call.attempt(&mut threshold)?;
             let started = Instant::now();
             let Room { clusters, zone, prediction, .. } = &mut call.room;
             let predicted = prediction.errors(kernels, &call.reader.head, clusters, zone, &answer);
-            let attempt = Attempt { position, kv_head, tau: threshold.tau, predicted: &predicted };
+            let bytes = Self::traffic(&view.shape, &call.reader.head, &call.room.touched).bytes();
+            let bytes_share = bytes as f64 / whole.max(1.0);
+            let attempt =
+                Attempt { position, kv_head, tau: threshold.tau, predicted: &predicted, bytes_share };
             // Without a summary in use the answer is exact already.
             let next = if call.reader.head.clusters == 0 { Next::Accept } else { rule.next(&attempt) };
             call.timings.add(Operator::Estimate, started.elapsed());

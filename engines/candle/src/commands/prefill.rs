@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
 /// Recorded queries of each layer that are audited before the commit.
-const AUDITED_QUERIES: usize = 16;
+const AUDITED_QUERIES: usize = 48;
 
 /// Prefill a text into a Longwave context, and commit it. Does nothing where the context is there already.
 #[derive(Debug, Args)]
