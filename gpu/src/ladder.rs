@@ -39,7 +39,7 @@ impl SketchBlocks {
                 let mut at = offset;
                 for start in (0..rows).step_by(BLOCK_ROWS) {
                     let count = (rows - start).min(BLOCK_ROWS);
-                    let height = count.next_multiple_of(8);
+                    let height = count;
                     blocks.extend([(at / 8) as u32, height as u32, count as u32, first as u32]);
                     at += height * (layout.bytes() + 1);
                     first += count;

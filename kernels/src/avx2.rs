@@ -12,16 +12,16 @@ use std::arch::x86_64::{
     _mm256_cmp_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
     _mm256_cvtps_ph, _mm256_div_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_ps,
     _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_ps,
-    _mm256_or_ps, _mm256_or_si256, _mm256_permute2f128_ps, _mm256_permutevar8x32_ps, _mm256_set1_epi8,
-    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_si256, _mm256_shuffle_epi8,
-    _mm256_slli_epi16, _mm256_slli_epi32, _mm256_sqrt_ps, _mm256_srli_epi16, _mm256_srli_epi32,
-    _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_sub_epi16, _mm256_sub_ps, _mm256_unpackhi_epi16,
-    _mm256_unpacklo_epi16,
+    _mm256_or_ps, _mm256_or_si256, _mm256_permute2f128_ps, _mm256_permutevar_ps, _mm256_permutevar8x32_ps,
+    _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setr_ps,
+    _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_slli_epi32, _mm256_sqrt_ps,
+    _mm256_srli_epi16, _mm256_srli_epi32, _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_sub_epi16,
+    _mm256_sub_ps, _mm256_unpackhi_epi16, _mm256_unpacklo_epi16,
 };
 
 use half::{bf16, f16};
 
-use crate::codec::{LEVELS4, Lookup, Records, SketchQuery};
+use crate::codec::{HALF_LEVELS4, LEVELS4, Lookup, Records, SketchQuery};
 use crate::isa::{Isa, Kernels};
 use crate::ladder::{ClusterWeights, Estimated, GainOf, Limits, RowSums, Spread, Uncertain};
 use crate::lanes::Lanes;
@@ -78,6 +78,22 @@ impl Lanes for Avx2 {
             let low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(LEVELS4.as_ptr()), codes);
             let high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(LEVELS4.as_ptr().add(8)), codes);
             _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes)))
+        };
+        fn load_half(high: &[u8; 2]) -> __m256 = {
+            // A look-up among four takes the lowest two bits of each lane and no others.
+            let shifts = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
+            let codes = _mm256_srlv_epi32(_mm256_set1_epi32(i32::from(u16::from_le_bytes(*high))), shifts);
+            let [a, b, c, d] = HALF_LEVELS4;
+            _mm256_permutevar_ps(_mm256_setr_ps(a, b, c, d, a, b, c, d), codes)
+        };
+        fn load_whole(high: &[u8; 2], low: &[u8; 2]) -> __m256 = {
+            let shifts = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
+            let high = _mm256_srlv_epi32(_mm256_set1_epi32(i32::from(u16::from_le_bytes(*high))), shifts);
+            let low = _mm256_srlv_epi32(_mm256_set1_epi32(i32::from(u16::from_le_bytes(*low))), shifts);
+            let codes = _mm256_or_si256(_mm256_slli_epi32::<2>(high), _mm256_and_si256(low, _mm256_set1_epi32(3)));
+            let lower = _mm256_permutevar8x32_ps(_mm256_loadu_ps(LEVELS4.as_ptr()), codes);
+            let upper = _mm256_permutevar8x32_ps(_mm256_loadu_ps(LEVELS4.as_ptr().add(8)), codes);
+            _mm256_blendv_ps(lower, upper, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes)))
         };
         fn store(x: __m256, to: &mut [f32; 8]) = _mm256_storeu_ps(to.as_mut_ptr(), x);
         fn store_f16(x: __m256, to: &mut [f16; 8]) = {

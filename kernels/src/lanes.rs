@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::codec::LEVELS4;
+use crate::codec::{HALF_LEVELS4, LEVELS4};
 
 /// Eight lanes of `f32` on one instruction set.
 ///
@@ -20,6 +20,10 @@ pub(crate) trait Lanes: Copy {
     fn load_i8(self, from: &[i8; 8]) -> Self::V;
     /// The levels of eight 4-bit codes, the first in the low half of the first byte.
     fn load_levels4(self, codes: &[u8; 4]) -> Self::V;
+    /// The levels that eight codes of 2 bits stand for where they are the upper ones of four, the first in the lowest bits.
+    fn load_half(self, high: &[u8; 2]) -> Self::V;
+    /// The levels of eight 4-bit codes whose upper and lower two bits lie apart.
+    fn load_whole(self, high: &[u8; 2], low: &[u8; 2]) -> Self::V;
     fn store(self, x: Self::V, to: &mut [f32; 8]);
     /// Rounds to nearest, ties to even.
     fn store_f16(self, x: Self::V, to: &mut [f16; 8]);
@@ -99,6 +103,19 @@ impl Lanes for Portable {
     #[inline(always)]
     fn load_levels4(self, codes: &[u8; 4]) -> [f32; 8] {
         by_lane!(i => LEVELS4[usize::from(codes[i / 2] >> (i % 2 * 4) & 15)])
+    }
+
+    #[inline(always)]
+    fn load_half(self, high: &[u8; 2]) -> [f32; 8] {
+        by_lane!(i => HALF_LEVELS4[usize::from(high[i / 4] >> (i % 4 * 2) & 3)])
+    }
+
+    #[inline(always)]
+    fn load_whole(self, high: &[u8; 2], low: &[u8; 2]) -> [f32; 8] {
+        by_lane!(i => {
+            let shift = i % 4 * 2;
+            LEVELS4[usize::from((high[i / 4] >> shift & 3) << 2 | low[i / 4] >> shift & 3)]
+        })
     }
 
     #[inline(always)]

@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Each with the number of layers that it is asked.
-const VERSIONS: [(&str, usize); 3] = [("v1", 4), ("v2", 7), ("v2-state2", 7)];
-pub const NEWEST: &str = "v2-state2";
+const VERSIONS: [(&str, usize); 4] = [("v1", 4), ("v2", 7), ("v2-state2", 7), ("v2-ladder2", 7)];
+pub const NEWEST: &str = "v2-ladder2";
 /// Query positions that are asked of every layer.
 const ASKED: usize = 2;
 

@@ -19,7 +19,7 @@ struct Seen {
     jensen: f64,
     rise: f64,
     /// Rows by the resolutions of key and value.
-    rows: [[usize; 3]; 3],
+    rows: [[usize; 4]; 4],
 }
 
 impl Seen {
@@ -29,13 +29,11 @@ impl Seen {
         assert!(self.compared > 3 * self.close, "{} compared, {} too close", self.compared, self.close);
         assert!(self.terms.iter().all(|&term| term > 0.1), "{:?}", self.terms);
         assert!(self.jensen > 0.05, "{}", self.jensen);
-        let [coarse, code, full] = self.rows;
-        assert!(coarse[0] > 0 && coarse[1] > 0 && code[..2].iter().all(|&n| n > 0), "{:?}", self.rows);
-        assert!(
-            code[2] + coarse[2] > 0 && full.iter().sum::<usize>() > full[0] && full[2] > 0,
-            "{:?}",
-            self.rows
-        );
+        let [coarse, half, code, full] = self.rows;
+        for (rows, of) in [("coarse", &coarse[..2]), ("half", &half[..3]), ("code", &code[1..3])] {
+            assert!(of.iter().all(|&n| n > 0), "{rows}: {:?}", self.rows);
+        }
+        assert!(full[2] + full[3] > 0 && code[3] + full[3] > 0, "{:?}", self.rows);
     }
 
     fn add(&mut self, reference: &Reference) {
@@ -110,7 +108,7 @@ fn count(clusters: usize, choice: &Choice) -> [u64; 6] {
         clusters as u64,
         choice.opened.iter().filter(|&&opened| opened).count() as u64,
         rows(&|c, _| choice.opened[c]),
-        rows(&|_, row| row.contains(&Resolution::Code)),
+        rows(&|_, row| row.contains(&Resolution::Half) || row.contains(&Resolution::Code)),
         rows(&|_, row| row.contains(&Resolution::Full)),
         rows(&|c, _| !choice.opened[c]),
     ]

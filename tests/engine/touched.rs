@@ -66,16 +66,18 @@ fn ask(case: &Case, snapshot: &Snapshot, call: &Call) -> Answer {
     snapshot.attend(0, &query_view(&call.queries, &case.model), &Budget::Tau(call.tau)).unwrap()
 }
 
-/// Bytes of a record of a column that is read record by record. Not the bases and scales: their digest is checked
-/// once, when a segment is opened.
-fn record_of(model: &ModelSpec, kind: ColumnKind) -> Option<usize> {
+/// Bytes of what is read together in a record of a column that is read record by record: all of it, or the two halves of a
+/// code. Not the bases and scales: their digest is checked once, when a segment is opened.
+fn parts_of(model: &ModelSpec, kind: ColumnKind) -> Option<Vec<usize>> {
     let (d, v, size) = (model.key_dim, model.value_dim, model.dtype.size_of());
-    Some(match kind {
+    let whole = match kind {
+        ladder::KEY_CODE => return Some(vec![d / 4 + 2, d / 4]),
+        ladder::VALUE_CODE => return Some(vec![v / 4 + 2, v / 4]),
         ColumnKind::KEYS => d * size,
         ColumnKind::VALUES => v * size,
         ColumnKind::POSITIONS => 4,
-        ladder::CENTROID | ladder::KEY_CODE => record_len(d),
-        ladder::VALUE_MEAN | ladder::VALUE_CODE => record_len(v),
+        ladder::CENTROID => record_len(d),
+        ladder::VALUE_MEAN => record_len(v),
         ladder::CLUSTER => ladder::CLUSTER_SIZE,
         // Of any length.
         ladder::SKETCH => 1,
@@ -84,12 +86,20 @@ fn record_of(model: &ModelSpec, kind: ColumnKind) -> Option<usize> {
         index::VALUE_MEAN => v * size,
         index::KEY_SPREAD | index::VALUE_SPREAD => 4,
         _ => return None,
-    })
+    };
+    Some(vec![whole])
 }
 
-/// A record that no reader refuses and that ruins every answer it enters.
-fn poison(model: &ModelSpec, kind: ColumnKind, at: usize, rows: usize, record: &mut [u8]) {
+/// Part `part` of a record that no reader refuses and that ruins every answer it enters.
+fn poison(model: &ModelSpec, kind: ColumnKind, (at, part): (usize, usize), rows: usize, record: &mut [u8]) {
     match kind {
+        ladder::KEY_CODE | ladder::VALUE_CODE => {
+            record.fill(0xff);
+            if part == 0 {
+                record[..2].copy_from_slice(&[0xff, 0x7b]);
+            }
+        }
+        ladder::CLUSTER => record.fill(0xff),
         ColumnKind::POSITIONS => record.copy_from_slice(&((at % rows) as u32).to_le_bytes()),
         index::KEY_SPREAD | index::VALUE_SPREAD => record.copy_from_slice(&1e9f32.to_le_bytes()),
         index::CENTROID | index::VALUE_MEAN => {
@@ -112,17 +122,21 @@ fn poison_all(case: &Case, touched: &BTreeSet<Piece>) -> usize {
     for (number, segment) in case.segments().iter().enumerate() {
         let mut columns = columns_of(segment);
         for (kind, bytes) in &mut columns {
-            let Some(size) = record_of(&case.model, *kind) else { continue };
+            let Some(parts) = parts_of(&case.model, *kind) else { continue };
             let mut read = vec![false; bytes.len()];
             for piece in touched.iter().filter(|piece| (piece.segment, piece.kind) == (number, kind.0)) {
                 read[piece.bytes.0..piece.bytes.1].fill(true);
             }
-            for (at, (record, read)) in bytes.chunks_exact_mut(size).zip(read.chunks_exact(size)).enumerate()
-            {
-                assert!(read.iter().all(|x| *x == read[0]), "records are read whole");
+            let (mut start, mut place) = (0, 0);
+            while start < bytes.len() {
+                let (at, part) = (place / parts.len(), place % parts.len());
+                let range = start..start + parts[part];
+                (start, place) = (range.end, place + 1);
+                let (record, read) = (&mut bytes[range.clone()], &read[range]);
+                assert!(read.iter().all(|x| *x == read[0]), "what lies together is read whole");
                 if !read[0] {
-                    poison(&case.model, *kind, at, segment.rows(), record);
-                    changed += size;
+                    poison(&case.model, *kind, (at, part), segment.rows(), record);
+                    changed += record.len();
                 }
             }
         }
@@ -154,9 +168,10 @@ fn change(case: &Case, piece: &Piece, all: &[(ColumnKind, Vec<u8>)], bytes: &mut
     match ColumnKind(piece.kind) {
         // The sign of an element.
         ColumnKind::KEYS | ColumnKind::VALUES => bytes[case.model.dtype.size_of() - 1] ^= 0x80,
-        // The spreads' mantissas: the count is that of the postings.
-        ladder::CLUSTER => [2, 4, 6].into_iter().for_each(|at| bytes[at] ^= 0x7f),
-        ladder::CENTROID | ladder::VALUE_MEAN | ladder::KEY_CODE | ladder::VALUE_CODE => {
+        // The spreads' codes: the count is that of the postings.
+        ladder::CLUSTER => bytes[2..].iter_mut().for_each(|code| *code ^= 0x3f),
+        ladder::KEY_CODE | ladder::VALUE_CODE => bytes[2..].iter_mut().for_each(|byte| *byte ^= 0x33),
+        ladder::CENTROID | ladder::VALUE_MEAN => {
             let codes = bytes.len() - 2;
             bytes[..codes].iter_mut().for_each(|byte| *byte ^= 0x33);
         }
@@ -164,12 +179,12 @@ fn change(case: &Case, piece: &Piece, all: &[(ColumnKind, Vec<u8>)], bytes: &mut
         // Mantissas of numbers that are not 0; scales that segments share are in the digest.
         ladder::SCALES => {
             let (d, v) = (case.model.key_dim, case.model.value_dim);
-            let first = piece.bytes.0 / 4 % (6 * d + 3 * v + 4);
+            let first = piece.bytes.0 / 2 % (6 * d + 3 * v + 6);
             if first != 4 * d && first != 6 * d + 2 * v {
                 return false;
             }
-            for number in bytes.chunks_exact_mut(4).filter(|number| **number != [0; 4]) {
-                number[2] ^= 0x20;
+            for number in bytes.chunks_exact_mut(2).filter(|number| **number != [0; 2]) {
+                number[0] ^= 0x20;
             }
         }
         _ => return false,

@@ -1,5 +1,6 @@
 //! The basis that keys are coded in.
 
+use longwave_kernels::bf16;
 use longwave_kernels::codec::SketchLayout;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -24,7 +25,7 @@ pub struct Basis {
     pub bits: Vec<u8>,
     /// Scale of each coordinate of a residual key in sketches.
     pub sketch_sigma: Vec<f32>,
-    /// Scale of each coordinate of a residual key in key codes.
+    /// Scale of each coordinate, in key codes, of what the sketch leaves of a residual key.
     pub key_sigma: Vec<f32>,
     /// Scale of each coordinate of a centroid less the middle of all.
     pub centroid_sigma: Vec<f32>,
@@ -80,6 +81,12 @@ impl Basis {
     pub fn layout(&self) -> Option<SketchLayout> {
         SketchLayout::checked(&self.bits)
     }
+}
+
+/// A scale as it is stored, in bfloat16.
+pub(super) fn stored(scale: f32) -> f32 {
+    let most = bf16::MAX.to_f32();
+    bf16::from_f32(scale.clamp(-most, most)).to_f32()
 }
 
 /// The digest of the bases of all KV heads.
@@ -143,7 +150,7 @@ impl Axes {
         let (mut quantised, mut scales) = (Vec::with_capacity(dim * dim), Vec::with_capacity(dim));
         for row in inverse.chunks_exact(dim) {
             let largest = row.iter().fold(0.0f64, |most, x| most.max(x.abs()));
-            let scale = ((largest / 127.0) as f32).max(f32::MIN_POSITIVE);
+            let scale = stored(((largest / 127.0) as f32).max(f32::MIN_POSITIVE));
             quantised.extend(row.iter().map(|x| (x / f64::from(scale)).round().clamp(-127.0, 127.0) as i8));
             scales.push(scale);
         }
@@ -156,7 +163,7 @@ impl Axes {
         quantised.iter_mut().step_by(dim + 1).for_each(|x| *x = 127);
         let mut unit = vec![0.0; dim * dim];
         unit.iter_mut().step_by(dim + 1).for_each(|x| *x = 1.0);
-        let scale = 1.0 / 127.0;
+        let scale = stored(1.0 / 127.0);
         let bits = allocate(&vec![1.0; dim], SKETCH_BITS);
         Axes {
             inverse: quantised,

@@ -1,9 +1,12 @@
 //! From the clustered rows of one head to its part of the ladder's columns.
 
-use longwave_kernels::codec::{SketchLayout, decode_sketch, decode4, encode_sketch, encode4, record_len};
+use longwave_kernels::codec::{
+    SketchLayout, decode_sketch, decode4, encode_planes, encode_sketch, encode4, factor_code, factor_of_code,
+    record_len,
+};
 use longwave_kernels::{bf16, rotate};
 
-use super::basis::{Axes, Basis, digest_of_all};
+use super::basis::{Axes, Basis, digest_of_all, stored};
 use super::columns::{
     CLUSTER_METRIC, CLUSTER_SIZE, LadderColumns, Parameters, SKETCH_BITS, SKETCH_METRIC, scales_len,
 };
@@ -70,6 +73,8 @@ pub(crate) struct HeadColumns {
     global_value: Vec<f32>,
     sketch_noise: f32,
     mean_deviation: f32,
+    /// Of key spread, value spread and mean error.
+    units: [f32; 3],
     centroid: Vec<u8>,
     cluster: Vec<u8>,
     value_mean: Vec<u8>,
@@ -81,13 +86,14 @@ pub(crate) struct HeadColumns {
 /// What is known of a head once its keys are coded.
 pub(crate) struct KeyColumns {
     axes: Axes,
-    residual_sigma: Vec<f32>,
+    sketch_sigma: Vec<f32>,
+    key_sigma: Vec<f32>,
     centroid_sigma: Vec<f32>,
     shape: Vec<f32>,
     middle: Vec<f32>,
     sketch_noise: f32,
     centroid: Vec<u8>,
-    key_spread: Vec<bf16>,
+    key_spread: Vec<f64>,
     sketch: Vec<u8>,
     key_code: Vec<u8>,
 }
@@ -120,7 +126,7 @@ impl LadderScratch {
             }
         };
 
-        let middle = mean(&centroids, dim);
+        let middle: Vec<f32> = mean(&centroids, dim).into_iter().map(stored).collect();
         subtract_one(&mut centroids, &middle);
         let mut coordinates = vec![0.0; centroids.len()];
         transform(&centroids, &axes.forward, dim, &mut coordinates);
@@ -128,7 +134,7 @@ impl LadderScratch {
         let centroid_sigma = task
             .basis
             .map_or_else(|| sigma_of(&coordinates, dim, overall), |basis| basis.centroid_sigma.clone());
-        let centroid = encode_rows(&coordinates, &centroid_sigma, true);
+        let centroid = encode_rows(&coordinates, &centroid_sigma);
         decode_rows(&centroid, &centroid_sigma, &mut coordinates);
         transform(&coordinates, &axes.backward, dim, &mut centroids);
         add_one(&mut centroids, &middle);
@@ -136,23 +142,22 @@ impl LadderScratch {
         subtract(rows, &centroids, dim, clustering);
         let z = sized(&mut self.coordinates, keys.len());
         transform(rows, &axes.forward, dim, z);
-        let residual_sigma = task.basis.map_or_else(
-            || {
-                let overall = overall.max(root_mean_square(z));
-                sigma_of(z, dim, overall)
-            },
-            |basis| basis.key_sigma.clone(),
-        );
-        let key_code = encode_rows(z, &residual_sigma, false);
-        let sketch_sigma = task.basis.map_or(&residual_sigma, |basis| &basis.sketch_sigma);
+        let overall = overall.max(root_mean_square(z));
+        let sketch_sigma =
+            task.basis.map_or_else(|| sigma_of(z, dim, overall), |basis| basis.sketch_sigma.clone());
         let layout = SketchLayout::new(&axes.bits);
         let decoded = sized(&mut self.decoded, keys.len());
-        let (sketch, sketch_noise) = sketches(&layout, z, sketch_sigma, clustering, decoded);
+        let (sketch, sketch_noise) = sketches(&layout, z, &sketch_sigma, clustering, decoded);
         let key_spread = spreads(z, dim, clustering);
         let shape = shape(z, dim, clustering, &key_spread);
+        // Codes say what the sketches have left: whoever reads them has scored these.
+        z.iter_mut().zip(&*decoded).for_each(|(z, sketched)| *z -= sketched);
+        let key_sigma = task.basis.map_or_else(|| sigma_of(z, dim, overall), |basis| basis.key_sigma.clone());
+        let key_code = code_rows(z, &key_sigma);
         KeyColumns {
             axes,
-            residual_sigma,
+            sketch_sigma,
+            key_sigma,
             centroid_sigma,
             shape,
             middle,
@@ -176,7 +181,7 @@ impl LadderScratch {
         let rows = sized(&mut self.ordered, values.len());
         gather(values, dim, &clustering.order, rows);
         rotate(rows, dim, false);
-        let global_value = mean(rows, dim);
+        let global_value: Vec<f32> = mean(rows, dim).into_iter().map(stored).collect();
         let exact = means(rows, dim, clustering);
 
         let mut means = exact.clone();
@@ -185,14 +190,14 @@ impl LadderScratch {
         let mean_deviation = overall * overall * dim as f64;
         let value_mean_sigma =
             task.basis.map_or_else(|| sigma_of(&means, dim, overall), |basis| basis.value_mean_sigma.clone());
-        let value_mean = encode_rows(&means, &value_mean_sigma, true);
+        let value_mean = encode_rows(&means, &value_mean_sigma);
         decode_rows(&value_mean, &value_mean_sigma, &mut means);
         add_one(&mut means, &global_value);
-        let errors: Vec<bf16> = means
+        let errors: Vec<f64> = means
             .chunks_exact(dim)
             .zip(exact.chunks_exact(dim))
             .map(|(coded, exact)| {
-                storable(coded.iter().zip(exact).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum())
+                coded.iter().zip(exact).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum()
             })
             .collect();
 
@@ -204,15 +209,17 @@ impl LadderScratch {
             },
             |basis| basis.value_sigma.clone(),
         );
-        let value_code = encode_rows(rows, &value_sigma, true);
+        let value_code = code_rows(rows, &value_sigma);
         let value_spread = spreads(rows, dim, clustering);
-        let cluster = cluster_records(clustering, [&keys.key_spread, &value_spread, &errors]);
-        let basis = task.basis.cloned().unwrap_or_else(|| Basis {
+        let spreads = [&keys.key_spread, &value_spread, &errors];
+        let units = spreads.map(|spreads| unit(spreads));
+        let cluster = cluster_records(clustering, spreads, units);
+        let basis = task.basis.cloned().unwrap_or(Basis {
             inverse: keys.axes.inverse,
             inverse_scale: keys.axes.inverse_scale,
             bits: keys.axes.bits,
-            sketch_sigma: keys.residual_sigma.clone(),
-            key_sigma: keys.residual_sigma,
+            sketch_sigma: keys.sketch_sigma,
+            key_sigma: keys.key_sigma,
             centroid_sigma: keys.centroid_sigma,
             value_sigma,
             value_mean_sigma,
@@ -224,6 +231,7 @@ impl LadderScratch {
             global_value,
             sketch_noise: keys.sketch_noise,
             mean_deviation: mean_deviation.min(f64::from(f32::MAX)) as f32,
+            units,
             centroid: keys.centroid,
             cluster,
             value_mean,
@@ -250,6 +258,7 @@ pub(crate) fn join(
         sketch_regularisation: SKETCH_METRIC,
         digest: digest_of_all(&bases),
     };
+    let narrow = |numbers: &[f32]| numbers.iter().map(|&x| bf16::from_f32(stored(x))).collect::<Vec<_>>();
     let mut columns = LadderColumns {
         key_dim,
         value_dim,
@@ -273,10 +282,11 @@ pub(crate) fn join(
         let keys = [&basis.inverse_scale, &basis.sketch_sigma, &basis.key_sigma, &basis.centroid_sigma];
         keys.into_iter()
             .chain([&head.shape, &head.middle])
-            .for_each(|numbers| columns.scales.extend(numbers));
+            .for_each(|numbers| columns.scales.extend(narrow(numbers)));
         let values = [&basis.value_sigma, &basis.value_mean_sigma, &head.global_value];
-        values.into_iter().for_each(|numbers| columns.scales.extend(numbers));
-        columns.scales.extend([head.sketch_noise, head.mean_deviation, 0.0, 0.0]);
+        values.into_iter().for_each(|numbers| columns.scales.extend(narrow(numbers)));
+        let [key, value, mean] = head.units;
+        columns.scales.extend(narrow(&[head.sketch_noise, head.mean_deviation, key, value, mean, 0.0]));
         columns.centroid.extend(head.centroid);
         columns.cluster.extend(head.cluster);
         columns.value_mean.extend(head.value_mean);
@@ -318,20 +328,20 @@ fn sketches(
 }
 
 /// Mean squared norm of each cluster's rows.
-fn spreads(rows: &[f32], dim: usize, clustering: &Clustering) -> Vec<bf16> {
+fn spreads(rows: &[f32], dim: usize, clustering: &Clustering) -> Vec<f64> {
     let squares = |bounds: &[u32]| {
         let rows = &rows[bounds[0] as usize * dim..bounds[1] as usize * dim];
         rows.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / f64::from(bounds[1] - bounds[0])
     };
-    clustering.offsets.windows(2).map(|bounds| storable(squares(bounds))).collect()
+    clustering.offsets.windows(2).map(squares).collect()
 }
 
-/// How a cluster's key spread is distributed over the coordinates: mean over the rows, relative to the stored spread.
-fn shape(z: &[f32], dim: usize, clustering: &Clustering, key_spread: &[bf16]) -> Vec<f32> {
+/// How a cluster's key spread is distributed over the coordinates: mean over the rows, relative to the spread.
+fn shape(z: &[f32], dim: usize, clustering: &Clustering, key_spread: &[f64]) -> Vec<f32> {
     let mut shape = vec![0.0f64; dim];
     for (bounds, spread) in clustering.offsets.windows(2).zip(key_spread) {
         // Where the spread is 0, so are the rows.
-        let weight = if *spread > bf16::ZERO { 1.0 / spread.to_f64() } else { 0.0 };
+        let weight = if *spread > 0.0 { 1.0 / spread } else { 0.0 };
         for row in z[bounds[0] as usize * dim..bounds[1] as usize * dim].chunks_exact(dim) {
             shape.iter_mut().zip(row).for_each(|(sum, &x)| *sum += weight * f64::from(x) * f64::from(x));
         }
@@ -340,26 +350,44 @@ fn shape(z: &[f32], dim: usize, clustering: &Clustering, key_spread: &[bf16]) ->
     shape.into_iter().map(|sum| (sum / rows) as f32).collect()
 }
 
-fn cluster_records(clustering: &Clustering, spreads: [&[bf16]; 3]) -> Vec<u8> {
+/// What the largest code of a spread is to stand for the largest of `spreads` with.
+fn unit(spreads: &[f64]) -> f32 {
+    let most = spreads.iter().copied().fold(0.0, f64::max).min(f64::from(f32::MAX));
+    stored((most / f64::from(factor_of_code(u8::MAX))) as f32)
+}
+
+fn cluster_records(clustering: &Clustering, spreads: [&Vec<f64>; 3], units: [f32; 3]) -> Vec<u8> {
     let mut records = Vec::with_capacity(clustering.clusters() * CLUSTER_SIZE);
     for (cluster, bounds) in clustering.offsets.windows(2).enumerate() {
         let count = u16::try_from(bounds[1] - bounds[0]).unwrap_or(u16::MAX);
         records.extend(count.to_le_bytes());
-        spreads.iter().for_each(|spread| records.extend(spread[cluster].to_le_bytes()));
+        let codes = spreads.iter().zip(units).map(|(spreads, unit)| spread_code(spreads[cluster], unit));
+        records.extend(codes);
     }
     records
 }
 
-/// A spread as it is stored; the range is clamped.
-fn storable(spread: f64) -> bf16 {
-    bf16::from_f64(spread.min(bf16::MAX.to_f64()))
+/// The code of a spread, or 0 where all are 0.
+fn spread_code(spread: f64, unit: f32) -> u8 {
+    if unit > 0.0 { factor_code((spread / f64::from(unit)) as f32) } else { 0 }
 }
 
-fn encode_rows(rows: &[f32], sigma: &[f32], least_squares: bool) -> Vec<u8> {
+/// Codes of rows in two planes.
+fn code_rows(rows: &[f32], sigma: &[f32]) -> Vec<u8> {
     let (dim, record) = (sigma.len(), record_len(sigma.len()));
     let mut records = vec![0; rows.len() / dim * record];
     for (row, record) in rows.chunks_exact(dim).zip(records.chunks_exact_mut(record)) {
-        encode4(row, sigma, least_squares, record);
+        encode_planes(row, sigma, record);
+    }
+    records
+}
+
+/// Codes of summaries.
+fn encode_rows(rows: &[f32], sigma: &[f32]) -> Vec<u8> {
+    let (dim, record) = (sigma.len(), record_len(sigma.len()));
+    let mut records = vec![0; rows.len() / dim * record];
+    for (row, record) in rows.chunks_exact(dim).zip(records.chunks_exact_mut(record)) {
+        encode4(row, sigma, true, record);
     }
     records
 }
@@ -380,7 +408,7 @@ fn sigma_of(rows: &[f32], dim: usize, overall: f64) -> Vec<f32> {
     let floor = SIGMA_FLOOR * if overall > 0.0 && overall.is_finite() { overall } else { 1.0 };
     let count = (rows.len() / dim) as f64;
     let sigma = squares.into_iter().map(|sum| (sum / count).sqrt());
-    sigma.map(|x| if x > floor { x } else { floor }.clamp(1e-30, 1e30) as f32).collect()
+    sigma.map(|x| stored(if x > floor { x } else { floor }.clamp(1e-30, 1e30) as f32)).collect()
 }
 
 fn root_mean_square(rows: &[f32]) -> f64 {

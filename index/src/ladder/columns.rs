@@ -8,9 +8,9 @@
 //! | 0x110 | `ladder.parameters` | one record of 32 bytes, below |
 //! | 0x111 | `ladder.basis` | i8 `[kv_heads, d, d]`: [`Basis::inverse`](super::Basis::inverse) |
 //! | 0x112 | `ladder.bits` | u8 `[kv_heads, d]`: [`Basis::bits`](super::Basis::bits) |
-//! | 0x113 | `ladder.scales` | f32 `[kv_heads, 6 d + 3 v + 4]`, below |
+//! | 0x113 | `ladder.scales` | bfloat16 `[kv_heads, 6 d + 3 v + 6]`, below |
 //! | 0x114 | `ladder.centroid` | records of 4-bit codes `[clusters, d / 2 + 2]` |
-//! | 0x115 | `ladder.cluster` | `[clusters, 8]`: count (u16, saturating), then as bfloat16 key spread, value spread, mean error |
+//! | 0x115 | `ladder.cluster` | `[clusters, 5]`: count (u16, saturating), then key spread, value spread and mean error, each a logarithmic code of a byte times the head's unit |
 //! | 0x116 | `ladder.value_mean` | records of 4-bit codes `[clusters, v / 2 + 2]` |
 //! | 0x118 | `ladder.sketch_offsets` | u64 `[kv_heads + 1]`: bytes of all heads' sketches before this one |
 //!
@@ -19,12 +19,14 @@
 //! | kind | column | layout |
 //! |---|---|---|
 //! | 0x117 | `ladder.sketch` | one record of sketches for each cluster, head by head |
-//! | 0x119 | `ladder.key_code` | records of 4-bit codes `[kv_heads, rows, d / 2 + 2]` |
-//! | 0x11a | `ladder.value_code` | records of 4-bit codes `[kv_heads, rows, v / 2 + 2]` |
+//! | 0x119 | `ladder.key_code` | records of codes in two planes `[kv_heads, rows, d / 2 + 2]`, of what the sketch leaves of a key |
+//! | 0x11a | `ladder.value_code` | records of codes in two planes `[kv_heads, rows, v / 2 + 2]` |
 //!
 //! The scales of a head, one after the other: inverse scale, sketch sigma, key sigma, centroid sigma, shape and middle
 //! (d each), value sigma, value mean sigma and the mean of all values, rotated (v each), then sketch noise, mean
-//! deviation, 0, 0. A segment has all of these columns or none.
+//! deviation, the units of key spread, value spread and mean error, 0. A segment has all of these columns or none.
+//!
+//! Version 1 had other codes: a ladder of it is left alone, and its segment read row by row until it is built again.
 //!
 //! The record of parameters, little-endian:
 //!
@@ -39,6 +41,7 @@
 //! 24  basis digest           u64   of all heads
 //! ```
 
+use longwave_kernels::bf16;
 use longwave_storage::{Alignment, ColumnKind, NewColumn};
 
 use super::input::MomentSource;
@@ -82,7 +85,9 @@ pub const COLUMN_KINDS: [ColumnKind; 11] = [
 ];
 
 /// Version of these columns.
-pub(super) const VERSION: u16 = 1;
+pub(super) const VERSION: u16 = 2;
+/// The oldest version that is known; what is older than [`VERSION`] is not used.
+pub(super) const OLDEST: u16 = 1;
 
 /// Mean bits of a dimension in a sketch.
 pub(super) const SKETCH_BITS: f32 = 1.0;
@@ -92,11 +97,11 @@ pub(super) const CLUSTER_METRIC: f32 = 1.0;
 pub(super) const SKETCH_METRIC: f32 = 0.6;
 
 /// Bytes of a cluster's record in `ladder.cluster`.
-pub const CLUSTER_SIZE: usize = 8;
+pub const CLUSTER_SIZE: usize = 5;
 
 /// Numbers of one head in `ladder.scales`.
 pub(super) const fn scales_len(key_dim: usize, value_dim: usize) -> usize {
-    6 * key_dim + 3 * value_dim + 4
+    6 * key_dim + 3 * value_dim + 6
 }
 
 /// Name of a column of the ladder; `None` where the kind is not one.
@@ -185,7 +190,7 @@ pub struct LadderColumns {
     pub(super) parameters: [u8; Parameters::SIZE],
     pub(super) basis: Vec<i8>,
     pub(super) bits: Vec<u8>,
-    pub(super) scales: Vec<f32>,
+    pub(super) scales: Vec<bf16>,
     pub(super) centroid: Vec<u8>,
     pub(super) cluster: Vec<u8>,
     pub(super) value_mean: Vec<u8>,
@@ -210,7 +215,7 @@ impl LadderColumns {
             PARAMETERS => (Parameters::SIZE, vec![&self.parameters]),
             BASIS => (1, vec![bytemuck::cast_slice(&self.basis)]),
             BITS => (1, vec![&self.bits]),
-            SCALES => (4, vec![bytemuck::cast_slice(&self.scales)]),
+            SCALES => (2, vec![bytemuck::cast_slice(&self.scales)]),
             CENTROID => (key_record, vec![&self.centroid]),
             CLUSTER => (CLUSTER_SIZE, vec![&self.cluster]),
             VALUE_MEAN => (value_record, vec![&self.value_mean]),

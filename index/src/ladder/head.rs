@@ -2,12 +2,11 @@
 
 use std::ops::Range;
 
-use longwave_kernels::bf16;
-use longwave_kernels::codec::{SketchLayout, record_len};
+use longwave_kernels::codec::{SketchLayout, factor_of_code, record_len};
 use longwave_storage::{Column, ColumnKind, Error, Segment};
 
 use super::columns::{CLUSTER_SIZE, KEY_CODE, VALUE_CODE};
-use super::validate::check_factors;
+use super::validate::{Factors, check_factors};
 
 /// The ladder of one KV head: everything small at once, sketches and row codes on demand.
 ///
@@ -26,7 +25,7 @@ pub struct HeadLadder<'a> {
     pub layout: SketchLayout,
     /// Scale of each coordinate of a residual key in sketches.
     pub sketch_sigma: &'a [f32],
-    /// Scale of each coordinate of a residual key in key codes.
+    /// Scale of each coordinate, in key codes, of what the sketch leaves of a residual key.
     pub key_sigma: &'a [f32],
     /// Scale of each coordinate of a centroid less the middle.
     pub centroid_sigma: &'a [f32],
@@ -48,7 +47,9 @@ pub struct HeadLadder<'a> {
     pub centroids: &'a [u8],
     /// Records of the value means less the mean of all values, rotated, `[clusters]`.
     pub value_means: &'a [u8],
-    /// Counts and spreads, `[clusters, 8]`; [`HeadLadder::cluster`] decodes them.
+    /// What the codes of key spread, value spread and mean error are multiples of.
+    pub units: [f32; 3],
+    /// Counts and spreads, `[clusters, 5]`; [`HeadLadder::cluster`] decodes them.
     pub clusters: &'a [u8],
     pub(super) parts: Parts<'a>,
 }
@@ -114,13 +115,12 @@ impl<'a> HeadLadder<'a> {
     /// When there is no such cluster.
     pub fn cluster(&self, cluster: usize) -> ClusterSummary {
         let record = &self.clusters[cluster * CLUSTER_SIZE..][..CLUSTER_SIZE];
-        let word = |at: usize| u16::from_le_bytes([record[at], record[at + 1]]);
-        let count = match word(0) {
+        let count = match u16::from_le_bytes([record[0], record[1]]) {
             u16::MAX => (self.parts.offsets[cluster + 1] - self.parts.offsets[cluster]) as f32,
             count => f32::from(count),
         };
-        let spread = |at: usize| bf16::from_bits(word(at)).to_f32();
-        ClusterSummary { count, key_spread: spread(2), value_spread: spread(4), mean_error: spread(6) }
+        let spread = |number: usize| self.units[number] * factor_of_code(record[2 + number]);
+        ClusterSummary { count, key_spread: spread(0), value_spread: spread(1), mean_error: spread(2) }
     }
 
     /// The record of a cluster's sketches.
@@ -134,7 +134,8 @@ impl<'a> HeadLadder<'a> {
         self.parts.sketch.bytes(self.sketch_range(cluster))
     }
 
-    /// Records of the key codes of a range of the head's rows: keys less their coded centroid, in coordinates.
+    /// Records of the key codes of a range of the head's rows: keys less their coded centroid and their sketch, in
+    /// coordinates.
     ///
     /// # Errors
     /// [`Error::Corrupt`] when a block of them fails its checksum; [`Error::Range`] when there are no such rows.
@@ -179,7 +180,7 @@ impl<'a> HeadLadder<'a> {
     /// # Panics
     /// When `codes` has no such row.
     pub fn check_key_codes(&self, codes: &[u8], rows: &[u32]) -> Result<(), Error> {
-        self.parts.check(KEY_CODE, codes, record_len(self.bits.len()), rows)
+        self.parts.check(KEY_CODE, codes, self.bits.len(), rows)
     }
 
     /// The same of value codes.
@@ -190,7 +191,7 @@ impl<'a> HeadLadder<'a> {
     /// # Panics
     /// As [`HeadLadder::check_key_codes`].
     pub fn check_value_codes(&self, codes: &[u8], rows: &[u32]) -> Result<(), Error> {
-        self.parts.check(VALUE_CODE, codes, record_len(self.value_sigma.len()), rows)
+        self.parts.check(VALUE_CODE, codes, self.value_sigma.len(), rows)
     }
 }
 
@@ -199,8 +200,9 @@ impl<'a> Parts<'a> {
         column.listed(record, self.first_row..self.first_row + self.rows, rows)
     }
 
-    fn check(&self, kind: ColumnKind, codes: &[u8], size: usize, rows: &[u32]) -> Result<(), Error> {
-        check_factors(self.segment, kind, (codes, size), self.first_row, rows.iter().map(|&row| row as usize))
+    fn check(&self, kind: ColumnKind, codes: &[u8], dim: usize, rows: &[u32]) -> Result<(), Error> {
+        let rows = rows.iter().map(|&row| row as usize);
+        check_factors(self.segment, kind, Factors::first(codes, dim), self.first_row, rows)
     }
 
     fn bytes(&self, column: Column<'a>, record: usize, rows: Range<usize>) -> Result<&'a [u8], Error> {

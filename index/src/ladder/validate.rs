@@ -1,7 +1,7 @@
 //! What the ladder's columns promise beyond lengths and offsets.
 
 use longwave_kernels::codec::record_len;
-use longwave_kernels::{bf16, f16};
+use longwave_kernels::f16;
 use longwave_storage::{ColumnKind, Error, Segment};
 
 use super::basis::digest_of_all;
@@ -23,9 +23,9 @@ pub(crate) fn validate(segment: &Segment) -> Result<(), Error> {
     for head in 0..view.postings().kv_heads() {
         let ladder = view.head(head)?;
         let (rows, all) = (0..ladder.rows(), head * ladder.rows());
-        let keys = (ladder.key_code_bytes(rows.clone())?, record_len(view.key_dim()));
+        let keys = Factors::first(ladder.key_code_bytes(rows.clone())?, view.key_dim());
         check_factors(segment, KEY_CODE, keys, all, rows.clone())?;
-        let values = (ladder.value_code_bytes(rows.clone())?, record_len(view.value_dim()));
+        let values = Factors::first(ladder.value_code_bytes(rows.clone())?, view.value_dim());
         check_factors(segment, VALUE_CODE, values, all, rows)?;
     }
     Ok(())
@@ -41,9 +41,9 @@ pub(super) fn check_structure(segment: &Segment, view: &LadderView<'_>) -> Resul
         check_clusters(segment, view, head)?;
         let ladder = view.head(head)?;
         let (clusters, all) = (0..ladder.cluster_count(), ladder.first_cluster());
-        let centroids = (ladder.centroids, record_len(view.key_dim()));
+        let centroids = Factors::last(ladder.centroids, view.key_dim());
         check_factors(segment, CENTROID, centroids, all, clusters.clone())?;
-        let means = (ladder.value_means, record_len(view.value_dim()));
+        let means = Factors::last(ladder.value_means, view.value_dim());
         check_factors(segment, VALUE_MEAN, means, all, clusters)?;
     }
     let digest = digest_of_all(&bases);
@@ -59,18 +59,18 @@ pub(super) fn check_scales(segment: &Segment, view: &LadderView<'_>, head: usize
     let (d, v) = (view.key_dim(), view.value_dim());
     let len = scales_len(d, v);
     for (place, &number) in view.scales[head * len..][..len].iter().enumerate() {
-        // Scales, shape, middle; value scales, mean of all values; two scalars and two zeros.
+        // Scales, shape, middle; value scales, mean of all values; five scalars and a zero.
         let (sound, expected) = if place < 4 * d || (6 * d..6 * d + 2 * v).contains(&place) {
             (number > 0.0, "a scale above 0")
-        } else if place < 5 * d || (6 * d + 3 * v..len - 2).contains(&place) {
+        } else if place < 5 * d || (6 * d + 3 * v..len - 1).contains(&place) {
             (number >= 0.0, "a number of at least 0")
-        } else if place >= len - 2 {
+        } else if place >= len - 1 {
             (number == 0.0, "0")
         } else {
             (true, "a finite number")
         };
         if !(sound && number.is_finite()) {
-            let at = (head * len + place) * 4;
+            let at = (head * len + place) * 2;
             return Err(corrupt(segment, segment.column(SCALES)?, at, expected, number));
         }
     }
@@ -83,35 +83,47 @@ fn check_clusters(segment: &Segment, view: &LadderView<'_>, head: usize) -> Resu
         ladder.clusters.chunks_exact(CLUSTER_SIZE).zip(offsets.windows(2)).enumerate()
     {
         let at = (ladder.first_cluster() + cluster) * CLUSTER_SIZE;
-        let wrong = |at, expected: &dyn std::fmt::Display, found: &dyn std::fmt::Display| {
-            Err(corrupt(segment, segment.column(CLUSTER)?, at, expected, found))
-        };
-        let word = |at: usize| u16::from_le_bytes([record[at], record[at + 1]]);
         let expected = (bounds[1] - bounds[0]).min(u32::from(u16::MAX));
-        if u32::from(word(0)) != expected {
-            return wrong(at, &expected, &word(0));
-        }
-        for place in [2, 4, 6] {
-            let spread = bf16::from_bits(word(place));
-            if !(spread.is_finite() && spread >= bf16::ZERO) {
-                return wrong(at + place, &"a finite spread of at least 0", &spread);
-            }
+        let found = u16::from_le_bytes([record[0], record[1]]);
+        if u32::from(found) != expected {
+            return Err(corrupt(segment, segment.column(CLUSTER)?, at, expected, found));
         }
     }
     Ok(())
 }
 
-/// The factors of the records at `places`, of `size` bytes each; `first` records of the column come before all of them.
+/// Records with a factor each.
+#[derive(Clone, Copy)]
+pub(super) struct Factors<'a> {
+    records: &'a [u8],
+    size: usize,
+    /// Where in a record the factor is.
+    at: usize,
+}
+
+impl<'a> Factors<'a> {
+    /// Records of rows of `dim` elements that begin with the factor.
+    pub(super) fn first(records: &'a [u8], dim: usize) -> Self {
+        Factors { records, size: record_len(dim), at: 0 }
+    }
+
+    /// Records that end with it.
+    fn last(records: &'a [u8], dim: usize) -> Self {
+        Factors { records, size: record_len(dim), at: record_len(dim) - 2 }
+    }
+}
+
+/// The factors of the records at `places`; `first` records of the column come before all of them.
 pub(super) fn check_factors(
     segment: &Segment,
     kind: ColumnKind,
-    (records, size): (&[u8], usize),
+    Factors { records, size, at }: Factors<'_>,
     first: usize,
     places: impl Iterator<Item = usize> + Clone,
 ) -> Result<(), Error> {
     let bits = |place: usize| {
-        let end = (place + 1) * size;
-        u16::from_le_bytes([records[end - 2], records[end - 1]])
+        let at = place * size + at;
+        u16::from_le_bytes([records[at], records[at + 1]])
     };
     // Infinities, numbers that are not and negative ones lie above all others. Hardly ever is one looked for.
     if places.clone().fold(0, |most, place| bits(place).max(most)) < f16::INFINITY.to_bits() {
@@ -120,7 +132,7 @@ pub(super) fn check_factors(
     for place in places {
         let factor = f16::from_bits(bits(place));
         if !(factor.is_finite() && factor >= f16::ZERO) {
-            let (column, at) = (segment.column(kind)?, (first + place) * size + size - 2);
+            let (column, at) = (segment.column(kind)?, (first + place) * size + at);
             return Err(corrupt(segment, column, at, "a finite factor of at least 0", factor));
         }
     }

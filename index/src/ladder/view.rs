@@ -1,11 +1,12 @@
 //! Reading the ladder of a segment.
 
+use longwave_kernels::bf16;
 use longwave_kernels::codec::{SketchLayout, record_len};
 use longwave_storage::{ColumnKind, Error, Segment};
 
 use super::basis::{Axes, Basis};
 use super::columns::{
-    BASIS, BITS, BadParameters, CENTROID, CLUSTER, CLUSTER_SIZE, COLUMN_KINDS, KEY_CODE, PARAMETERS,
+    BASIS, BITS, BadParameters, CENTROID, CLUSTER, CLUSTER_SIZE, COLUMN_KINDS, KEY_CODE, OLDEST, PARAMETERS,
     Parameters, SCALES, SKETCH, SKETCH_OFFSETS, VALUE_CODE, VALUE_MEAN, VERSION, scales_len,
 };
 use super::head::{HeadLadder, Parts};
@@ -25,7 +26,8 @@ pub struct LadderView<'a> {
     basis: &'a [i8],
     bits: &'a [u8],
     layouts: Vec<SketchLayout>,
-    pub(super) scales: &'a [f32],
+    /// As decoded from their column.
+    pub(super) scales: Vec<f32>,
     centroids: &'a [u8],
     clusters: &'a [u8],
     value_means: &'a [u8],
@@ -34,7 +36,8 @@ pub struct LadderView<'a> {
 }
 
 impl<'a> LadderView<'a> {
-    /// Opens the ladder of `segment`; `None` when the segment has none. Reads the small columns.
+    /// Opens the ladder of `segment`; `None` when the segment has none, or one of an earlier version, whose codes are no
+    /// longer read. Reads the small columns.
     ///
     /// # Errors
     /// [`Error::Corrupt`] when a block's checksum, a length or an offset is wrong,
@@ -48,11 +51,11 @@ impl<'a> LadderView<'a> {
             let column = segment.column(COLUMN_KINDS[0])?;
             return Err(corrupt(segment, column, 0, "an index beside the ladder", "none"));
         }
+        let Some(parameters) = parameters(segment)? else { return Ok(None) };
         let postings = Postings::read(segment)?;
         let geometry = segment.header().geometry;
         let (key_dim, value_dim) = (geometry.key_dim as usize, geometry.value_dim as usize);
         let (heads, clusters, rows) = (postings.kv_heads(), postings.clusters(), postings.rows());
-        let parameters = parameters(segment)?;
         let bits: &[u8] = elements(segment, BITS, heads * key_dim)?;
         let layouts = layouts(segment, bits, key_dim)?;
         if !longwave_kernels::is_supported_dim(value_dim) {
@@ -62,6 +65,7 @@ impl<'a> LadderView<'a> {
         let sketch_starts = sketch_starts(segment, &postings, &layouts)?;
         check_length(segment, KEY_CODE, heads * rows * record_len(key_dim))?;
         check_length(segment, VALUE_CODE, heads * rows * record_len(value_dim))?;
+        let scales: &[bf16] = elements(segment, SCALES, heads * scales_len(key_dim, value_dim))?;
         Ok(Some(Self {
             segment,
             postings,
@@ -71,7 +75,7 @@ impl<'a> LadderView<'a> {
             basis: elements(segment, BASIS, heads * key_dim * key_dim)?,
             bits,
             layouts,
-            scales: elements(segment, SCALES, heads * scales_len(key_dim, value_dim))?,
+            scales: scales.iter().map(|scale| scale.to_f32()).collect(),
             centroids: column_bytes(segment, CENTROID, clusters, record_len(key_dim))?,
             clusters: column_bytes(segment, CLUSTER, clusters, CLUSTER_SIZE)?,
             value_means: column_bytes(segment, VALUE_MEAN, clusters, record_len(value_dim))?,
@@ -186,6 +190,7 @@ impl<'a> LadderView<'a> {
             global_value: value(2),
             sketch_noise: scalars[0],
             mean_deviation: scalars[1],
+            units: [scalars[2], scalars[3], scalars[4]],
             centroids: records(self.centroids, record_len(d)),
             value_means: records(self.value_means, record_len(v)),
             clusters: records(self.clusters, CLUSTER_SIZE),
@@ -204,13 +209,15 @@ impl<'a> LadderView<'a> {
     }
 }
 
-fn parameters(segment: &Segment) -> Result<Parameters, Error> {
+/// `None` where they are those of an earlier version.
+fn parameters(segment: &Segment) -> Result<Option<Parameters>, Error> {
     let record: &[[u8; Parameters::SIZE]] = elements(segment, PARAMETERS, 1)?;
     match Parameters::decode(&record[0]) {
-        Ok(parameters) => Ok(parameters),
+        Ok(parameters) => Ok(Some(parameters)),
+        Err(BadParameters::Version(OLDEST..VERSION)) => Ok(None),
         Err(BadParameters::Version(found)) => {
             let file = segment.path().to_owned();
-            Err(Error::Version { file, found, oldest: VERSION, newest: VERSION })
+            Err(Error::Version { file, found, oldest: OLDEST, newest: VERSION })
         }
         Err(BadParameters::Field(at)) => {
             let found = format_args!("{:?}", &record[0][at..]);

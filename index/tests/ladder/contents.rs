@@ -2,7 +2,7 @@
 
 use longwave_index::ladder::{HeadLadder, LadderView, Moment, columns};
 use longwave_index::validate;
-use longwave_kernels::codec::{DISTORTION, decode_sketch, decode4, record_len};
+use longwave_kernels::codec::{DISTORTION, Depth, decode_planes, decode_sketch, decode4, record_len};
 use longwave_kernels::{Kernels, Rows, f16, rotate};
 use longwave_storage::{ColumnKind, Error, Segment};
 
@@ -40,6 +40,38 @@ fn decode(records: &[u8], sigma: &[f32]) -> Vec<Vec<f64>> {
         all.push(row.iter().map(|&x| f64::from(x)).collect());
     }
     all
+}
+
+/// Rows from their codes, as far as `depth` says.
+fn codes(records: &[u8], sigma: &[f32], depth: Depth) -> Vec<Vec<f64>> {
+    let mut row = vec![0.0; sigma.len()];
+    let records = records.chunks_exact(record_len(sigma.len()));
+    records
+        .map(|record| {
+            decode_planes(record, sigma, depth, &mut row);
+            wide(&row)
+        })
+        .collect()
+}
+
+/// Coordinates of the sketches of all rows, and their factors.
+fn sketches(ladder: &HeadLadder<'_>, offsets: &[u32]) -> (Vec<Vec<f64>>, Vec<f64>) {
+    let (mut rows, mut all) = (Vec::new(), Vec::new());
+    for (cluster, bounds) in offsets.windows(2).enumerate() {
+        let count = (bounds[1] - bounds[0]) as usize;
+        let (mut z, mut factors) = (vec![0.0; count * KEY_DIM], vec![0.0; count]);
+        let record = ladder.sketch(cluster).unwrap();
+        decode_sketch(&ladder.layout, record, count, ladder.sketch_sigma, &mut z, &mut factors);
+        rows.extend(z.chunks_exact(KEY_DIM).map(wide));
+        all.extend(wide(&factors));
+    }
+    (rows, all)
+}
+
+/// Coordinates of all rows less their centroids, by sketch and code together.
+fn coordinates(ladder: &HeadLadder<'_>, offsets: &[u32], depth: Depth) -> Vec<Vec<f64>> {
+    let coded = codes(ladder.key_code_bytes(0..ROWS).unwrap(), ladder.key_sigma, depth);
+    sketches(ladder, offsets).0.iter().zip(&coded).map(|(sketch, code)| plus(sketch, code)).collect()
 }
 
 /// A key from its coordinates: `z · inverse`.
@@ -96,35 +128,37 @@ fn keys_come_back_at_every_resolution() {
     for head in 0..HEADS {
         let (ladder, rows) = (view.head(head).unwrap(), stored(&segment, head).keys);
         let offsets = view.postings().offsets(head).unwrap();
-        let coded = decode(ladder.key_code_bytes(0..ROWS).unwrap(), ladder.key_sigma);
+        let [half, coded] = [Depth::Half, Depth::Whole].map(|depth| coordinates(&ladder, offsets, depth));
+        let (sketches, factors) = sketches(&ladder, offsets);
         let centroids = centroids(&ladder);
         let moment = &layer.moments[head];
-        let [mut alone, mut sketched, mut coded_fully] = [0.0; 3];
+        let [mut alone, mut sketched, mut coded_half, mut coded_fully] = [0.0; 4];
         let [mut left, mut factors_squared, mut off_centre, mut centroid_error] = [0.0; 4];
         for (cluster, bounds) in offsets.windows(2).enumerate() {
             let range = bounds[0] as usize..bounds[1] as usize;
             let exact = mean(&rows[range.clone()]);
             off_centre += cost(moment, &minus(&exact, &wide(ladder.middle)));
             centroid_error += cost(moment, &minus(&exact, &centroids[cluster]));
-            let (mut z, mut factors) = (vec![0.0; range.len() * KEY_DIM], vec![0.0; range.len()]);
-            let record = ladder.sketch(cluster).unwrap();
-            let sigma = ladder.sketch_sigma;
-            decode_sketch(&ladder.layout, record, range.len(), sigma, &mut z, &mut factors);
-            for (within, row) in range.enumerate() {
+            for row in range {
                 let residual = minus(&rows[row], &centroids[cluster]);
-                let sketch = wide(&z[within * KEY_DIM..][..KEY_DIM]);
                 alone += cost(moment, &residual);
-                sketched += cost(moment, &minus(&residual, &key_of(&ladder, &sketch)));
+                sketched += cost(moment, &minus(&residual, &key_of(&ladder, &sketches[row])));
+                coded_half += cost(moment, &minus(&residual, &key_of(&ladder, &half[row])));
                 coded_fully += cost(moment, &minus(&residual, &key_of(&ladder, &coded[row])));
                 // The code is so near that it stands in for the row's own coordinates.
-                left += distance(&coded[row], &sketch);
-                factors_squared += f64::from(factors[within]).powi(2);
+                left += distance(&coded[row], &sketches[row]);
+                factors_squared += factors[row].powi(2);
             }
         }
         let four = 3.0 * f64::from(DISTORTION[4]);
         assert!(centroid_error < four * off_centre, "centroids: {centroid_error} of {off_centre}");
         assert!(sketched < f64::from(DISTORTION[1]) * alone, "a bit: {sketched} of {alone}");
-        assert!(coded_fully < four * alone, "four bits: {coded_fully} of {alone}");
+        assert!(
+            coded_half < 1.5 * f64::from(Depth::Half.distortion()) * sketched,
+            "{coded_half} of {sketched}"
+        );
+        let whole = 2.0 * f64::from(Depth::Whole.distortion());
+        assert!(coded_fully < whole * sketched, "four bits more: {coded_fully} of {sketched}");
         let noise = (left / factors_squared / KEY_DIM as f64).sqrt();
         near("sketch noise", f64::from(ladder.sketch_noise), noise, 0.1);
     }
@@ -138,7 +172,7 @@ fn spreads_and_shape_are_those_of_the_coordinates() {
     for head in 0..HEADS {
         let (ladder, rows) = (view.head(head).unwrap(), stored(&segment, head).keys);
         let offsets = view.postings().offsets(head).unwrap();
-        let coded = decode(ladder.key_code_bytes(0..ROWS).unwrap(), ladder.key_sigma);
+        let coded = coordinates(&ladder, offsets, Depth::Whole);
         let total: f64 = ladder.shape.iter().map(|&x| f64::from(x)).sum();
         near("the shape's sum", total, 1.0, 0.005);
         let mut variances = vec![0.0; KEY_DIM];
@@ -149,8 +183,8 @@ fn spreads_and_shape_are_those_of_the_coordinates() {
             let zero = vec![0.0; KEY_DIM];
             let spread =
                 range.clone().map(|row| distance(&coded[row], &zero)).sum::<f64>() / range.len() as f64;
-            // By the codes, which keep a row's product with itself, not its length.
-            near("key spread", f64::from(summary.key_spread), spread, 0.1);
+            // A spread is stored to a sixteenth of an octave.
+            near("key spread", f64::from(summary.key_spread), spread, 0.06);
             for row in range {
                 for (variance, z) in variances.iter_mut().zip(&coded[row]) {
                     *variance += z * z / f64::from(summary.key_spread) / ROWS as f64;
@@ -193,29 +227,39 @@ fn values_come_back_at_every_resolution() {
         let (ladder, rows) = (view.head(head).unwrap(), stored(&segment, head).values);
         let global = mean(&rows);
         for (found, expected) in ladder.global_value.iter().zip(&global) {
-            assert!((f64::from(*found) - expected).abs() < 1e-4, "{found} {expected}");
+            assert!(
+                (f64::from(*found) - expected).abs() < 1e-4 + expected.abs() / 256.0,
+                "{found} {expected}"
+            );
         }
         let offsets = view.postings().offsets(head).unwrap();
         let means: Vec<_> = decode(ladder.value_means, ladder.value_mean_sigma)
             .iter()
             .map(|z| plus(z, &wide(ladder.global_value)))
             .collect();
-        let coded = decode(ladder.value_code_bytes(0..ROWS).unwrap(), ladder.value_sigma);
-        let [mut deviation, mut left, mut all] = [0.0; 3];
+        let records = ladder.value_code_bytes(0..ROWS).unwrap();
+        let [half, coded] =
+            [Depth::Half, Depth::Whole].map(|depth| codes(records, ladder.value_sigma, depth));
+        let [mut deviation, mut half_left, mut left, mut all] = [0.0; 4];
         for (cluster, bounds) in offsets.windows(2).enumerate() {
             let range = bounds[0] as usize..bounds[1] as usize;
             let exact = mean(&rows[range.clone()]);
             deviation += distance(&exact, &global) / means.len() as f64;
             let summary = ladder.cluster(cluster);
-            near("mean error", f64::from(summary.mean_error), distance(&exact, &means[cluster]), 0.01);
+            near("mean error", f64::from(summary.mean_error), distance(&exact, &means[cluster]), 0.06);
             let spreads: Vec<f64> = range.clone().map(|row| distance(&rows[row], &means[cluster])).collect();
             let spread = spreads.iter().sum::<f64>() / range.len() as f64;
-            near("value spread", f64::from(summary.value_spread), spread, 0.005);
+            near("value spread", f64::from(summary.value_spread), spread, 0.06);
             all += spreads.iter().sum::<f64>();
-            left += range.map(|row| distance(&rows[row], &plus(&means[cluster], &coded[row]))).sum::<f64>();
+            let off = |codes: &[Vec<f64>]| -> f64 {
+                range.clone().map(|row| distance(&rows[row], &plus(&means[cluster], &codes[row]))).sum()
+            };
+            half_left += off(&half);
+            left += off(&coded);
         }
-        near("mean deviation", f64::from(ladder.mean_deviation), deviation, 1e-4);
-        assert!(left < 1.5 * f64::from(DISTORTION[4]) * all, "{left} of {all}");
+        near("mean deviation", f64::from(ladder.mean_deviation), deviation, 0.01);
+        assert!(left < 1.5 * f64::from(Depth::Whole.distortion()) * all, "{left} of {all}");
+        assert!(half_left < 1.5 * f64::from(Depth::Half.distortion()) * all, "{half_left} of {all}");
     }
 }
 
@@ -231,7 +275,7 @@ fn sizes_are_those_of_the_layout() {
         assert_eq!(ladder.layout.bytes(), KEY_DIM / 8, "a bit a dimension");
         for (cluster, bounds) in view.postings().offsets(head).unwrap().windows(2).enumerate() {
             let rows = (bounds[1] - bounds[0]) as usize;
-            assert_eq!(ladder.sketch(cluster).unwrap().len(), (KEY_DIM / 8 + 1) * rows.next_multiple_of(8));
+            assert_eq!(ladder.sketch(cluster).unwrap().len(), (KEY_DIM / 8 + 1) * rows);
             sketches += ladder.sketch(cluster).unwrap().len();
         }
         assert!(matches!(ladder.key_code_bytes(ROWS - 1..ROWS + 1), Err(Error::Range { .. })));
@@ -242,9 +286,9 @@ fn sizes_are_those_of_the_layout() {
         (columns::PARAMETERS, 32),
         (columns::BASIS, HEADS * KEY_DIM * KEY_DIM),
         (columns::BITS, HEADS * KEY_DIM),
-        (columns::SCALES, HEADS * (6 * KEY_DIM + 3 * VALUE_DIM + 4) * 4),
+        (columns::SCALES, HEADS * (6 * KEY_DIM + 3 * VALUE_DIM + 6) * 2),
         (columns::CENTROID, clusters * (KEY_DIM / 2 + 2)),
-        (columns::CLUSTER, clusters * 8),
+        (columns::CLUSTER, clusters * 5),
         (columns::VALUE_MEAN, clusters * (VALUE_DIM / 2 + 2)),
         (columns::SKETCH, sketches),
         (columns::SKETCH_OFFSETS, (HEADS + 1) * 8),

@@ -12,6 +12,10 @@ pub const LEVELS4: [f32; 16] = [
     1.2562, 1.6181, 2.0690, 2.7326,
 ];
 
+/// What the upper two bits of a four-bit code stand for: the mean of a Gaussian of unit variance over the codes that have
+/// them.
+pub const HALF_LEVELS4: [f32; 4] = [-1.605_228_7, -0.496_791_86, 0.496_791_86, 1.605_228_7];
+
 /// Mean squared error that so many bits leave of a Gaussian of unit variance; not a number for bits that no code has.
 pub const DISTORTION: [f32; 5] = [1.0, 0.3634, 0.1175, f32::NAN, 0.0095];
 

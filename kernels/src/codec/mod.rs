@@ -7,22 +7,31 @@
 //! **Record of a row in 4 bits** ([`record_len`] bytes): `dim / 2` bytes of codes, element 2i in the low half of byte i
 //! and element 2i + 1 in the high half, then the factor as a little-endian binary16.
 //!
+//! **Record of a row's code** (as many bytes): the factor, then a plane of `dim / 4` bytes with the upper two bits of each
+//! element's code, then one with the lower two; element i in bits 2 (i mod 4) and above of byte i / 4. Factor and first plane
+//! may be read alone ([`Depth`]).
+//!
 //! **Record of a cluster's sketches** ([`SketchLayout::record_len`] bytes): see [`SketchLayout`].
 
 mod code4;
+mod forms;
 mod levels;
 mod lookup;
+mod planes;
 mod read4;
 mod rotate;
 mod sketch;
 mod sketch_query;
 
 pub use code4::{decode4, encode4, record_len};
-pub use levels::{DISTORTION, LEVELS1, LEVELS2, LEVELS4, factor_code, factor_of_code};
+pub use forms::RowCodes;
+pub use levels::{DISTORTION, HALF_LEVELS4, LEVELS1, LEVELS2, LEVELS4, factor_code, factor_of_code};
+pub use planes::{Depth, decode_planes, encode_planes};
 pub use rotate::rotate;
 pub use sketch::{BLOCK_ROWS, SketchLayout, decode_sketch, encode_sketch};
 pub use sketch_query::SketchQuery;
 
+pub(crate) use forms::Records;
 pub(crate) use lookup::Lookup;
-pub(crate) use read4::{Records, accumulate4, scores4};
+pub(crate) use read4::{accumulate4, scores4};
 pub(crate) use sketch_query::scores_sketch;

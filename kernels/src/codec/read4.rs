@@ -1,15 +1,10 @@
-//! Scores and sums of rows in 4 bits.
+//! Scores and sums of coded rows: in 4 bits, or in one or two planes of 2.
 
-use half::f16;
-
-use super::code4::record_len;
+use super::forms::{BLOCK, Block, Codes, Form, Half, Pairs, Records, RowCodes, Whole};
 use crate::isa::Kernels;
 use crate::lanes::Lanes;
-use crate::rows::{DIM_STEP, is_supported_dim};
+use crate::rows::DIM_STEP;
 use crate::score::{check_heads, check_per_row};
-
-/// Rows that are worked on together.
-const BLOCK: usize = 16;
 
 impl Kernels {
     /// `scores[row * heads + head] = factor[row] * Σ_i queries[head][i] * level[row][i]` for every coded row.
@@ -21,7 +16,7 @@ impl Kernels {
     /// If `dim` is not supported, `queries` is not `heads * dim` long, `records` not whole records, or `scores` not
     /// `heads` times as long as there are rows.
     pub fn scores4(&self, queries: &[f32], heads: usize, dim: usize, records: &[u8], scores: &mut [f32]) {
-        self.scores4_of(queries, heads, Records::new(records, dim, None), scores);
+        self.scores4_of(queries, heads, Records::new(records, dim, Form::Pairs, None), scores);
     }
 
     /// Like [`Kernels::scores4`], for the listed rows in the order of the list. Others are not read.
@@ -37,7 +32,23 @@ impl Kernels {
         indices: &[u32],
         scores: &mut [f32],
     ) {
-        self.scores4_of(queries, heads, Records::new(records, dim, Some(indices)), scores);
+        self.scores4_of(queries, heads, Records::new(records, dim, Form::Pairs, Some(indices)), scores);
+    }
+
+    /// `scores[place * heads + head] = factor[row] * Σ_i queries[head][i] * level[row][i]` for the row in each place of the
+    /// list, of which no more is read than the depth says. `queries` is `[heads, dim]`, already times the rows' scales.
+    ///
+    /// # Panics
+    /// As [`Kernels::scores4_gathered`].
+    pub fn scores_codes(
+        &self,
+        queries: &[f32],
+        heads: usize,
+        codes: RowCodes<'_>,
+        indices: &[u32],
+        scores: &mut [f32],
+    ) {
+        self.scores4_of(queries, heads, codes.listed(indices), scores);
     }
 
     fn scores4_of(&self, queries: &[f32], heads: usize, records: Records<'_>, scores: &mut [f32]) {
@@ -55,7 +66,7 @@ impl Kernels {
     /// If `dim` is not supported, `records` not whole records, `weights` not `heads` times as long as there are rows, or
     /// `out` not `heads * dim` long.
     pub fn accumulate4(&self, weights: &[f32], heads: usize, dim: usize, records: &[u8], out: &mut [f32]) {
-        self.accumulate4_of(weights, heads, Records::new(records, dim, None), out);
+        self.accumulate4_of(weights, heads, Records::new(records, dim, Form::Pairs, None), out);
     }
 
     /// Like [`Kernels::accumulate4`], over the listed rows in the order of the list. Others are not read.
@@ -72,81 +83,29 @@ impl Kernels {
         indices: &[u32],
         out: &mut [f32],
     ) {
-        self.accumulate4_of(weights, heads, Records::new(records, dim, Some(indices)), out);
+        self.accumulate4_of(weights, heads, Records::new(records, dim, Form::Pairs, Some(indices)), out);
+    }
+
+    /// `out[head * dim + i] += Σ_place weights[place * heads + head] * factor[row] * level[row][i]` over the row in each
+    /// place of the list, of which no more is read than the depth says.
+    ///
+    /// # Panics
+    /// As [`Kernels::accumulate4_gathered`].
+    pub fn accumulate_codes(
+        &self,
+        weights: &[f32],
+        heads: usize,
+        codes: RowCodes<'_>,
+        indices: &[u32],
+        out: &mut [f32],
+    ) {
+        self.accumulate4_of(weights, heads, codes.listed(indices), out);
     }
 
     fn accumulate4_of(&self, weights: &[f32], heads: usize, records: Records<'_>, out: &mut [f32]) {
         check_heads(heads, out.len(), records.dim, "output");
         check_per_row(weights.len(), records.len, heads, "weights");
         (self.accumulate4)(weights, heads, records, out);
-    }
-}
-
-/// Checked records of one dimension, and which of them an operation works on.
-#[derive(Clone, Copy)]
-pub(crate) struct Records<'a> {
-    bytes: &'a [u8],
-    dim: usize,
-    listed: Option<&'a [u32]>,
-    len: usize,
-}
-
-/// Up to sixteen records.
-struct Block<'a> {
-    /// The codes of each row; places past `count` repeat the last row.
-    codes: [&'a [[u8; 4]]; BLOCK],
-    factors: [f32; BLOCK],
-    count: usize,
-}
-
-impl<'a> Records<'a> {
-    #[track_caller]
-    fn new(bytes: &'a [u8], dim: usize, listed: Option<&'a [u32]>) -> Records<'a> {
-        assert!(is_supported_dim(dim), "dimension {dim} is not supported");
-        let stored = bytes.len() / record_len(dim);
-        assert!(
-            bytes.len() == stored * record_len(dim),
-            "{} bytes are not whole records of {dim}",
-            bytes.len()
-        );
-        if let Some(largest) = listed.and_then(|listed| listed.iter().max()) {
-            assert!((*largest as usize) < stored, "row {largest} is listed, but there are {stored} rows");
-        }
-        Records { bytes, dim, listed, len: listed.map_or(stored, <[u32]>::len) }
-    }
-
-    #[inline(always)]
-    fn record(&self, place: usize) -> &'a [u8] {
-        let row = self.listed.map_or(place, |listed| listed[place] as usize);
-        &self.bytes[row * record_len(self.dim)..][..record_len(self.dim)]
-    }
-
-    /// The records from `start`, which is less than their number.
-    #[inline(always)]
-    fn block(&self, start: usize) -> Block<'a> {
-        let count = (self.len - start).min(BLOCK);
-        let mut block = Block { codes: [&[]; BLOCK], factors: [0.0; BLOCK], count };
-        for row in 0..BLOCK {
-            let (codes, factor) = self.record(start + row.min(count - 1)).split_at(self.dim / 2);
-            block.codes[row] = codes.as_chunks().0;
-            block.factors[row] = f16::from_le_bytes([factor[0], factor[1]]).to_f32_const();
-        }
-        block
-    }
-
-    /// Asks for the listed records of the block that begins at `start`; the processor foresees those that follow each
-    /// other.
-    #[inline(always)]
-    fn prefetch<L: Lanes>(&self, isa: L, start: usize) {
-        if self.listed.is_some() {
-            for place in start..(start + BLOCK).min(self.len) {
-                let record = self.record(place);
-                for byte in record.iter().step_by(64) {
-                    isa.prefetch_address(byte);
-                }
-                isa.prefetch_address(&record[record.len() - 1]);
-            }
-        }
     }
 }
 
@@ -159,18 +118,33 @@ pub(crate) fn scores4<L: Lanes>(
     records: Records<'_>,
     scores: &mut [f32],
 ) {
+    match records.form {
+        Form::Pairs => scores_as::<L, Pairs<'_>>(isa, queries, heads, records, scores),
+        Form::Half => scores_as::<L, Half<'_>>(isa, queries, heads, records, scores),
+        Form::Whole => scores_as::<L, Whole<'_>>(isa, queries, heads, records, scores),
+    }
+}
+
+#[inline(always)]
+fn scores_as<'a, L: Lanes, C: Codes<'a>>(
+    isa: L,
+    queries: &[f32],
+    heads: usize,
+    records: Records<'a>,
+    scores: &mut [f32],
+) {
     for start in (0..records.len).step_by(BLOCK) {
         records.prefetch(isa, start + BLOCK);
-        let block = records.block(start);
+        let block = records.block::<C>(start);
         let scores = &mut scores[start * heads..][..block.count * heads];
         let mut head = 0;
         while head < heads {
             let group = (heads - head).min(4);
             match group {
-                4 => score_group::<L, 4>(isa, queries, heads, head, &block, scores),
-                3 => score_group::<L, 3>(isa, queries, heads, head, &block, scores),
-                2 => score_group::<L, 2>(isa, queries, heads, head, &block, scores),
-                _ => score_group::<L, 1>(isa, queries, heads, head, &block, scores),
+                4 => score_group::<L, C, 4>(isa, queries, heads, head, &block, scores),
+                3 => score_group::<L, C, 3>(isa, queries, heads, head, &block, scores),
+                2 => score_group::<L, C, 2>(isa, queries, heads, head, &block, scores),
+                _ => score_group::<L, C, 1>(isa, queries, heads, head, &block, scores),
             }
             head += group;
         }
@@ -179,16 +153,16 @@ pub(crate) fn scores4<L: Lanes>(
 
 /// Scores of heads `head..head + H`, in eight accumulators of `8 / H` rows by `H` heads.
 #[inline(always)]
-fn score_group<L: Lanes, const H: usize>(
+fn score_group<'a, L: Lanes, C: Codes<'a>, const H: usize>(
     isa: L,
     queries: &[f32],
     heads: usize,
     head: usize,
-    block: &Block<'_>,
+    block: &Block<C>,
     scores: &mut [f32],
 ) {
     let at_once = 8 / H;
-    let vectors = block.codes[0].len();
+    let vectors = block.vectors;
     let (queries, _) = queries.as_chunks::<DIM_STEP>();
     for first in (0..block.count).step_by(at_once) {
         let mut sums = [isa.splat(0.0); 8];
@@ -198,7 +172,7 @@ fn score_group<L: Lanes, const H: usize>(
                 q[h] = isa.load(&queries[(head + h) * vectors + v]);
             }
             for r in 0..at_once {
-                let x = isa.load_levels4(&block.codes[(first + r).min(BLOCK - 1)][v]);
+                let x = block.codes[(first + r).min(BLOCK - 1)].load(isa, v);
                 for h in 0..H {
                     sums[r * H + h] = isa.mul_add(x, q[h], sums[r * H + h]);
                 }
@@ -224,18 +198,33 @@ pub(crate) fn accumulate4<L: Lanes>(
     records: Records<'_>,
     out: &mut [f32],
 ) {
+    match records.form {
+        Form::Pairs => accumulate_as::<L, Pairs<'_>>(isa, weights, heads, records, out),
+        Form::Half => accumulate_as::<L, Half<'_>>(isa, weights, heads, records, out),
+        Form::Whole => accumulate_as::<L, Whole<'_>>(isa, weights, heads, records, out),
+    }
+}
+
+#[inline(always)]
+fn accumulate_as<'a, L: Lanes, C: Codes<'a>>(
+    isa: L,
+    weights: &[f32],
+    heads: usize,
+    records: Records<'a>,
+    out: &mut [f32],
+) {
     for start in (0..records.len).step_by(BLOCK) {
         records.prefetch(isa, start + BLOCK);
-        let block = records.block(start);
+        let block = records.block::<C>(start);
         let weights = &weights[start * heads..][..block.count * heads];
         let mut head = 0;
         while head < heads {
             let group = (heads - head).min(4);
             match group {
-                4 => accumulate_group::<L, 4, 2>(isa, weights, heads, head, &block, out),
-                3 => accumulate_group::<L, 3, 2>(isa, weights, heads, head, &block, out),
-                2 => accumulate_group::<L, 2, 4>(isa, weights, heads, head, &block, out),
-                _ => accumulate_group::<L, 1, 8>(isa, weights, heads, head, &block, out),
+                4 => accumulate_group::<L, C, 4, 2>(isa, weights, heads, head, &block, out),
+                3 => accumulate_group::<L, C, 3, 2>(isa, weights, heads, head, &block, out),
+                2 => accumulate_group::<L, C, 2, 4>(isa, weights, heads, head, &block, out),
+                _ => accumulate_group::<L, C, 1, 8>(isa, weights, heads, head, &block, out),
             }
             head += group;
         }
@@ -244,12 +233,12 @@ pub(crate) fn accumulate4<L: Lanes>(
 
 /// Sweeps `W` vectors wide over the dimensions, then one vector wide over the rest.
 #[inline(always)]
-fn accumulate_group<L: Lanes, const H: usize, const W: usize>(
+fn accumulate_group<'a, L: Lanes, C: Codes<'a>, const H: usize, const W: usize>(
     isa: L,
     weights: &[f32],
     heads: usize,
     head: usize,
-    block: &Block<'_>,
+    block: &Block<C>,
     out: &mut [f32],
 ) {
     let mut scaled = [[0.0; H]; BLOCK];
@@ -258,42 +247,42 @@ fn accumulate_group<L: Lanes, const H: usize, const W: usize>(
             scaled[h] = weights[row * heads + head + h] * block.factors[row];
         }
     }
-    let vectors = block.codes[0].len();
+    let vectors = block.vectors;
     let wide = vectors / W * W;
     for v in (0..wide).step_by(W) {
-        accumulate_sweep::<L, H, W>(isa, &scaled, head, block, v, out);
+        accumulate_sweep::<L, C, H, W>(isa, &scaled, head, block, v, out);
     }
     for v in wide..vectors {
-        accumulate_sweep::<L, H, 1>(isa, &scaled, head, block, v, out);
+        accumulate_sweep::<L, C, H, 1>(isa, &scaled, head, block, v, out);
     }
 }
 
 /// One sweep over the block's rows, for vectors `v..v + W` of the dimensions.
 #[inline(always)]
-fn accumulate_sweep<L: Lanes, const H: usize, const W: usize>(
+fn accumulate_sweep<'a, L: Lanes, C: Codes<'a>, const H: usize, const W: usize>(
     isa: L,
     weights: &[[f32; H]; BLOCK],
     head: usize,
-    block: &Block<'_>,
+    block: &Block<C>,
     v: usize,
     out: &mut [f32],
 ) {
-    let mut sums = [[isa.splat(0.0); W]; H];
+    let mut sums = [[isa.splat(0.0); H]; W];
     for (codes, weights) in block.codes[..block.count].iter().zip(weights) {
-        let codes = &codes[v..][..W];
-        for w in 0..W {
-            let x = isa.load_levels4(&codes[w]);
-            for h in 0..H {
-                sums[h][w] = isa.mul_add(isa.splat(weights[h]), x, sums[h][w]);
+        let codes = codes.cut(v, W);
+        for (w, sums) in sums.iter_mut().enumerate() {
+            let x = codes.load(isa, w);
+            for (sum, &weight) in sums.iter_mut().zip(weights) {
+                *sum = isa.mul_add(isa.splat(weight), x, *sum);
             }
         }
     }
-    let vectors = block.codes[0].len();
+    let vectors = block.vectors;
     let (out, _) = out.as_chunks_mut::<DIM_STEP>();
-    for h in 0..H {
-        for w in 0..W {
+    for (w, sums) in sums.iter().enumerate() {
+        for (h, &sum) in sums.iter().enumerate() {
             let out = &mut out[(head + h) * vectors + v + w];
-            isa.store(isa.add(isa.load(out), sums[h][w]), out);
+            isa.store(isa.add(isa.load(out), sum), out);
         }
     }
 }

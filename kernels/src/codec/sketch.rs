@@ -6,9 +6,6 @@ use super::levels::{factor_code, factor_of_code, level, nearest};
 /// Rows of a block of sketches.
 pub const BLOCK_ROWS: usize = 32;
 
-/// Blocks are filled with zeros to a multiple of this many rows.
-const ROW_STEP: usize = 8;
-
 /// How a sketch distributes its bits, and where they lie.
 ///
 /// The dimensions with 4 bits come first, then those with 2, then those with 1, then those with none. A row is a string
@@ -16,7 +13,7 @@ const ROW_STEP: usize = 8;
 /// of four 1-bit dimensions (the first in the lowest bit), and one of zeros follows where they are odd in number.
 /// Byte b of a row holds half byte 2b in its low half and half byte 2b + 1 in its high half.
 ///
-/// A cluster's record is its rows in blocks of 32; the last block has the rest, filled up with zeros to a multiple of 8.
+/// A cluster's record is its rows in blocks of 32; the last block has the rest.
 /// A block of r rows is [`SketchLayout::bytes`] columns of r bytes, column b with byte b of every row, and then a column
 /// of r logarithmic factor codes ([`factor_code`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +64,7 @@ impl SketchLayout {
 
     /// Bytes of the record of a cluster of `rows` rows.
     pub fn record_len(&self, rows: usize) -> usize {
-        (self.bytes() + 1) * rows.next_multiple_of(ROW_STEP)
+        (self.bytes() + 1) * rows
     }
 
     /// Dimensions that have bits: the first so many.
@@ -97,11 +94,11 @@ impl SketchLayout {
         }
     }
 
-    /// Where the block of row `row` begins in the record of `rows` rows, how many rows it has with those that fill it,
-    /// and which of them the row is.
+    /// Where the block of row `row` begins in the record of `rows` rows, how many rows it has, and which of them the row
+    /// is.
     fn block(&self, row: usize, rows: usize) -> (usize, usize, usize) {
         let first = row / BLOCK_ROWS * BLOCK_ROWS;
-        (first * (self.bytes() + 1), (rows - first).next_multiple_of(ROW_STEP).min(BLOCK_ROWS), row - first)
+        (first * (self.bytes() + 1), (rows - first).min(BLOCK_ROWS), row - first)
     }
 }
 

@@ -154,14 +154,14 @@ pub(crate) fn scores_sketch<L: Lookup>(
     let bytes = query.layout.bytes();
     let mut rest = record;
     for (block, factors) in factors.chunks_mut(BLOCK_ROWS).enumerate() {
-        let height = (rest.len() / (bytes + 1)).min(BLOCK_ROWS);
+        let height = factors.len();
         let codes = &rest[bytes * height..];
         let mut wide = [[0.0; 8]; 4];
         for (row, factor) in factors.iter_mut().enumerate() {
             *factor = factor_of_code(codes[row]);
             wide[row / 8][row % 8] = *factor;
         }
-        let place = Place { first: block * BLOCK_ROWS, rows: factors.len(), height, stride };
+        let place = Place { first: block * BLOCK_ROWS, rows: height, stride };
         let mut head = 0;
         while head < query.heads {
             let group = (query.heads - head).min(4);
@@ -182,8 +182,6 @@ pub(crate) fn scores_sketch<L: Lookup>(
 struct Place {
     first: usize,
     rows: usize,
-    /// Rows of the block with those that fill it up.
-    height: usize,
     stride: usize,
 }
 
@@ -209,7 +207,7 @@ fn score_block<L: Lookup, const H: usize>(
         let mut all = [isa.zero_bytes(); H];
         let mut upper = [isa.zero_bytes(); H];
         for b in start..bytes.min(start + BYTES_MAX) {
-            let column = load_column(isa, &record[b * place.height..]);
+            let column = load_column(isa, &record[b * place.rows..]);
             let (low, high) = (isa.low_nibbles(column), isa.high_nibbles(column));
             for h in 0..H {
                 for (table, nibbles) in [(&tables[h][2 * b], low), (&tables[h][2 * b + 1], high)] {

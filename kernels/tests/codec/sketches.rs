@@ -44,7 +44,7 @@ fn bits_that_no_sketch_has_are_refused() {
     }
     let layout = SketchLayout::new(&[4, 4, 4, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!((layout.nibbles(), layout.bytes(), layout.kept()), (5, 3, 9));
-    assert_eq!([0, 1, 8, 9, 32, 33, 64].map(|rows| layout.record_len(rows) / 4), [0, 8, 8, 16, 32, 40, 64]);
+    assert_eq!([0, 1, 9, 32, 33, 64].map(|rows| layout.record_len(rows)), [0, 4, 36, 128, 132, 256]);
     assert_eq!([0, 2, 3, 4, 5, 8, 9, 15].map(|i| layout.bits(i)), [4, 4, 2, 2, 1, 1, 0, 0]);
 }
 
@@ -53,23 +53,20 @@ fn codes_lie_where_the_format_says() {
     let layout = SketchLayout::new(&[4, 4, 4, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0]);
     // Of unit mean square over the nine dimensions with bits.
     let z = [-2.5, 0.1, 0.4, -0.3, 0.5, 0.5, -0.5, -0.5, 1.061, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0];
-    let mut all = vec![0.0; 33 * 16];
-    all[32 * 16..].copy_from_slice(&z);
-    let mut record = vec![0xee; layout.record_len(33)];
+    let mut all = vec![0.0; 35 * 16];
+    all[33 * 16..34 * 16].copy_from_slice(&z);
+    let mut record = vec![0xee; layout.record_len(35)];
     encode_sketch(&layout, &all, &[1.0; 16], &mut record);
-    // Row 32 is the first of the second block, of 8 rows: three columns of codes and one of factors.
+    // Row 33 is the second of the second block, of 3 rows: three columns of codes and one of factors.
     let block = &record[32 * 4..];
-    assert_eq!(block.len(), 8 * 4);
-    let column = |b: usize| block[b * 8];
+    assert_eq!(block.len(), 3 * 4);
+    let column = |b: usize| block[b * 3 + 1];
     assert_eq!(column(0), 8 << 4, "codes 0 and 8");
     assert_eq!(column(1), 9 | (1 | 2 << 2) << 4, "code 9, then 1 and 2 in two bits each");
     assert_eq!(column(2), 0b1001, "signs + - - +, and nothing");
     assert!((120..=130).contains(&column(3)), "a factor near 1: {}", column(3));
-    for b in 0..4 {
-        assert_eq!(block[b * 8 + 1..][..7], [0; 7], "rows that fill up");
-    }
     // Rows of zeros have a factor of 0.
-    assert_eq!(record[32 * 3..32 * 4], [0; 32]);
+    assert_eq!((&record[32 * 3..32 * 4], [block[9], block[11]]), (&[0; 32][..], [0, 0]));
 }
 
 #[test]
@@ -211,7 +208,7 @@ fn instruction_sets_agree_on_any_bytes() {
                 (scores, factors) = scores_by_row(kernels, &query, &record, count);
                 let columns = (layout.bytes() + 1) * 32;
                 let code = |row: usize| {
-                    let height = (count - row / 32 * 32).next_multiple_of(8).min(32);
+                    let height = (count - row / 32 * 32).min(32);
                     record[row / 32 * columns + layout.bytes() * height + row % 32]
                 };
                 (0..count).for_each(|row| assert_eq!(factors[row], factor_of_code(code(row))));

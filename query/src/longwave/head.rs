@@ -103,8 +103,8 @@ impl<'v> Head<'v> {
 
     /// Bytes of bases, bits and scales that the query touches.
     pub(super) fn basis_bytes(&self, key_dim: usize, value_dim: usize) -> u64 {
-        let shared = key_dim * key_dim + key_dim + 4 * (4 * key_dim + 2 * value_dim);
-        let own = 4 * (2 * key_dim + value_dim + 4);
+        let shared = key_dim * key_dim + key_dim + 2 * (4 * key_dim + 2 * value_dim);
+        let own = 2 * (2 * key_dim + value_dim + 6);
         (self.bases.len() * shared + self.segments.len() * own) as u64
     }
 }

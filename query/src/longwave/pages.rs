@@ -1,10 +1,11 @@
 //! The 4 KiB pages that one position and KV head touch, counted within each column.
 
-use super::touched::Touched;
+use super::touched::{Touched, code_reads};
 use super::unit::Call;
 use crate::work::Pages;
 use longwave_index::ladder::columns::CLUSTER_SIZE;
-use longwave_kernels::codec::record_len;
+use longwave_kernels::bf16;
+use longwave_kernels::codec::{Depth, record_len};
 
 impl Call<'_, '_> {
     /// Distinct pages, over the columns of all segments with a ladder.
@@ -24,15 +25,15 @@ impl Call<'_, '_> {
     fn basis_pages(&self, first: bool) -> u64 {
         let (d, v) = (self.reader.view.shape.key_dim, self.reader.view.shape.value_dim);
         let [mut basis, mut bits, mut scales] = [(); 3].map(|()| Pages::default());
-        let start = self.reader.kv_head * (6 * d + 3 * v + 4);
+        let start = self.reader.kv_head * (6 * d + 3 * v + 6);
         if first {
             basis.add(self.reader.kv_head, 1, d * d);
             bits.add(self.reader.kv_head, 1, d);
-            scales.add(start, 6 * d + 3 * v + 4, size_of::<f32>());
+            scales.add(start, 6 * d + 3 * v + 6, size_of::<bf16>());
         } else {
             // What is the segment's own: shape and middle, then the mean of all values and the scalars.
-            scales.add(start + 4 * d, 2 * d, size_of::<f32>());
-            scales.add(start + 6 * d + 2 * v, v + 4, size_of::<f32>());
+            scales.add(start + 4 * d, 2 * d, size_of::<bf16>());
+            scales.add(start + 6 * d + 2 * v, v + 6, size_of::<bf16>());
         }
         basis.count + bits.count + scales.count
     }
@@ -68,12 +69,23 @@ impl Call<'_, '_> {
             }
             count += pages.count;
         }
-        let columns = [
-            (&touched.key_codes, record_len(shape.key_dim)),
-            (&touched.keys, shape.key_bytes()),
-            (&touched.value_codes, record_len(shape.value_dim)),
-            (&touched.values, shape.value_bytes()),
-        ];
+        for (halves, codes, dim) in [
+            (&touched.key_halves, &touched.key_codes, shape.key_dim),
+            (&touched.value_halves, &touched.value_codes, shape.value_dim),
+        ] {
+            let (rows, depths): (Vec<u32>, Vec<Depth>) = code_reads(halves, codes).unzip();
+            let mut depths = depths.into_iter();
+            for (number, run) in self.reader.head.row_runs(&rows) {
+                let (segment, mut pages) = (&self.reader.head.segments[number], Pages::default());
+                let base = self.reader.kv_head * segment.segment.rows();
+                for (&row, depth) in run.iter().zip(&mut depths) {
+                    let place = base + row as usize - segment.first_row;
+                    pages.add(place * record_len(dim), depth.len(dim), 1);
+                }
+                count += pages.count;
+            }
+        }
+        let columns = [(&touched.keys, shape.key_bytes()), (&touched.values, shape.value_bytes())];
         for (rows, size) in columns {
             for (number, run) in self.reader.head.row_runs(rows) {
                 let (segment, mut pages) = (&self.reader.head.segments[number], Pages::default());

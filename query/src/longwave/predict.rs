@@ -2,7 +2,7 @@
 
 use super::answer::{CodedMeans, Rough, add_scaled};
 use super::clusters::Clusters;
-use super::constants::VALUE_CODE_NOISE;
+use super::constants::VALUE_NOISE;
 use super::head::Head;
 use super::zone::{Zone, of};
 use longwave_kernels::Kernels;
@@ -75,9 +75,9 @@ impl Prediction {
                 if read {
                     self.rows.clear();
                     self.rows.extend_from_slice(zone.part(&zone.weight, g, opened));
-                    for (list, left) in
-                        [(&zone.values.code, VALUE_CODE_NOISE.sqrt()), (&zone.values.full, 0.0)]
-                    {
+                    let [half, code] = VALUE_NOISE.map(f32::sqrt);
+                    let values = &zone.values;
+                    for (list, left) in [(&values.half, half), (&values.code, code), (&values.full, 0.0)] {
                         for chosen in of(list, number) {
                             let weight = &mut self.rows[chosen.at as usize - opened.start];
                             self.unread[at] -= *weight;

@@ -2,13 +2,14 @@
 
 use super::answer::RowValues;
 use super::clusters::Clusters;
-use super::constants::KEY_CODE_NOISE;
+use super::constants::{JENSEN_MAX, KEY_NOISE};
 use super::head::Head;
 use super::softcap::Softcap;
-use super::zone::{Chosen, Zone};
+use super::zone::{Choice, Chosen, Zone};
 use crate::error::Error;
 use crate::view::LayerView;
 use crate::work::HeadQueries;
+use longwave_kernels::codec::{Depth, RowCodes};
 use longwave_kernels::{Kernels, rotate};
 
 /// What one position and KV head reads from, and for which queries.
@@ -23,8 +24,24 @@ pub(super) struct Reader<'a, 'v> {
 /// How finely a list of rows is read.
 #[derive(Clone, Copy, PartialEq)]
 enum Resolution {
-    Code,
+    Code(Depth),
     Full,
+}
+
+impl Resolution {
+    /// Share of the variance of a score that is left, after the sketch.
+    fn left(self) -> f32 {
+        match self {
+            Resolution::Code(Depth::Half) => KEY_NOISE[0],
+            Resolution::Code(Depth::Whole) => KEY_NOISE[1],
+            Resolution::Full => 0.0,
+        }
+    }
+}
+
+/// The lists of codes among a choice.
+fn coded(choice: &Choice) -> [(Depth, &[Chosen]); 2] {
+    [(Depth::Half, &choice.half), (Depth::Whole, &choice.code)]
 }
 
 /// Room for lists of rows and their numbers.
@@ -44,9 +61,10 @@ impl Reader<'_, '_> {
         buffers: &mut Buffers,
     ) -> Result<(), Error> {
         let keys = std::mem::take(&mut zone.keys);
-        for (resolution, list) in [(Resolution::Code, &keys.code), (Resolution::Full, &keys.full)] {
+        let codes = coded(&keys).map(|(depth, list)| (Resolution::Code(depth), list));
+        for (resolution, list) in codes.into_iter().chain([(Resolution::Full, keys.full.as_slice())]) {
             for run in self.runs(zone, list) {
-                self.score(zone, clusters, resolution, run, buffers)?;
+                self.score(zone, resolution, run, buffers)?;
                 self.weigh(zone, clusters, resolution, run, buffers);
             }
         }
@@ -69,7 +87,6 @@ impl Reader<'_, '_> {
     fn score(
         &self,
         zone: &Zone,
-        clusters: &Clusters,
         resolution: Resolution,
         run: &[Chosen],
         buffers: &mut Buffers,
@@ -86,16 +103,14 @@ impl Reader<'_, '_> {
                 let keys = segment.segment.listed_keys(&self.view.shape, self.kv_head, rows)?;
                 self.kernels.scores_gathered(&self.queries.data, group, dim, keys, rows, scores);
             }
-            Resolution::Code => {
-                let codes = segment.ladder.listed_key_codes(rows)?;
+            Resolution::Code(depth) => {
+                let records = segment.ladder.listed_key_codes(rows)?;
                 let queries = &self.head.bases[segment.basis].key;
-                self.kernels.scores4_gathered(queries, group, dim, codes, rows, scores);
-                segment.ladder.check_key_codes(codes, rows)?;
+                self.kernels.scores_codes(queries, group, RowCodes { records, dim, depth }, rows, scores);
+                segment.ladder.check_key_codes(records, rows)?;
                 for (chosen, scores) in run.iter().zip(scores.chunks_exact_mut(group)) {
-                    let cluster = zone.opened[chosen.opened as usize].cluster;
-                    for (g, score) in scores.iter_mut().enumerate() {
-                        *score += clusters.uncapped[g * clusters.len + cluster];
-                    }
+                    let sketched = zone.score[chosen.at as usize..].iter().step_by(zone.len);
+                    scores.iter_mut().zip(sketched).for_each(|(score, sketched)| *score += sketched);
                 }
             }
         }
@@ -115,16 +130,21 @@ impl Reader<'_, '_> {
         if softcap.0.is_some() {
             scores.iter_mut().for_each(|score| *score = softcap.apply(*score));
         }
+        let left = resolution.left().sqrt();
+        for (chosen, scores) in run.iter().zip(scores.chunks_exact_mut(group)) {
+            for (g, score) in scores.iter_mut().enumerate() {
+                let deviation = &mut zone.deviation[g * zone.len + chosen.at as usize];
+                *deviation *= left;
+                *score += (*deviation * *deviation / 2.0).min(JENSEN_MAX);
+            }
+        }
         let mut most = vec![f32::NEG_INFINITY; group];
         self.kernels.max_per_head(scores, group, &mut most);
         most.iter().enumerate().for_each(|(g, &most)| zone.lower(clusters, g, most));
         self.kernels.exp_weights(scores, group, &clusters.top, &mut most);
-        let left = if resolution == Resolution::Code { KEY_CODE_NOISE.sqrt() } else { 0.0 };
         for (chosen, weights) in run.iter().zip(scores.chunks_exact(group)) {
             for (g, &weight) in weights.iter().enumerate() {
-                let place = g * zone.len + chosen.at as usize;
-                zone.weight[place] = weight;
-                zone.deviation[place] *= left;
+                zone.weight[g * zone.len + chosen.at as usize] = weight;
             }
         }
     }
@@ -143,12 +163,15 @@ impl Reader<'_, '_> {
         values.coded.reset(&self.head, dim);
         values.full.clear();
         values.full.resize(group * dim, 0.0);
-        for run in self.runs(zone, &zone.values.code) {
-            let segment = self.weights(zone, run, buffers);
-            let codes = segment.ladder.listed_value_codes(&buffers.rows)?;
-            let (weights, sum) = (&buffers.numbers, &mut values.coded.sums[segment.basis]);
-            self.kernels.accumulate4_gathered(weights, group, dim, codes, &buffers.rows, sum);
-            segment.ladder.check_value_codes(codes, &buffers.rows)?;
+        for (depth, list) in coded(&zone.values) {
+            for run in self.runs(zone, list) {
+                let segment = self.weights(zone, run, buffers);
+                let records = segment.ladder.listed_value_codes(&buffers.rows)?;
+                let (weights, sum) = (&buffers.numbers, &mut values.coded.sums[segment.basis]);
+                let codes = RowCodes { records, dim, depth };
+                self.kernels.accumulate_codes(weights, group, codes, &buffers.rows, sum);
+                segment.ladder.check_value_codes(records, &buffers.rows)?;
+            }
         }
         for run in self.runs(zone, &zone.values.full) {
             let segment = self.weights(zone, run, buffers);

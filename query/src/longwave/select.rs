@@ -2,13 +2,13 @@
 
 use super::answer::Rough;
 use super::clusters::Clusters;
-use super::constants::{FULL, RISE_MAX, VALUE, Z_ROW};
+use super::constants::{KEY, RISE_MAX, VALUE, Z_ROW};
 use super::head::Head;
 use super::zone::{Choice, Chosen, Opened, Zone};
 use longwave_kernels::Kernels;
 use longwave_kernels::ladder::{GainOf, Uncertain};
 
-const KEY: GainOf = GainOf::Key { deviations: Z_ROW, rise: RISE_MAX };
+const KEYS: GainOf = GainOf::Key { deviations: Z_ROW, rise: RISE_MAX };
 const VALUES: GainOf = GainOf::Value { deviations: Z_ROW, rise: RISE_MAX };
 /// What rounding may do to a bound over a cluster, which is compared with the gains of its rows.
 const BOUND_MARGIN: f32 = 1.0001;
@@ -42,7 +42,7 @@ impl Gains {
             self.reach.extend(heads.map(|((off, norm), total)| (off + spread).sqrt() / (norm * total)));
         }
         let mut choice = std::mem::take(&mut zone.keys);
-        self.choose(kernels, zone, KEY, tau, &mut choice);
+        self.choose(kernels, zone, KEYS, KEY.map(|rung| rung * tau), &mut choice);
         zone.keys = choice;
     }
 
@@ -62,11 +62,12 @@ impl Gains {
             self.reach.extend(heads.map(|(norm, total)| deviation / (norm * total)));
         }
         let mut choice = std::mem::take(&mut zone.values);
-        self.choose(kernels, zone, VALUES, VALUE * tau, &mut choice);
+        self.choose(kernels, zone, VALUES, VALUE.map(|rung| rung * tau), &mut choice);
         zone.values = choice;
     }
 
-    fn choose(&mut self, kernels: &Kernels, zone: &Zone, kind: GainOf, tau: f32, choice: &mut Choice) {
+    /// Chooses rows by the thresholds of the three resolutions, which ascend.
+    fn choose(&mut self, kernels: &Kernels, zone: &Zone, kind: GainOf, rungs: [f32; 3], choice: &mut Choice) {
         self.bounds(kernels, zone, kind);
         choice.clear();
         self.rows.clear();
@@ -74,7 +75,7 @@ impl Gains {
         let group = self.reach.len() / zone.opened.len().max(1);
         for (number, opened) in zone.opened.iter().enumerate() {
             // Most clusters hold no row that is worth reading: their sums tell.
-            if self.bound[number] * BOUND_MARGIN <= tau * tau {
+            if self.bound[number] * BOUND_MARGIN <= rungs[0] * rungs[0] {
                 continue;
             }
             let reach = &self.reach[number * group..][..group];
@@ -85,10 +86,7 @@ impl Gains {
                 let deviations = zone.part(&zone.deviation, g, opened);
                 kernels.row_gains(Uncertain { weights, deviations, reach }, kind, gains);
             }
-            if kind == VALUES {
-                known_keys(zone, number, reach, gains);
-            }
-            push(opened, number, gains, tau, choice);
+            push(opened, number, gains, rungs, choice);
         }
     }
 
@@ -114,26 +112,23 @@ impl Gains {
     }
 }
 
-/// A row whose key was read has the weight that it seems to have.
-fn known_keys(zone: &Zone, number: usize, reach: &[f32], gains: &mut [f32]) {
-    let start = zone.opened[number].start;
-    for chosen in zone.keys.of(number) {
-        let at = chosen.at as usize;
-        let gain = |(g, reach): (usize, &f32)| (zone.weight[g * zone.len + at] * reach).powi(2);
-        gains[at - start] = reach.iter().enumerate().map(gain).sum();
-    }
-}
-
-fn push(opened: &Opened, number: usize, gains: &[f32], tau: f32, choice: &mut Choice) {
-    let (code, full) = (tau * tau, (FULL * tau) * (FULL * tau));
+fn push(opened: &Opened, number: usize, gains: &[f32], rungs: [f32; 3], choice: &mut Choice) {
+    let [half, code, full] = rungs.map(|rung| rung * rung);
     for (row, &gain) in gains.iter().enumerate() {
-        if gain > code {
+        if gain > half {
             let chosen = Chosen {
                 opened: number as u32,
                 at: (opened.start + row) as u32,
                 row: (opened.first + row) as u32,
             };
-            if gain > full { choice.full.push(chosen) } else { choice.code.push(chosen) }
+            let list = if gain > full {
+                &mut choice.full
+            } else if gain > code {
+                &mut choice.code
+            } else {
+                &mut choice.half
+            };
+            list.push(chosen);
         }
     }
 }

@@ -4,6 +4,7 @@ use super::clusters::Clusters;
 use super::head::Head;
 use super::select::through_head;
 use super::zone::Zone;
+use longwave_kernels::codec::Depth;
 
 /// Sets of clusters and rows, as ascending lists; they only grow. Both are numbered through the segments of the head.
 #[derive(Default)]
@@ -12,9 +13,11 @@ pub(super) struct Touched {
     pub(super) means: Vec<u32>,
     /// Clusters whose sketches were scanned.
     pub(super) sketched: Vec<u32>,
-    /// Rows whose key was read as a code and in full, and whose value was.
+    /// Rows whose key was read as half a code, as a whole one and in full, and whose value was.
+    pub(super) key_halves: Vec<u32>,
     pub(super) key_codes: Vec<u32>,
     pub(super) keys: Vec<u32>,
+    pub(super) value_halves: Vec<u32>,
     pub(super) value_codes: Vec<u32>,
     pub(super) values: Vec<u32>,
     rows: Vec<u32>,
@@ -22,10 +25,10 @@ pub(super) struct Touched {
 
 impl Touched {
     pub(super) fn clear(&mut self) {
-        let lists = [&mut self.means, &mut self.sketched, &mut self.key_codes, &mut self.keys];
-        lists.into_iter().for_each(Vec::clear);
-        self.value_codes.clear();
-        self.values.clear();
+        let keys = [&mut self.key_halves, &mut self.key_codes, &mut self.keys];
+        let values = [&mut self.value_halves, &mut self.value_codes, &mut self.values];
+        let clusters = [&mut self.means, &mut self.sketched];
+        clusters.into_iter().chain(keys).chain(values).for_each(Vec::clear);
     }
 
     /// Adds an attempt.
@@ -33,8 +36,10 @@ impl Touched {
         unite(&mut self.means, &clusters.means);
         unite(&mut self.sketched, &clusters.opened);
         let lists = [
+            (&zone.keys.half, &mut self.key_halves),
             (&zone.keys.code, &mut self.key_codes),
             (&zone.keys.full, &mut self.keys),
+            (&zone.values.half, &mut self.value_halves),
             (&zone.values.code, &mut self.value_codes),
             (&zone.values.full, &mut self.values),
         ];
@@ -50,9 +55,25 @@ impl Touched {
         self.values.clear();
     }
 
-    /// Rows read in 4 bits, of key, value or both; and in full.
+    /// Rows of which codes were read, in part or whole, of key, value or both; and rows read in full.
     pub(super) fn coded_and_full(&self) -> [u64; 2] {
-        [united(&self.key_codes, &self.value_codes), united(&self.keys, &self.values)]
+        let (mut coded, mut full) = (self.key_codes.clone(), self.keys.clone());
+        for list in [&self.key_halves, &self.value_halves, &self.value_codes] {
+            unite(&mut coded, list);
+        }
+        unite(&mut full, &self.values);
+        [coded.len() as u64, full.len() as u64]
+    }
+
+    /// Bytes of the codes of keys and of values.
+    pub(super) fn code_bytes(&self, key_dim: usize, value_dim: usize) -> [u64; 2] {
+        let bytes = |halves: &[u32], codes: &[u32], dim: usize| {
+            code_reads(halves, codes).map(|(_, depth)| depth.len(dim) as u64).sum()
+        };
+        [
+            bytes(&self.key_halves, &self.key_codes, key_dim),
+            bytes(&self.value_halves, &self.value_codes, value_dim),
+        ]
     }
 
     /// Bytes of the sketches that were scanned.
@@ -82,14 +103,27 @@ fn unite(set: &mut Vec<u32>, more: &[u32]) {
     }
 }
 
-/// How many entries two ascending lists have together.
-fn united(a: &[u32], b: &[u32]) -> u64 {
-    let (mut rest, mut both) = (b, 0);
-    for entry in a {
-        rest = &rest[rest.iter().take_while(|other| *other < entry).count()..];
-        both += u64::from(rest.first() == Some(entry));
-    }
-    (a.len() + b.len()) as u64 - both
+/// Merges the ascending lists of the rows of which half a code was read and of those of which the whole was: each row once,
+/// ascending, with the most that was read of it.
+pub(super) fn code_reads<'l>(halves: &'l [u32], codes: &'l [u32]) -> impl Iterator<Item = (u32, Depth)> + 'l {
+    let (mut halves, mut codes) = (halves.iter().peekable(), codes.iter().peekable());
+    std::iter::from_fn(move || {
+        let (half, code) = (halves.peek().copied(), codes.peek().copied());
+        match (half, code) {
+            (Some(half), code) if code.is_none_or(|code| half < code) => {
+                halves.next();
+                Some((*half, Depth::Half))
+            }
+            (half, Some(code)) => {
+                if half == Some(code) {
+                    halves.next();
+                }
+                codes.next();
+                Some((*code, Depth::Whole))
+            }
+            _ => None,
+        }
+    })
 }
 
 #[cfg(test)]
@@ -104,7 +138,22 @@ mod tests {
         assert_eq!(set, [2, 5, 9]);
         unite(&mut set, &[0, 5, 6, 11]);
         assert_eq!(set, [0, 2, 5, 6, 9, 11]);
-        assert_eq!(united(&[1, 4, 6, 7], &[0, 4, 7, 9, 12]), 7);
-        assert_eq!((united(&[], &[3]), united(&[3, 8], &[])), (1, 2));
+    }
+
+    #[test]
+    fn a_code_that_was_read_whole_counts_as_whole() {
+        let reads: Vec<_> = code_reads(&[1, 4, 6, 7], &[0, 4, 7, 9]).collect();
+        let (half, whole) = (Depth::Half, Depth::Whole);
+        assert_eq!(reads, [(0, whole), (1, half), (4, whole), (6, half), (7, whole), (9, whole)]);
+        assert_eq!(code_reads(&[3, 5], &[]).collect::<Vec<_>>(), [(3, half), (5, half)]);
+        assert_eq!(code_reads(&[], &[2]).collect::<Vec<_>>(), [(2, whole)]);
+        let touched = Touched {
+            key_halves: vec![1, 4],
+            key_codes: vec![4],
+            value_halves: vec![8],
+            ..Touched::default()
+        };
+        assert_eq!(touched.code_bytes(64, 32), [18 + 34, 10]);
+        assert_eq!(touched.coded_and_full(), [3, 0]);
     }
 }

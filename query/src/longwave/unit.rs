@@ -16,7 +16,7 @@ use crate::rule::{Attempt, Next, TauRule};
 use crate::view::{LayerView, QueryBatch, Shape};
 use crate::work::{HeadQueries, Reading, Source, pieces, read_piece, reading};
 use longwave_index::ladder::columns::CLUSTER_SIZE;
-use longwave_kernels::codec::record_len;
+use longwave_kernels::codec::{Depth, record_len};
 use longwave_kernels::{AttentionState, Kernels, rotate};
 use std::cell::RefCell;
 use std::time::Instant;
@@ -298,9 +298,11 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         let bytes = |list: &[Chosen], size: usize| (list.len() * size) as u64;
         (clusters.means.len() * record_len(shape.value_dim)) as u64
             + sketch_bytes(head, &clusters.opened)
-            + bytes(&zone.keys.code, record_len(shape.key_dim))
+            + bytes(&zone.keys.half, Depth::Half.len(shape.key_dim))
+            + bytes(&zone.keys.code, Depth::Whole.len(shape.key_dim))
             + bytes(&zone.keys.full, shape.key_bytes())
-            + bytes(&zone.values.code, record_len(shape.value_dim))
+            + bytes(&zone.values.half, Depth::Half.len(shape.value_dim))
+            + bytes(&zone.values.code, Depth::Whole.len(shape.value_dim))
             + bytes(&zone.values.full, shape.value_bytes())
     }
 
@@ -349,13 +351,14 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
 
     fn traffic(shape: &Shape, head: &Head<'_>, touched: &Touched) -> Traffic {
         let bytes = |list: &[u32], size: usize| (list.len() * size) as u64;
+        let [key_codes, value_codes] = touched.code_bytes(shape.key_dim, shape.value_dim);
         Traffic {
             keys: bytes(&touched.keys, shape.key_bytes()),
             values: bytes(&touched.values, shape.value_bytes()),
             value_means: bytes(&touched.means, record_len(shape.value_dim)),
             sketches: touched.sketch_bytes(head),
-            key_codes: bytes(&touched.key_codes, record_len(shape.key_dim)),
-            value_codes: bytes(&touched.value_codes, record_len(shape.value_dim)),
+            key_codes,
+            value_codes,
             ..Self::fixed(shape, head)
         }
     }

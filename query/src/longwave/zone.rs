@@ -34,9 +34,10 @@ pub(super) struct Chosen {
     pub(super) row: u32,
 }
 
-/// Rows that are read of a column, in rising order.
+/// Rows that are read of a column, by resolution, each in rising order.
 #[derive(Default)]
 pub(super) struct Choice {
+    pub(super) half: Vec<Chosen>,
     pub(super) code: Vec<Chosen>,
     pub(super) full: Vec<Chosen>,
 }
@@ -48,6 +49,8 @@ pub(super) struct Zone {
     pub(super) len: usize,
     /// Rows, without the places that are no row's.
     pub(super) rows: usize,
+    /// Planes: scores of the sketches, before the soft-cap. What codes add, they add to these.
+    pub(super) score: Vec<f32>,
     /// Planes: weights against the clusters' `top`.
     pub(super) weight: Vec<f32>,
     /// Planes: standard deviations of the scores, as far as they are known.
@@ -72,7 +75,7 @@ impl Zone {
     ) -> Result<(), Error> {
         let group = head.group;
         self.place(head, clusters);
-        for plane in [&mut self.weight, &mut self.deviation] {
+        for plane in [&mut self.score, &mut self.weight, &mut self.deviation] {
             // Every row's place is written below; what an earlier call left in them is not read.
             plane.resize(group * self.len, 0.0);
         }
@@ -85,26 +88,26 @@ impl Zone {
             let record = segment.ladder.sketch(opened.cluster - segment.first)?;
             self.factors.clear();
             self.factors.resize(opened.rows, 0.0);
-            let scores = &mut self.weight[opened.start..];
+            let scores = &mut self.score[opened.start..];
             kernels.scores_sketch(&basis.sketch, record, opened.rows, self.len, scores, &mut self.factors);
             for g in 0..group {
                 let noise = basis.norm2[g].sqrt() * segment.ladder.sketch_noise;
                 let places = g * self.len + opened.start..g * self.len + opened.start + opened.rows;
-                let (scores, deviations) =
-                    (&mut self.weight[places.clone()], &mut self.deviation[places.clone()]);
-                deviations.iter_mut().zip(&self.factors).for_each(|(d, factor)| *d = noise * factor);
                 let centre = clusters.uncapped[g * clusters.len + opened.cluster];
+                let (scores, weights) = (&mut self.score[places.clone()], &mut self.weight[places.clone()]);
+                let deviations = &mut self.deviation[places];
+                for (score, weight) in scores.iter_mut().zip(&mut *weights) {
+                    *score += centre;
+                    *weight = *score;
+                }
+                deviations.iter_mut().zip(&self.factors).for_each(|(d, factor)| *d = noise * factor);
                 if softcap.0.is_some() {
-                    for (score, deviation) in scores.iter_mut().zip(deviations) {
-                        *score += centre;
+                    for (score, deviation) in weights.iter_mut().zip(&mut *deviations) {
                         *deviation *= softcap.slope(*score, Z_ROW * *deviation);
                         *score = softcap.apply(*score);
                     }
-                } else {
-                    scores.iter_mut().for_each(|score| *score += centre);
                 }
-                let (scores, deviations) = (&mut self.weight[places.clone()], &self.deviation[places]);
-                let sums = kernels.weigh_rows(scores, deviations, clusters.top[g], SKETCH_MAX);
+                let sums = kernels.weigh_rows(weights, deviations, clusters.top[g], SKETCH_MAX);
                 self.cluster_weight[g * clusters.len + opened.cluster] = sums.weight;
                 self.sums.push(sums);
             }
@@ -174,13 +177,14 @@ impl Zone {
 
 impl Choice {
     pub(super) fn clear(&mut self) {
+        self.half.clear();
         self.code.clear();
         self.full.clear();
     }
 
-    /// All rows chosen of an opened cluster, codes first.
+    /// All rows chosen of an opened cluster, by resolution.
     pub(super) fn of(&self, number: usize) -> impl Iterator<Item = &Chosen> {
-        of(&self.code, number).iter().chain(of(&self.full, number))
+        [&self.half, &self.code, &self.full].into_iter().flat_map(move |list| of(list, number))
     }
 }
 

@@ -5,17 +5,19 @@ use super::stored::{StoredCluster, StoredHead, add, distance2, dot};
 
 const PROBE: f64 = 0.2;
 const MEAN: f64 = 0.2;
-const VALUE: f64 = 0.7;
-const FULL: f64 = 14.0;
-const VALUE_CODE_NOISE: f64 = 0.0095;
-const KEY_CODE_NOISE: f64 = 0.01;
+const KEY: [f64; 3] = [0.7, 2.0, 20.0];
+const VALUE: [f64; 3] = [0.35, 1.4, 10.0];
+/// By resolution.
+const KEY_NOISE: [f64; 4] = [1.0, 0.145, 0.0135, 0.0];
+const VALUE_NOISE: [f64; 4] = [1.0, 0.12, 0.0095, 0.0];
 /// The largest level of a code of so many bits.
 const LARGEST: [f64; 5] = [0.0, 0.7979, 1.510, f64::NAN, 2.7326];
 
-/// How finely a key or a value is read: by its sketch or its cluster's mean, in 4 bits, or itself.
+/// How finely a key or a value is read: by its sketch or its cluster's mean, in 2 bits, in 4, or itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolution {
     Coarse,
+    Half,
     Code,
     Full,
 }
@@ -78,7 +80,10 @@ struct Attempt<'a> {
     top: Vec<f64>,
     /// `[cluster][row][head]`.
     weight: Vec<Vec<Vec<f64>>>,
+    /// What is left of the variance of a score.
     variance: Vec<Vec<Vec<f64>>>,
+    /// What the sketch adds to the centroid's score.
+    sketched: Vec<Vec<Vec<f64>>>,
     jensen: Vec<Vec<Vec<f64>>>,
     choice: Choice,
     margin: f64,
@@ -155,6 +160,7 @@ impl<'a> Attempt<'a> {
             top,
             weight,
             variance: zeros.clone(),
+            sketched: zeros.clone(),
             jensen: zeros,
             choice,
             margin,
@@ -174,7 +180,8 @@ impl<'a> Attempt<'a> {
     fn value(&self, c: usize, row: usize) -> &'a [f64] {
         match self.choice.rows[c][row][1] {
             Resolution::Coarse => self.mean(c),
-            Resolution::Code => &self.cluster(c).rows[row].value_code,
+            Resolution::Half => &self.cluster(c).rows[row].value_codes[0],
+            Resolution::Code => &self.cluster(c).rows[row].value_codes[1],
             Resolution::Full => &self.cluster(c).rows[row].value,
         }
     }
@@ -209,14 +216,12 @@ impl<'a> Attempt<'a> {
         gain > threshold
     }
 
-    fn resolution(&mut self, gain: f64, threshold: f64) -> Resolution {
-        let (full, code) = (self.exceeds(gain, FULL * threshold), self.exceeds(gain, threshold));
-        if full {
-            Resolution::Full
-        } else if code {
-            Resolution::Code
-        } else {
-            Resolution::Coarse
+    fn resolution(&mut self, gain: f64, rungs: [f64; 3]) -> Resolution {
+        match rungs.map(|rung| self.exceeds(gain, rung * self.ask.tau)) {
+            [_, _, true] => Resolution::Full,
+            [_, true, _] => Resolution::Code,
+            [true, ..] => Resolution::Half,
+            _ => Resolution::Coarse,
         }
     }
 
@@ -262,7 +267,9 @@ impl<'a> Attempt<'a> {
                 let query = &self.ask.queries[g];
                 let norm = segment.axes.iter().map(|axis| dot(axis, query).powi(2)).sum::<f64>().sqrt();
                 let deviation = norm * self.cluster(c).rows[row].factor * segment.sketch_noise;
-                let score = self.uncapped[c][g] + self.sketch_score(c, row, g);
+                let sketched = self.sketch_score(c, row, g);
+                self.sketched[c][row][g] = sketched;
+                let score = self.uncapped[c][g] + sketched;
                 let variance = (deviation * slope(score, 1.5 * deviation, self.ask.softcap)).powi(2);
                 let jensen = (variance / 2.0).min(1.0);
                 self.variance[c][row][g] = variance;
@@ -311,22 +318,27 @@ impl<'a> Attempt<'a> {
                 let above = (1.5 * self.variance[c][row][g].sqrt()).min(80.0).exp_m1();
                 self.weight[c][row][g] / standing.total * above * reach / standing.norm
             });
-            self.choice.rows[c][row][0] = self.resolution(gain, self.ask.tau);
+            self.choice.rows[c][row][0] = self.resolution(gain, KEY);
         }
     }
 
     fn read_keys(&mut self) {
         for (c, row) in self.places() {
+            let resolution = self.choice.rows[c][row][0];
             let stored = &self.cluster(c).rows[row];
-            let key = match self.choice.rows[c][row][0] {
-                Resolution::Coarse => continue,
-                Resolution::Code => &stored.key_code,
-                Resolution::Full => &stored.key,
-            };
             for g in 0..self.top.len() {
-                let score = cap(dot(&self.ask.queries[g], key), self.ask.softcap);
-                self.weight[c][row][g] = (score - self.top[g]).exp();
-                self.jensen[c][row][g] = 0.0;
+                let query = &self.ask.queries[g];
+                let coded = |code: &[f64], sketch: f64| self.uncapped[c][g] + sketch + dot(query, code);
+                let score = match resolution {
+                    Resolution::Coarse => continue,
+                    Resolution::Half => coded(&stored.key_codes[0], self.sketched[c][row][g]),
+                    Resolution::Code => coded(&stored.key_codes[1], self.sketched[c][row][g]),
+                    Resolution::Full => dot(query, &stored.key),
+                };
+                self.variance[c][row][g] *= KEY_NOISE[resolution as usize];
+                let jensen = (self.variance[c][row][g] / 2.0).min(1.0);
+                self.jensen[c][row][g] = jensen;
+                self.weight[c][row][g] = (cap(score, self.ask.softcap) + jensen - self.top[g]).exp();
             }
         }
     }
@@ -336,14 +348,10 @@ impl<'a> Attempt<'a> {
         for (c, row) in self.places().filter(|&(c, _)| self.choice.opened[c]).collect::<Vec<_>>() {
             let gain = self.gain(&standing, |g, standing| {
                 let variance = self.variance[c][row][g];
-                let above = match self.choice.rows[c][row][0] {
-                    Resolution::Coarse => variance.min(1.5 * variance.sqrt()).min(80.0).exp(),
-                    _ => 1.0,
-                };
+                let above = variance.min(1.5 * variance.sqrt()).min(80.0).exp();
                 self.weight[c][row][g] / standing.total * above / standing.norm
             });
-            self.choice.rows[c][row][1] =
-                self.resolution(gain * self.cluster(c).value_spread.sqrt(), VALUE * self.ask.tau);
+            self.choice.rows[c][row][1] = self.resolution(gain * self.cluster(c).value_spread.sqrt(), VALUE);
         }
     }
 
@@ -356,13 +364,13 @@ impl<'a> Attempt<'a> {
             let off = distance2(mean, &answer.output) + spread;
             let share = |row: usize| self.weight[c][row][g] / answer.total;
             let mut on_mean = 0.0;
-            for (row, [key, value]) in self.choice.rows[c].iter().enumerate() {
+            for (row, [_, value]) in self.choice.rows[c].iter().enumerate() {
                 if *value == Resolution::Coarse {
                     on_mean += share(row);
                 }
                 if self.choice.opened[c] {
-                    let left = noise(*key, KEY_CODE_NOISE) * self.variance[c][row][g];
-                    terms[0] += share(row).powi(2) * spread * noise(*value, VALUE_CODE_NOISE);
+                    let left = self.variance[c][row][g];
+                    terms[0] += share(row).powi(2) * spread * VALUE_NOISE[*value as usize];
                     terms[1] += share(row).powi(2) * left.min(4.0).exp_m1() * off;
                 }
             }
@@ -382,14 +390,6 @@ impl<'a> Attempt<'a> {
 
     fn mean_jensen(&self, g: usize, total: f64) -> f64 {
         self.places().map(|(c, row)| self.jensen[c][row][g] * self.weight[c][row][g]).sum::<f64>() / total
-    }
-}
-
-fn noise(resolution: Resolution, coded: f64) -> f64 {
-    match resolution {
-        Resolution::Coarse => 1.0,
-        Resolution::Code => coded,
-        Resolution::Full => 0.0,
     }
 }
 

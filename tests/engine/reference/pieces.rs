@@ -47,15 +47,15 @@ pub fn pieces(
     let mut known = BTreeSet::new();
     for (number, stored) in ladder.segments.iter().enumerate() {
         let scale = |numbers: Range<usize>| {
-            let start = kv_head * (6 * d + 3 * v + 4);
-            Piece::new(number, columns::SCALES, 4 * (start + numbers.start)..4 * (start + numbers.end))
+            let start = kv_head * (6 * d + 3 * v + 6);
+            Piece::new(number, columns::SCALES, 2 * (start + numbers.start)..2 * (start + numbers.end))
         };
         if known.insert(stored.digest) {
             pieces.insert(Piece::record(number, columns::BASIS, kv_head, d * d));
             pieces.insert(Piece::record(number, columns::BITS, kv_head, d));
             pieces.extend([scale(0..4 * d), scale(6 * d..6 * d + 2 * v)]);
         }
-        pieces.extend([scale(4 * d..6 * d), scale(6 * d + 2 * v..6 * d + 3 * v + 4)]);
+        pieces.extend([scale(4 * d..6 * d), scale(6 * d + 2 * v..6 * d + 3 * v + 6)]);
     }
     for (c, cluster) in ladder.clusters.iter().enumerate() {
         let segment = segments[cluster.segment];
@@ -73,14 +73,21 @@ pub fn pieces(
         for (row, [key, value]) in choice.rows[c].iter().enumerate() {
             let place = kv_head * segment.rows() + cluster.first + row;
             let columns = [
-                (key, columns::KEY_CODE, record_len(d), ColumnKind::KEYS, key_size),
-                (value, columns::VALUE_CODE, record_len(v), ColumnKind::VALUES, value_size),
+                (key, columns::KEY_CODE, d, ColumnKind::KEYS, key_size),
+                (value, columns::VALUE_CODE, v, ColumnKind::VALUES, value_size),
             ];
-            for (resolution, code, code_size, full, full_size) in columns {
-                match resolution {
-                    Resolution::Coarse => {}
-                    Resolution::Code => drop(pieces.insert(Piece::record(number, code, place, code_size))),
-                    Resolution::Full => drop(pieces.insert(Piece::record(number, full, place, full_size))),
+            for (resolution, code, dim, full, full_size) in columns {
+                // The halves of a code are pieces, so that a whole one and a half of it are its halves.
+                let [start, half, end] =
+                    [0, dim / 4 + 2, record_len(dim)].map(|at| place * record_len(dim) + at);
+                if matches!(resolution, Resolution::Half | Resolution::Code) {
+                    pieces.insert(Piece::new(number, code, start..half));
+                }
+                if *resolution == Resolution::Code {
+                    pieces.insert(Piece::new(number, code, half..end));
+                }
+                if *resolution == Resolution::Full {
+                    pieces.insert(Piece::record(number, full, place, full_size));
                 }
             }
         }

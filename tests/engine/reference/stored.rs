@@ -3,7 +3,7 @@
 use longwave::index::ladder::HeadLadder;
 use longwave::storage::ColumnKind;
 use longwave::{LayerSegment, ModelSpec, Rows};
-use longwave_kernels::codec::{decode_sketch, decode4, record_len, rotate};
+use longwave_kernels::codec::{Depth, decode_planes, decode_sketch, decode4, record_len, rotate};
 
 /// One KV head over the segments whose summaries may be used.
 pub struct StoredHead {
@@ -44,9 +44,11 @@ pub struct StoredRow {
     /// Coordinates of the sketch, in units of its factor.
     pub sketch: Vec<f64>,
     pub factor: f64,
-    pub key_code: Vec<f64>,
+    /// What half a code and a whole one add to the sketched key.
+    pub key_codes: [Vec<f64>; 2],
     pub key: Vec<f64>,
-    pub value_code: Vec<f64>,
+    /// The value by half a code and by a whole one.
+    pub value_codes: [Vec<f64>; 2],
     pub value: Vec<f64>,
 }
 
@@ -131,12 +133,14 @@ impl StoredCluster {
         decode_sketch(&ladder.layout, sketch, rows.len(), ladder.sketch_sigma, &mut sketches, &mut factors);
         let mut stored = Vec::new();
         for (at, row) in rows.clone().enumerate() {
-            let z = record(ladder.key_code_bytes(row..row + 1).unwrap(), ladder.key_sigma, 0);
-            let mut key_code = shared.key_of(&z);
-            add(&mut key_code, 1.0, &centroid);
-            let z = record(ladder.value_code_bytes(row..row + 1).unwrap(), ladder.value_sigma, 0);
-            let mut value_code = turned_back(&z);
-            add(&mut value_code, 1.0, &mean);
+            let codes = ladder.key_code_bytes(row..row + 1).unwrap();
+            let key_codes = DEPTHS.map(|depth| shared.key_of(&code(codes, ladder.key_sigma, depth)));
+            let codes = ladder.value_code_bytes(row..row + 1).unwrap();
+            let value_codes = DEPTHS.map(|depth| {
+                let mut value = turned_back(&code(codes, ladder.value_sigma, depth));
+                add(&mut value, 1.0, &mean);
+                value
+            });
             let factor = f64::from(factors[at]);
             let units = |x: f64| if factor > 0.0 { x / factor } else { 0.0 };
             let sketch = &sketches[at * model.key_dim..][..model.key_dim];
@@ -144,9 +148,9 @@ impl StoredCluster {
             stored.push(StoredRow {
                 sketch: sketch.iter().map(|&x| units(f64::from(x))).collect(),
                 factor,
-                key_code,
+                key_codes,
                 key: full(segment, model, ColumnKind::KEYS, model.key_dim, place),
-                value_code,
+                value_codes,
                 value: full(segment, model, ColumnKind::VALUES, model.value_dim, place),
             });
         }
@@ -162,6 +166,15 @@ impl StoredCluster {
             rows: stored,
         }
     }
+}
+
+const DEPTHS: [Depth; 2] = [Depth::Half, Depth::Whole];
+
+/// A row's code, as far as `depth` says.
+fn code(record: &[u8], sigma: &[f32], depth: Depth) -> Vec<f64> {
+    let mut decoded = vec![0.0; sigma.len()];
+    decode_planes(record, sigma, depth, &mut decoded);
+    wide(&decoded)
 }
 
 /// A row of a column of full rows.

@@ -1,0 +1,88 @@
+//! Codes of rows in two planes of 2 bits an element, of which the first may be read alone.
+
+use half::f16;
+
+use super::code4::{Sums, check_dim, normalised, record_len, root_mean_square};
+use super::levels::{HALF_LEVELS4, LEVELS4, nearest};
+use crate::rows::DIM_STEP;
+
+/// How much of a row's code is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Depth {
+    /// The first plane: 2 bits an element.
+    Half,
+    /// Both planes: 4 bits an element.
+    Whole,
+}
+
+impl Depth {
+    /// Bytes of a record of a row of `dim` elements that are read, from its first.
+    pub const fn len(self, dim: usize) -> usize {
+        match self {
+            Depth::Half => dim / 4 + 2,
+            Depth::Whole => record_len(dim),
+        }
+    }
+
+    /// Mean squared error that is left of a Gaussian of unit variance.
+    pub const fn distortion(self) -> f32 {
+        match self {
+            Depth::Half => 0.1203,
+            Depth::Whole => 0.0095,
+        }
+    }
+}
+
+/// Codes the row `z` with the scales `sigma`, which are positive, into `record`, of [`record_len`] bytes.
+///
+/// The codes are the nearest levels after the row has been brought to unit mean square, in units of `sigma`; the factor
+/// is the one that leaves the least squared error where the whole code is read. A factor beyond what a binary16 holds
+/// takes its largest; a row of zeros has factor 0, and so has a row with an element that is not finite.
+///
+/// # Panics
+/// If the dimension is not supported, or the lengths do not fit it.
+pub fn encode_planes(z: &[f32], sigma: &[f32], record: &mut [u8]) {
+    let dim = z.len();
+    check_dim(dim, sigma);
+    assert!(record.len() == record_len(dim), "a record of {} bytes for {dim}", record.len());
+    let (factor, planes) = record.split_at_mut(2);
+    let (high, low) = planes.split_at_mut(dim / 4);
+    let rms = root_mean_square(z, sigma);
+    let mut sums = Sums::default();
+    let (rows, _) = z.as_chunks::<DIM_STEP>();
+    let (scales, _) = sigma.as_chunks::<DIM_STEP>();
+    let planes = high.as_chunks_mut::<2>().0.iter_mut().zip(low.as_chunks_mut::<2>().0);
+    for ((z, sigma), (high, low)) in rows.iter().zip(scales).zip(planes) {
+        let (mut upper, mut lower) = (0u16, 0u16);
+        for (lane, code) in nearest(4, &normalised(z, sigma, rms)).into_iter().enumerate() {
+            upper |= u16::from(code >> 2) << (2 * lane);
+            lower |= u16::from(code & 3) << (2 * lane);
+            sums.add(lane, z[lane], sigma[lane] * LEVELS4[usize::from(code)]);
+        }
+        (*high, *low) = (upper.to_le_bytes(), lower.to_le_bytes());
+    }
+    let exact = sums.least_squares();
+    let stored = if exact.is_finite() { f16::from_f64(exact.min(f16::MAX.to_f64())) } else { f16::ZERO };
+    factor.copy_from_slice(&stored.to_le_bytes());
+}
+
+/// Decodes a record of [`encode_planes`] with the same scales, as far as `depth` says.
+///
+/// # Panics
+/// If the dimension, that of `out`, is not supported, or the lengths do not fit it.
+pub fn decode_planes(record: &[u8], sigma: &[f32], depth: Depth, out: &mut [f32]) {
+    let dim = out.len();
+    check_dim(dim, sigma);
+    assert!(record.len() == record_len(dim), "a record of {} bytes for {dim}", record.len());
+    let (factor, planes) = record.split_at(2);
+    let (high, low) = planes.split_at(dim / 4);
+    let factor = f16::from_le_bytes([factor[0], factor[1]]).to_f32();
+    for (i, (out, sigma)) in out.iter_mut().zip(sigma).enumerate() {
+        let bits = |plane: &[u8]| usize::from(plane[i / 4] >> (i % 4 * 2) & 3);
+        let level = match depth {
+            Depth::Half => HALF_LEVELS4[bits(high)],
+            Depth::Whole => LEVELS4[bits(high) << 2 | bits(low)],
+        };
+        *out = factor * sigma * level;
+    }
+}
