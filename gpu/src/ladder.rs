@@ -19,14 +19,14 @@ pub struct SketchBlocks {
 }
 
 impl SketchBlocks {
-    /// For each unit its clusters: where in the buffer of sketches the record begins, a multiple of 8, and its rows. Results are
-    /// rows one after the other, in this order.
+    /// For each unit its clusters: where in the buffer of sketches the record begins, and its rows. Results are rows one after
+    /// the other, in this order.
     ///
     /// # Errors
     /// As [`Device::upload`].
     ///
     /// # Panics
-    /// If a record does not begin at a multiple of 8.
+    /// If a record begins beyond 4 GiB.
     pub fn new(
         device: &Device,
         layout: &SketchLayout,
@@ -35,13 +35,12 @@ impl SketchBlocks {
         let (mut blocks, mut starts, mut bytes, mut first) = (Vec::new(), vec![0], 0, 0);
         for clusters in units {
             for &(offset, rows) in clusters {
-                assert!(offset.is_multiple_of(8), "a record of sketches at byte {offset}");
                 let mut at = offset;
                 for start in (0..rows).step_by(BLOCK_ROWS) {
                     let count = (rows - start).min(BLOCK_ROWS);
-                    let height = count;
-                    blocks.extend([(at / 8) as u32, height as u32, count as u32, first as u32]);
-                    at += height * (layout.bytes() + 1);
+                    let place = u32::try_from(at).unwrap_or_else(|_| panic!("sketches at byte {at}"));
+                    blocks.extend([place, count as u32, first as u32, 0]);
+                    at += count * (layout.bytes() + 1);
                     first += count;
                 }
                 bytes = bytes.max(at);

@@ -77,9 +77,9 @@ __device__ __forceinline__ void scan_body(const unsigned char* __restrict__ sket
   for (int i = threadIdx.x; i < table_words; i += kThreads) reinterpret_cast<unsigned*>(table)[i] = from[i];
   __syncthreads();
   for (unsigned b = starts[unit] + blockIdx.y * 4 + warp; b < starts[unit + 1]; b += gridDim.y * 4) {
-    const uint4 block = blocks[b];  // offset in eights of bytes, rows with those that fill it, rows, first row of the results
-    const unsigned char* columns = sketches + (size_t)block.x * 8;
-    const bool holds = lane < (int)block.y, counts = lane < (int)block.z;
+    const uint4 block = blocks[b];  // where it begins, rows, first row of the results, 0
+    const unsigned char* columns = sketches + block.x;
+    const bool holds = lane < (int)block.y;
     float total[G];
 CUK_UNROLL
     for (int g = 0; g < G; ++g) total[g] = g < group ? scales[unit * group + g].y : 0.f;
@@ -100,11 +100,11 @@ CUK_UNROLL
         if (g < group) total[g] = fmaf((float)sum[g], scales[unit * group + g].x, total[g]);
     }
     const float factor = factor_of_code(holds ? columns[bytes * block.y + lane] : 0);
-    if (counts) {
-      factors[block.w + lane] = factor;
+    if (holds) {
+      factors[block.z + lane] = factor;
 CUK_UNROLL
       for (int g = 0; g < G; ++g)
-        if (g < group) scores[(size_t)(block.w + lane) * group + g] = total[g] * factor;
+        if (g < group) scores[(size_t)(block.z + lane) * group + g] = total[g] * factor;
     }
   }
 }

@@ -269,7 +269,7 @@ fn rows_that_the_ladder_reads_one_by_one_are_verified() {
     }
 }
 
-/// The segment at `path` written again, checksums and all, with the last two bytes of every record of a column changed.
+/// The segment at `path` written again, checksums and all, with the first two bytes of every record of a column changed.
 fn with_factors(memory: &MemoryBackend, segment: &Segment, name: &str, factor: [u8; 2]) {
     let columns: Vec<_> = segment.columns().cloned().collect();
     let contents: Vec<Vec<u8>> = columns
@@ -278,8 +278,7 @@ fn with_factors(memory: &MemoryBackend, segment: &Segment, name: &str, factor: [
             let mut bytes = segment.column(info.kind).unwrap().all().unwrap().to_vec();
             if info.name == name {
                 for record in bytes.chunks_exact_mut(info.element_size as usize) {
-                    let end = record.len();
-                    record[end - 2..].copy_from_slice(&factor);
+                    record[..2].copy_from_slice(&factor);
                 }
             }
             bytes
