@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | cluster | centroid, 4 bits a dimension | mean, 4 bits |
 //! | row, scanned in opened clusters | sketch, 1 bit a dimension on average | – |
+//! | row, read singly | half a code, 2 bits, of what the sketch leaves | half a code, 2 bits |
 //! | row, read singly | code, 4 bits | code, 4 bits |
 //! | row, read singly | full row | full row |
 //!
