@@ -2,6 +2,7 @@
 
 use crate::accuracy::{self, Calibration, Spending, Steering};
 use crate::error::Error;
+use crate::forgetting::{Forgetting, Memory};
 use crate::rows::Tail;
 use crate::sealing::Sealed;
 use crate::tensor::TensorView;
@@ -20,6 +21,7 @@ pub(crate) struct LayerRows {
     pub(crate) calibration: Arc<Calibration>,
     pub(crate) steering: Steering,
     pub(crate) spending: Arc<Spending>,
+    pub(crate) memory: Arc<Memory>,
 }
 
 impl LayerRows {
@@ -32,6 +34,7 @@ impl LayerRows {
             calibration: Arc::new(Calibration::new(shape.query_heads)),
             steering: Steering::default(),
             spending: Arc::new(Spending::new(&shape)),
+            memory: Arc::new(Memory::default()),
         }
     }
 
@@ -39,9 +42,10 @@ impl LayerRows {
         self.tail.length()
     }
 
-    /// The position after the last sealed row; 0 when nothing is sealed.
+    /// The position after the last sealed row, dropped or not; 0 when nothing was sealed.
     pub(crate) fn sealed_end(&self) -> u64 {
-        self.segments.last().map_or(0, |sealed| sealed.segment.end())
+        let kept = self.segments.last().map_or(0, |sealed| sealed.segment.end());
+        kept.max(self.memory.dropped.end())
     }
 
     pub(crate) fn attend(
@@ -50,8 +54,32 @@ impl LayerRows {
         queries: &TensorView<'_>,
         budget: &Budget,
     ) -> Result<Answer, Error> {
+        self.attend_watched(layer, queries, budget, false)
+    }
+
+    /// As [`Self::attend`]; with `watched` the answer says which clusters were important.
+    pub(crate) fn attend_watched(
+        &self,
+        layer: usize,
+        queries: &TensorView<'_>,
+        budget: &Budget,
+        watched: bool,
+    ) -> Result<Answer, Error> {
         let (batch, view) = self.prepare(layer, queries, budget)?;
-        accuracy::attend(&view, &batch.view(), budget, (&self.calibration, &self.steering))
+        let view = LayerView { watched, ..view };
+        let state = (&*self.calibration, &self.steering);
+        let mut answer = accuracy::attend(&view, &batch.view(), budget, state)?;
+        answer.report.dropped_rows = self.memory.dropped.count();
+        if answer.report.dropped_rows > 0 {
+            // Nobody knows what they would have added.
+            answer.report.bound.fill(None);
+        }
+        Ok(answer)
+    }
+
+    /// Whether the layer forgets: rows of others are not looked at one by one.
+    pub(crate) fn forgets(&self) -> bool {
+        self.memory.policy != Forgetting::Never
     }
 
     pub(crate) fn explain(
@@ -87,7 +115,14 @@ impl LayerRows {
 
     pub(crate) fn view(&self) -> LayerView<'_> {
         let segments = self.segments.iter().map(|sealed| sealed.segment.as_ref()).collect();
-        LayerView { shape: self.shape, scoring: &self.scoring, segments, blocks: self.tail.view() }
+        LayerView {
+            shape: self.shape,
+            scoring: &self.scoring,
+            segments,
+            blocks: self.tail.view(),
+            demoted: self.memory.demoted(),
+            watched: false,
+        }
     }
 }
 

@@ -34,6 +34,7 @@ mod accuracy;
 mod check;
 mod context;
 mod error;
+mod forgetting;
 mod layer;
 mod metric;
 mod model;
@@ -57,6 +58,7 @@ pub use accuracy::{
 pub use check::check;
 pub use context::Context;
 pub use error::Error;
+pub use forgetting::{Forgetting, Forgotten};
 pub use model::{HEADS_MAX, LAYERS_MAX, LayerKind, Mismatch, ModelIdentity, ModelSpec};
 pub use options::{AuditOptions, Compaction, ContextOptions, Rebuild, SEGMENT_ROWS_MAX, StoreOptions};
 pub use salvage::{Salvaged, salvage};

@@ -1,6 +1,7 @@
 //! How a store and its contexts behave.
 
 use crate::error::Error;
+use crate::forgetting::Forgetting;
 use longwave_index::ClusterOptions;
 use std::sync::Arc;
 
@@ -21,6 +22,9 @@ pub struct StoreOptions {
     pub ignore_uses: bool,
     /// Whether the small segments that decoding leaves are merged by themselves.
     pub compaction: Compaction,
+    /// Whether each commit syncs directories for itself alone. Otherwise contexts of this store that are committed at the
+    /// same time, by several threads, share the syncs of the directories that they share.
+    pub separate_syncs: bool,
 }
 
 /// When small segments are merged.
@@ -90,6 +94,8 @@ pub struct ContextOptions {
     /// What the KV depends on besides the model and the token ids, in bytes of the engine's own: an adapter, an image, a
     /// tenant. Contexts that differ in it share no prefix. At most 4096.
     pub extra: Vec<u8>,
+    /// What becomes of rows that no query has found important for a while; [`crate::Context::set_forgetting`] changes it.
+    pub forgetting: Forgetting,
 }
 
 /// When the segments of a layer that were built before any of the context's queries was known are built again, in the
@@ -126,6 +132,7 @@ impl Default for ContextOptions {
             sample_positions: 128,
             rebuild: Rebuild::DEFAULT,
             extra: Vec::new(),
+            forgetting: Forgetting::Never,
         }
     }
 }
@@ -176,7 +183,18 @@ impl ContextOptions {
         self
     }
 
+    /// Sets what becomes of rows that are not important.
+    pub fn with_forgetting(mut self, forgetting: Forgetting) -> Self {
+        self.forgetting = forgetting;
+        self
+    }
+
     pub(crate) fn check(&self) -> Result<(), Error> {
+        self.forgetting.check()?;
+        if self.forgetting != Forgetting::Never && !self.ladder {
+            let (what, expected) = ("forgetting", "none without the ladder".to_string());
+            return Err(Error::Invalid { what, expected, found: format!("{:?}", self.forgetting) });
+        }
         if self.extra.len() > longwave_storage::EXTRA_MAX {
             let (what, found) = ("extra", format!("{} bytes", self.extra.len()));
             return Err(Error::Invalid {

@@ -3,6 +3,7 @@
 use crate::accuracy;
 use crate::context::{Layer, MARKS_KIND};
 use crate::error::Error;
+use crate::forgetting::{self, FORGETTING_KIND, FORGETTING_VERSION, Forgetting, Memory, Stored};
 use crate::model::{LayerKind, ModelIdentity, ModelSpec};
 use crate::options::{ContextOptions, Rebuild};
 use longwave_index::ClusterOptions;
@@ -141,6 +142,7 @@ pub(crate) fn context_options(manifest: &Manifest) -> Result<ContextOptions, Err
             seed: settings.seed,
         },
         extra: manifest.extra.clone(),
+        forgetting: stored_memory(manifest, longwave_storage::MANIFEST_FILE)?.0,
     };
     options.check()?;
     Ok(options)
@@ -148,8 +150,52 @@ pub(crate) fn context_options(manifest: &Manifest) -> Result<ContextOptions, Err
 
 /// Records of state that this build does not know.
 pub(crate) fn other_state(manifest: &Manifest) -> Vec<StateRecord> {
-    let known = [accuracy::KIND, accuracy::SPENDING_KIND, MARKS_KIND];
+    let known = [accuracy::KIND, accuracy::SPENDING_KIND, MARKS_KIND, FORGETTING_KIND];
     manifest.state.iter().filter(|record| !known.contains(&record.kind)).cloned().collect()
+}
+
+/// The policy of a context, and what its layers remember, by rising number.
+fn stored_memory(manifest: &Manifest, file: &str) -> Result<(Forgetting, Vec<Stored>), Error> {
+    let what = ("forgetting", FORGETTING_KIND, FORGETTING_VERSION..=FORGETTING_VERSION);
+    let Some(bytes) = state_of(manifest, file, what).next() else { return Ok(Default::default()) };
+    let (_, bytes) = bytes?;
+    forgetting::decode(bytes, manifest.layers.len()).map_err(|fault| damaged(file, "forgetting", fault))
+}
+
+/// What the layers of a context have forgotten, by rising number.
+pub(crate) fn forgotten(manifest: &Manifest, file: &str) -> Result<Vec<Stored>, Error> {
+    Ok(stored_memory(manifest, file)?.1)
+}
+
+/// Brings the memory of a layer back, whose segments are open.
+pub(crate) fn restore_memory(
+    layer: &mut Layer,
+    stored: Option<&Stored>,
+    policy: Forgetting,
+    (file, length): (&str, u64),
+) -> Result<(), Error> {
+    let rows = &mut layer.rows;
+    let Some(stored) = stored else {
+        rows.memory = Arc::new(Memory::new(policy, rows.segments.len()));
+        return Ok(());
+    };
+    let fault = |expected: String, found: String| {
+        damaged(file, "forgetting", accuracy::Fault { offset: 0, expected, found })
+    };
+    let known = if policy == Forgetting::Never { 0 } else { rows.segments.len() };
+    if stored.segments() != known {
+        return Err(fault(format!("{known} segments"), stored.segments().to_string()));
+    }
+    let (first, end) = (stored.dropped.first().unwrap_or(u64::MAX), stored.dropped.end());
+    if first < rows.tail.sinks() || end > length {
+        let expected = format!("dropped rows from {} to below {length}", rows.tail.sinks());
+        return Err(fault(expected, format!("{first} to {end}")));
+    }
+    let heads = rows.shape.kv_heads as u64;
+    let most: Vec<u64> = rows.segments.iter().map(|sealed| sealed.segment.rows() as u64 * heads).collect();
+    let memory = stored.memory(policy, &most).map_err(|found| fault("clusters of rows".into(), found))?;
+    rows.memory = Arc::new(memory);
+    Ok(())
 }
 
 /// Brings calibration, steering and spending back.

@@ -164,6 +164,8 @@ struct Source<'a> {
     shape: Shape,
     /// Layers that keep rows.
     layers: Vec<usize>,
+    /// Of every layer, the first row that it has dropped: those behind it are not a prefix of the text.
+    dropped: Vec<u64>,
     /// Of every layer, by first position: what the row log has.
     logged: Vec<BTreeMap<u64, Block>>,
     tokens: Vec<u32>,
@@ -178,10 +180,18 @@ impl<'a> Source<'a> {
             manifest,
             shape: model.shape(),
             layers: (0..model.layers).filter(|&layer| model.layer_kind(layer) != LayerKind::Absent).collect(),
+            dropped: vec![u64::MAX; model.layers],
             logged: vec![BTreeMap::new(); model.layers],
             tokens: Vec::new(),
             queries: Vec::new(),
         };
+        match record::forgotten(manifest, name) {
+            Ok(stored) => stored.iter().for_each(|memory| {
+                source.dropped[memory.number] = memory.dropped.first().unwrap_or(u64::MAX);
+            }),
+            // Which rows are missing is not known.
+            Err(_) => source.dropped.fill(0),
+        }
         for log in manifest.row_logs.iter().chain(&manifest.meta_logs) {
             source.read_log(&replay, log);
         }
@@ -239,7 +249,7 @@ impl<'a> Source<'a> {
         take: &mut dyn FnMut(&Block) -> Result<(), Error>,
     ) -> Result<u64, Error> {
         let stored = &self.manifest.layers[layer];
-        let end = end.min(stored.length);
+        let end = end.min(stored.length).min(self.dropped[layer]);
         let mut next = 0;
         while next < end {
             let logged = self.logged[layer].range(..=next).next_back().map(|(_, block)| block);

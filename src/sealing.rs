@@ -32,6 +32,8 @@ pub(crate) struct SealJob {
     /// `None` stores no resolution ladder beside the clusters.
     pub(crate) ladder: Option<SealLadder>,
     pub(crate) rows: SealRows,
+    /// See [`SealRows::place`].
+    pub(crate) offsets: Option<Arc<[u32]>>,
     /// Set when the context goes or the result is no longer wanted: what has not been started is then left.
     pub(crate) cancelled: Arc<AtomicBool>,
 }
@@ -43,6 +45,41 @@ pub(crate) enum SealRows {
     Tail(Block),
     /// Segments that lie one behind the other, to be built again as one.
     Segments(Vec<Arc<Sealed>>),
+    /// A segment of which only the rows of these ranks by position stay, in rising order.
+    Kept(Arc<Sealed>, Vec<u32>),
+}
+
+impl SealRows {
+    pub(crate) fn count(&self) -> usize {
+        match self {
+            SealRows::Tail(rows) => rows.rows,
+            SealRows::Segments(sources) => sources.iter().map(|source| source.segment.rows()).sum(),
+            SealRows::Kept(_, ranks) => ranks.len(),
+        }
+    }
+
+    fn positions(&self) -> Vec<u64> {
+        let all = |sealed: &Arc<Sealed>| {
+            let segment = Arc::clone(&sealed.segment);
+            (0..segment.rows() as u32).map(move |rank| segment.position(rank))
+        };
+        match self {
+            SealRows::Tail(rows) => (rows.first_position..rows.end()).collect(),
+            SealRows::Segments(sources) => sources.iter().flat_map(all).collect(),
+            SealRows::Kept(source, ranks) => {
+                ranks.iter().map(|&rank| source.segment.position(rank)).collect()
+            }
+        }
+    }
+
+    /// Position of the first row, and those of all less that of the first where rows are missing between them.
+    pub(crate) fn place(&self) -> (u64, Option<Arc<[u32]>>) {
+        let positions = self.positions();
+        let first = positions.first().copied().unwrap_or_default();
+        let whole = positions.last().is_none_or(|last| last - first < positions.len() as u64);
+        let offsets = positions.iter().map(|position| (position - first) as u32);
+        (first, (!whole).then(|| offsets.collect()))
+    }
 }
 
 /// What the ladder of a segment is built with.
@@ -65,9 +102,15 @@ pub(crate) struct Sealed {
 }
 
 impl Sealed {
-    pub(crate) fn new(segment: Segment, record: SegmentRecord, sealed_at: u64, committed: bool) -> Self {
+    /// `offsets` as in [`LayerSegment::with_gaps`].
+    pub(crate) fn new(
+        segment: Segment,
+        record: SegmentRecord,
+        (sealed_at, offsets): (u64, Option<Arc<[u32]>>),
+        committed: bool,
+    ) -> Self {
         Sealed {
-            segment: Arc::new(LayerSegment::new(segment)),
+            segment: Arc::new(LayerSegment::with_gaps(segment, offsets)),
             record,
             sealed_at,
             committed: committed.into(),
@@ -92,6 +135,14 @@ impl SealJob {
                 stored = all;
                 &stored
             }
+            SealRows::Kept(source, ranks) => {
+                let rows = stored_rows(&source.segment, &self.shape)?;
+                let mut kept = Block::new(&self.shape, self.header.first_position);
+                let within = ranks.iter().map(|&rank| rank as usize).filter(|&rank| rank < rows.rows);
+                within.for_each(|rank| kept.extend(&self.shape, &rows, rank..rank + 1));
+                stored = kept;
+                &stored
+            }
         };
         let file_len = match &self.clusters {
             Some(options) => self.write_clustered(&path, options, rows)?,
@@ -106,7 +157,7 @@ impl SealJob {
         let SegmentHeader { id, first_position, rows, layer, .. } = self.header;
         tracing::debug!(layer, first_position, rows, file_len, elapsed = ?started.elapsed(), "sealed a segment");
         let record = SegmentRecord { id, file, first_position, rows, file_len };
-        Ok(Sealed::new(segment, record, self.sealed_at, false))
+        Ok(Sealed::new(segment, record, (self.sealed_at, self.offsets.clone()), false))
     }
 
     fn write_clustered(&self, path: &str, options: &ClusterOptions, rows: &Block) -> Result<u64, Error> {
@@ -210,7 +261,7 @@ impl Waiting {
     fn push(&mut self, work: Work) {
         match work.0.rows {
             SealRows::Tail(_) => self.seals.push_back(work),
-            SealRows::Segments(_) => self.rebuilds.push_back(work),
+            SealRows::Segments(_) | SealRows::Kept(..) => self.rebuilds.push_back(work),
         }
     }
 

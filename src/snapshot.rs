@@ -2,6 +2,7 @@
 
 use crate::accuracy::{Calibration, Spending};
 use crate::error::Error;
+use crate::forgetting::Forgotten;
 use crate::layer::LayerRows;
 use crate::model::ModelSpec;
 use crate::published::Published;
@@ -92,6 +93,14 @@ impl Snapshot {
     /// [`Error::LayerOutOfRange`], [`Error::LayerAbsent`].
     pub fn spending(&self, layer: usize) -> Result<&Spending, Error> {
         Ok(&self.layer(layer)?.spending)
+    }
+
+    /// What the layer had forgotten when the snapshot was taken.
+    ///
+    /// # Errors
+    /// [`Error::LayerOutOfRange`], [`Error::LayerAbsent`]; [`Error::Storage`] when a segment cannot be read.
+    pub fn forgotten(&self, layer: usize) -> Result<Forgotten, Error> {
+        self.layer(layer)?.forgotten()
     }
 
     /// Attention of `[n, query_heads, key_dim]` queries, which stand at the last `n` positions of the layer, causal.

@@ -45,11 +45,12 @@ fn with_manifest(manifest: &Manifest, look: impl FnOnce(&Snapshot)) {
     });
 }
 
-/// A kind (1 to 3), then the state of the context of this kind. Answers that use it come about, or are an error.
+/// A kind (1 to 4) and a version (1 or 2), then the state of the context of this kind. Answers that use it come about, or are an error.
 pub(crate) fn state(bytes: &[u8]) {
     let Some((kind, state)) = bytes.split_first() else { return };
     let mut manifest = golden_manifest().clone();
-    let record = StateRecord { kind: 1 + u32::from(kind % 3), version: 1, bytes: state.to_vec() };
+    let (kind, version) = (1 + u32::from(kind % 4), 1 + u32::from(kind / 4 % 2));
+    let record = StateRecord { kind, version, bytes: state.to_vec() };
     manifest.state = vec![record];
     with_manifest(&manifest, |snapshot| {
         let _ = (snapshot.calibration(0), snapshot.spending(0));
@@ -59,8 +60,18 @@ pub(crate) fn state(bytes: &[u8]) {
 }
 
 pub(crate) fn state_seeds() -> Vec<Vec<u8>> {
-    let records = golden_manifest().state.iter();
-    records.map(|record| [&[(record.kind as u8).wrapping_sub(1)][..], &record.bytes].concat()).collect()
+    let forgetful = open(&golden()).and_then(|store| store.manifest("forgetful"));
+    let forgetful = forgetful.expect("the fixture has this context");
+    let records = golden_manifest().state.iter().chain(&forgetful.state);
+    records
+        .map(|record| {
+            [
+                &[(record.kind as u8).wrapping_sub(1) + 4 * (record.version as u8).wrapping_sub(1)][..],
+                &record.bytes,
+            ]
+            .concat()
+        })
+        .collect()
 }
 
 /// Which log, then its records: they are taken with their checksums put right, and all of them count.

@@ -182,9 +182,11 @@ impl Output {
             taus: Vec::new(),
             capped: Vec::new(),
             attempts: plan.heads.len() as u64,
+            demoted_clusters: 0,
+            dropped_rows: 0,
             timings,
         };
-        Answer { output: self.output, lse: self.lse, report }
+        Answer { output: self.output, lse: self.lse, report, important: None }
     }
 }
 

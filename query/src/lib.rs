@@ -13,6 +13,7 @@
 mod budget;
 mod error;
 mod exact;
+mod importance;
 mod longwave;
 mod plan;
 mod planner;
@@ -55,20 +56,21 @@ pub fn explain(view: &LayerView<'_>, queries: &QueryBatch<'_>, budget: &Budget) 
 /// [`Error::NeedsState`] for budgets that a caller with state turns into a rule for [`attend_by`].
 pub fn attend(view: &LayerView<'_>, queries: &QueryBatch<'_>, budget: &Budget) -> Result<Answer, Error> {
     let kernels = Kernels::get();
-    match *budget {
-        Budget::Exact | Budget::Tau(0.0) => exact::attend(kernels, view, queries),
+    let answer = match *budget {
+        Budget::Exact | Budget::Tau(0.0) => exact::attend(kernels, view, queries)?,
         Budget::Soonest(tau) if planner::exact_is_sooner(view, queries, tau) => {
-            longwave::attend(kernels, view, queries, &FixedTau::new(0.0))
+            longwave::attend(kernels, view, queries, &FixedTau::new(0.0))?
         }
         Budget::Tau(tau) | Budget::Soonest(tau) => {
-            longwave::attend(kernels, view, queries, &FixedTau::new(tau))
+            longwave::attend(kernels, view, queries, &FixedTau::new(tau))?
         }
-        Budget::Bytes(_) | Budget::Error { .. } => Err(Error::NeedsState { budget: *budget }),
+        Budget::Bytes(_) | Budget::Error { .. } => return Err(Error::NeedsState { budget: *budget }),
         Budget::RetroInfer { retrieve, estimate } => {
             let planned = retroinfer::plan(kernels, view, queries, retrieve, estimate)?;
-            retroinfer::attend(kernels, view, queries, planned)
+            retroinfer::attend(kernels, view, queries, planned)?
         }
-    }
+    };
+    importance::complete(kernels, view, queries, answer)
 }
 
 /// Answers the queries of one layer by the resolution ladder, with the taus that `rule` chooses.
@@ -80,5 +82,6 @@ pub fn attend_by(
     queries: &QueryBatch<'_>,
     rule: &dyn TauRule,
 ) -> Result<Answer, Error> {
-    longwave::attend(Kernels::get(), view, queries, rule)
+    let answer = longwave::attend(Kernels::get(), view, queries, rule)?;
+    importance::complete(Kernels::get(), view, queries, answer)
 }

@@ -13,6 +13,9 @@ pub struct Answer {
     pub lse: Vec<f32>,
     /// What the call read, and how long each operator took.
     pub report: Report,
+    /// Where the view asks for it ([`crate::LayerView::watched`]): of each segment the clusters that held a row of more
+    /// than an equal share of some query's softmax, numbered through the KV heads, in rising order.
+    pub important: Option<Vec<Vec<u32>>>,
 }
 
 /// What one call did.
@@ -51,6 +54,12 @@ pub struct Report {
     /// How often a position and KV head was answered, summed: above positions times KV heads where a first answer
     /// did not meet its bound.
     pub attempts: u64,
+    /// Clusters that would have been opened and stayed closed since they are demoted, summed over positions and KV heads.
+    /// What that costs is part of [`Self::predicted_error`].
+    pub demoted_clusters: u64,
+    /// Rows of the layer that the context has dropped for good. No answer knows what they would have added: where there
+    /// are any, errors and bounds are about the rows that are left, and [`Self::bound`] holds none.
+    pub dropped_rows: u64,
     /// Time per operator, summed over threads.
     pub timings: Timings,
 }

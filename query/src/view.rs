@@ -83,6 +83,8 @@ pub struct RowBlock<'a> {
 #[derive(Debug)]
 pub struct LayerSegment {
     segment: Arc<Segment>,
+    /// See [`Self::with_gaps`].
+    offsets: Option<Arc<[u32]>>,
     checked: OnceLock<()>,
     ladder: OnceLock<Option<LadderCell>>,
 }
@@ -145,7 +147,25 @@ fn open_ladder(segment: &Arc<Segment>) -> Result<OpenedLadder<'_>, Error> {
 impl LayerSegment {
     /// Wraps an opened segment.
     pub fn new(segment: Segment) -> Self {
-        LayerSegment { segment: Arc::new(segment), checked: OnceLock::new(), ladder: OnceLock::new() }
+        LayerSegment::with_gaps(segment, None)
+    }
+
+    /// Wraps an opened segment whose rows do not lie at consecutive positions, since rows between them were dropped:
+    /// `offsets` has the position of each of its rows, in rising order, less that of the first.
+    pub fn with_gaps(segment: Segment, offsets: Option<Arc<[u32]>>) -> Self {
+        let (checked, ladder) = (OnceLock::new(), OnceLock::new());
+        LayerSegment { segment: Arc::new(segment), offsets, checked, ladder }
+    }
+
+    /// Position of the row that is the segment's `rank`-th in order of position.
+    pub fn position(&self, rank: u32) -> u64 {
+        let offset = self.offsets.as_ref().and_then(|offsets| offsets.get(rank as usize));
+        self.first_position() + u64::from(*offset.unwrap_or(&rank))
+    }
+
+    /// Whether rows between its rows were dropped.
+    pub fn has_gaps(&self) -> bool {
+        self.offsets.is_some()
     }
 
     /// The stored columns.
@@ -165,7 +185,7 @@ impl LayerSegment {
 
     /// The position after the last row.
     pub fn end(&self) -> u64 {
-        self.first_position() + self.rows() as u64
+        self.position((self.rows() as u32).saturating_sub(1)) + 1
     }
 
     /// The segment's index, or `None` where rows are stored without one.
@@ -231,7 +251,7 @@ impl LayerSegment {
         self.segment.column(kind)?.listed(size, base..base + self.rows(), list)
     }
 
-    /// Offsets from [`Self::first_position`] of the rows `rows` of KV head `head`, in stored order.
+    /// Ranks by position, see [`Self::position`], of the rows `rows` of KV head `head`, in stored order.
     pub(crate) fn positions(&self, head: usize, rows: Range<usize>) -> Result<&[u8], Error> {
         self.row_bytes(ColumnKind::POSITIONS, size_of::<u32>(), head, rows)
     }
@@ -282,6 +302,11 @@ pub struct LayerView<'a> {
     pub segments: Vec<&'a LayerSegment>,
     /// Rows that are not sealed: sinks and the tail, in order of position.
     pub blocks: Vec<RowBlock<'a>>,
+    /// Which clusters are demoted: of each segment those of all KV heads, one head after the other; none where it says
+    /// nothing. A demoted cluster is not opened, its summary stands for it; `exact` reads its rows all the same.
+    pub demoted: Vec<Vec<bool>>,
+    /// Whether answers are to say which clusters were important ([`crate::Answer::important`]).
+    pub watched: bool,
 }
 
 impl<'a> LayerView<'a> {

@@ -219,8 +219,8 @@ fn visible_rows(view: &LayerView<'_>, span: Span, piece: &Piece<'_>) -> Result<V
         Source::Block(_) => bounds.collect(),
         Source::Segment(segment) => {
             let bytes = segment.positions(piece.head, piece.rows.clone())?;
-            let offsets = bytes.as_chunks::<4>().0.iter().map(|&bytes| u32::from_le_bytes(bytes));
-            offsets.map(|offset| segment.first_position() + u64::from(offset)).collect()
+            let ranks = bytes.as_chunks::<4>().0.iter().map(|&bytes| u32::from_le_bytes(bytes));
+            ranks.map(|rank| segment.position(rank)).collect()
         }
     };
     let seen = positions.iter().any(|position| any.contains(position));

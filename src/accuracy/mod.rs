@@ -17,7 +17,7 @@ pub(crate) use auditor::{AuditJob, Auditor, Audits};
 pub(crate) use bound::{attend, explain_budget};
 pub(crate) use calibration::Audit;
 pub use calibration::{BANDS, Band, Calibration, WINDOW};
-pub(crate) use reader::Fault;
+pub(crate) use reader::{Fault, Reader};
 pub use spending::{KvHeadSpending, QueryHeadSpending, Spending};
 pub(crate) use spending_state::{SPENDING_KIND, SPENDING_VERSION, decode_spending, encode_spending};
 pub(crate) use state::{KIND, OLDEST, VERSION, decode, encode};

@@ -6,7 +6,7 @@ use crate::metric::Metric;
 use crate::rows::Block;
 use crate::sealing::{SealJob, SealLadder, SealRows, Sealing};
 use crate::tensor::TensorView;
-use longwave_storage::{Expected, SegmentHeader};
+use longwave_storage::{Expected, Profile, SegmentHeader};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -112,34 +112,43 @@ impl Context {
 
     fn queue(&mut self, layer: usize, range: Range<u64>, bulk: bool) -> Result<(), Error> {
         let profile = self.profile_if_needed(layer)?;
+        let ladder = self.ladder_for(layer, profile)?;
         let mine = layer_of_mut(&mut self.layers, layer)?;
-        let ladder = if mine.clustered && self.options.ladder {
-            let metric = Metric::new(layer, &self.model, &mine.sample, profile);
-            Some(SealLadder { metric, bases: mine.known_bases()? })
-        } else {
-            None
-        };
         let rows = SealRows::Tail(mine.rows.tail.copy(range.clone()));
         let cancelled = Arc::new(AtomicBool::new(false));
         let number = self.next_number;
         // Bulk rows would have been sealed so whatever the number of rows that came with them.
         let sealed_at = if bulk { range.end + u64::from(self.options.window) } else { mine.rows.length() };
-        let place = (range.clone(), sealed_at);
-        let result = self.start_sealing(layer, place, (ladder, rows), Arc::clone(&cancelled))?;
+        let result = self.start_sealing(layer, sealed_at, (ladder, rows), Arc::clone(&cancelled))?;
         let mine = layer_of_mut(&mut self.layers, layer)?;
         mine.queued_end = range.end;
         mine.pending.push_back(Pending { range, sealed_at, bulk, number, result, cancelled });
         Ok(())
     }
 
+    /// What a segment's ladder is built with, in the bases of the layer; `None` where it has none.
+    pub(super) fn ladder_for(
+        &self,
+        layer: usize,
+        profile: Option<Arc<Profile>>,
+    ) -> Result<Option<SealLadder>, Error> {
+        let mine = self.layer(layer)?;
+        if !mine.clustered || !self.options.ladder {
+            return Ok(None);
+        }
+        let metric = Metric::new(layer, &self.model, &mine.sample, profile);
+        Ok(Some(SealLadder { metric, bases: mine.known_bases()? }))
+    }
+
     /// Queues a segment under the next free name.
     pub(super) fn start_sealing(
         &mut self,
         layer: usize,
-        (range, sealed_at): (Range<u64>, u64),
+        sealed_at: u64,
         (ladder, rows): (Option<SealLadder>, SealRows),
         cancelled: Arc<AtomicBool>,
     ) -> Result<Sealing, Error> {
+        let (first_position, offsets) = rows.place();
         let sequence = self.take_number();
         let identity = self.model.digest();
         let geometry = crate::record::geometry(&self.model);
@@ -150,8 +159,8 @@ impl Context {
             identity,
             layer: layer as u32,
             geometry,
-            first_position: range.start,
-            rows: (range.end - range.start) as u32,
+            first_position,
+            rows: rows.count() as u32,
             prefix_hash: [0; 32],
         };
         let mine = self.layer(layer)?;
@@ -170,6 +179,7 @@ impl Context {
             ladder,
             clusters: mine.clustered.then_some(self.options.clusters),
             rows,
+            offsets,
             cancelled,
         };
         Ok(self.store.sealer.start(job))

@@ -65,10 +65,12 @@ impl Context {
         if let Some(failure) = self.seal_failure.take() {
             return Err(failure);
         }
+        let adopted = self.adopt();
         if let Err(failure) = self.write(durability) {
             self.give_up(&failure);
             return Err(failure);
         }
+        drop(adopted);
         self.generation = self.attempted;
         self.layers.iter_mut().flatten().for_each(super::Layer::mark_commit);
         self.durable = durability != Durability::None;
@@ -220,7 +222,7 @@ impl Context {
             .any(|layer| !unsaved_queries(layer, self.store.audits.share > 0.0).is_empty())
     }
 
-    fn manifest(&self) -> Manifest {
+    pub(super) fn manifest(&self) -> Manifest {
         let layers = self.layers.iter().enumerate().map(|(number, layer)| LayerRecord {
             kind: record::layer_kind_record(self.model.layer_kind(number)),
             sink_logits: self.model.sink_logits.get(number).cloned().unwrap_or_default(),
@@ -269,6 +271,9 @@ impl Context {
         let heads = (self.model.kv_heads, self.model.query_heads);
         let spent = crate::accuracy::encode_spending(&spendings.collect::<Vec<_>>(), heads);
         let marks = self.marks_record();
+        let memories: Vec<_> =
+            self.layers.iter().map(|layer| layer.as_ref().map(|layer| &*layer.rows.memory)).collect();
+        let marks = marks.into_iter().chain(crate::forgetting::encode(&memories));
         known.into_iter().chain(spent).chain(marks).chain(self.other_state.iter().cloned()).collect()
     }
 

@@ -9,9 +9,8 @@
 use super::rebuild::Rebuilding;
 use super::{Context, layer_of_mut};
 use crate::error::Error;
-use crate::metric::Metric;
 use crate::options::Compaction;
-use crate::sealing::{SealLadder, SealRows};
+use crate::sealing::SealRows;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
@@ -75,23 +74,18 @@ impl Context {
 
     fn queue_compaction(&mut self, layer: usize, place: Range<usize>) -> Result<(), Error> {
         let profile = self.profile_if_needed(layer)?;
+        let ladder = self.ladder_for(layer, profile)?;
         let mine = layer_of_mut(&mut self.layers, layer)?;
-        let ladder = if mine.clustered && self.options.ladder {
-            let metric = Metric::new(layer, &self.model, &mine.sample, profile);
-            Some(SealLadder { metric, bases: mine.known_bases()? })
-        } else {
-            None
-        };
         let sources = mine.rows.segments[place.clone()].to_vec();
         let (Some(first), Some(last)) = (sources.first(), sources.last()) else { return Ok(()) };
         let range = first.segment.first_position()..last.segment.end();
         let sealed_at = sources.iter().map(|sealed| sealed.sealed_at).max().unwrap_or(range.end);
         let (number, cancelled) = (self.next_number, Arc::new(AtomicBool::new(false)));
         let rows = SealRows::Segments(sources);
-        let result =
-            self.start_sealing(layer, (range.clone(), sealed_at), (ladder, rows), Arc::clone(&cancelled))?;
+        let result = self.start_sealing(layer, sealed_at, (ladder, rows), Arc::clone(&cancelled))?;
         let pending = VecDeque::from([(range, result)]);
-        let rebuilding = Rebuilding { pending, number, done: Vec::new(), place, bases: None, cancelled };
+        let rebuilding =
+            Rebuilding { pending, number, done: Vec::new(), place, bases: None, doomed: None, cancelled };
         layer_of_mut(&mut self.layers, layer)?.rebuilding = Some(rebuilding);
         Ok(())
     }

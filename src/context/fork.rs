@@ -199,6 +199,7 @@ impl Layer {
             // Whoever seals first would set it for both.
             bases: if unset { Arc::new(OnceLock::new()) } else { Arc::clone(&self.bases) },
             rebuilding: None,
+            dropped_at: self.dropped_at,
             metric_known: self.metric_known && self.rebuilding.is_none(),
         }
     }

@@ -1,9 +1,11 @@
 //! A context under construction: its single writer.
 
+mod adopt;
 mod append;
 mod audit;
 mod commit;
 mod compaction;
+mod forget;
 mod fork;
 mod logs;
 mod marks;
@@ -101,6 +103,8 @@ pub(crate) struct Layer {
     /// The bases of the ladder: fixed by the layer's first segment, until it is built again.
     pub(crate) bases: Arc<OnceLock<Vec<Basis>>>,
     rebuilding: Option<rebuild::Rebuilding>,
+    /// The step at which it was last looked for rows to drop.
+    dropped_at: u64,
     /// Whether the segments were built with queries of the context, or have been queued to be: then they are not built
     /// again by themselves.
     metric_known: bool,
@@ -177,8 +181,11 @@ impl Context {
         self.install_audits();
         let started = Instant::now();
         let rows = &self.layer(layer)?.rows;
-        let answer = on_pool(self.store.pool.as_deref(), || rows.attend(layer, queries, budget))?;
+        let watched = rows.forgets();
+        let answer =
+            on_pool(self.store.pool.as_deref(), || rows.attend_watched(layer, queries, budget, watched))?;
         let spent = started.elapsed();
+        self.remember_important(layer, &answer)?;
         self.learn(layer, (queries, budget), &answer, spent)?;
         self.observe(layer, queries)?;
         Ok(answer)
@@ -319,6 +326,7 @@ impl Context {
         }
         self.rebuild_if_due(layer);
         self.compact_if_due(layer);
+        self.drop_if_due(layer);
         Ok(())
     }
 
@@ -430,6 +438,7 @@ impl Layer {
             Ok(sealed) => {
                 self.rows.tail.release(pending.range.end);
                 self.rows.segments.push(Arc::new(sealed));
+                Arc::make_mut(&mut self.rows.memory).push();
                 None
             }
             Err(failure) => {

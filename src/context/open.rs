@@ -7,6 +7,7 @@ use super::marks::restore_marks;
 use super::prefix::Prefix;
 use super::{Context, Layer};
 use crate::error::Error;
+use crate::forgetting::{Dropped, Memory};
 use crate::layer::LayerRows;
 use crate::model::{LayerKind, ModelSpec};
 use crate::options::ContextOptions;
@@ -341,7 +342,10 @@ fn empty_layer(model: &ModelSpec, options: &ContextOptions, number: usize) -> Op
     let scoring = model.scoring(number, u64::from(options.window));
     let sinks = u64::from(options.sinks);
     Some(Layer {
-        rows: LayerRows::new(model.shape(), scoring, sinks),
+        rows: LayerRows {
+            memory: Arc::new(Memory::new(options.forgetting, 0)),
+            ..LayerRows::new(model.shape(), scoring, sinks)
+        },
         clustered: kind == LayerKind::Clustered,
         pending: VecDeque::new(),
         cuts: Vec::new(),
@@ -351,6 +355,7 @@ fn empty_layer(model: &ModelSpec, options: &ContextOptions, number: usize) -> Op
         sample: QuerySample::new(options.clusters.seed, options.sample_positions as usize),
         bases: Arc::default(),
         rebuilding: None,
+        dropped_at: 0,
         metric_known: false,
     })
 }
@@ -371,11 +376,18 @@ fn load(
         return Err(StorageError::Identity { file, expected, found }.into());
     }
     let options = record::context_options(manifest)?;
+    let forgotten = record::forgotten(manifest, &file)?;
+    let nothing = Dropped::default();
     let mut layers = Vec::with_capacity(model.layers);
     for (number, stored) in manifest.layers.iter().enumerate() {
         let mut layer = empty_layer(&model, &options, number);
+        let memory = forgotten.iter().find(|memory| memory.number == number);
         match &mut layer {
-            Some(layer) => open_segments(store, manifest, (number, stored), layer, &file)?,
+            Some(layer) => {
+                let dropped = memory.map_or(&nothing, |memory| &memory.dropped);
+                open_segments(store, manifest, (number, stored), (layer, dropped), &file)?;
+                record::restore_memory(layer, memory, options.forgetting, (&file, stored.length))?;
+            }
             None if stored.length == 0 && stored.segments.is_empty() => {}
             None => {
                 return Err(inconsistent(
@@ -395,33 +407,47 @@ fn load(
     Ok(Loaded { model, options, layers, tokens })
 }
 
+/// Opens a segment that some manifest names.
+pub(super) fn open_segment(
+    store: &Shared,
+    manifest: &Manifest,
+    layer: usize,
+    segment: &SegmentRecord,
+    place: (u64, Option<Arc<[u32]>>),
+) -> Result<Sealed, Error> {
+    let expected = Expected {
+        identity: manifest.model.identity,
+        layer: Some(layer as u32),
+        geometry: Some(manifest.model.geometry()),
+        record: Some(segment.clone()),
+    };
+    let opened = Segment::open(Arc::clone(&store.backend), &segment_path(&segment.file), &expected)?;
+    Ok(Sealed::new(opened, segment.clone(), place, true))
+}
+
 fn open_segments(
     store: &Shared,
     manifest: &Manifest,
     (number, stored): (usize, &LayerRecord),
-    layer: &mut Layer,
+    (layer, dropped): (&mut Layer, &Dropped),
     file: &str,
 ) -> Result<(), Error> {
-    let open = |segment: &SegmentRecord, sealed_at: u64| -> Result<Sealed, Error> {
-        let expected = Expected {
-            identity: manifest.model.identity,
-            layer: Some(number as u32),
-            geometry: Some(manifest.model.geometry()),
-            record: Some(segment.clone()),
-        };
-        let opened = Segment::open(Arc::clone(&store.backend), &segment_path(&segment.file), &expected)?;
-        Ok(Sealed::new(opened, segment.clone(), sealed_at, true))
+    let open = |segment: &SegmentRecord, sealed_at: u64, offsets| {
+        open_segment(store, manifest, number, segment, (sealed_at, offsets))
     };
     for (segment, sealed_at) in stored.segments.iter().zip(&stored.sealed_at) {
-        let next = layer.queued_end;
+        let next = dropped.skip(layer.queued_end);
         if segment.first_position != next {
             let expected = format!("a segment of layer {number} at position {next}");
             return Err(inconsistent(file, expected, format!("one at {}", segment.first_position)));
         }
-        let sealed = open(segment, *sealed_at)?;
-        layer.rows.tail.release(sealed.segment.end());
+        let sealed = open(segment, *sealed_at, dropped.offsets(segment.first_position, segment.rows))?;
         layer.queued_end = sealed.segment.end();
         layer.rows.segments.push(Arc::new(sealed));
+    }
+    if !stored.segments.is_empty() || !dropped.is_empty() {
+        layer.queued_end = dropped.skip(layer.queued_end);
+        layer.rows.tail.release(layer.queued_end);
     }
     let mut next = layer.queued_end;
     for cut in &stored.cuts {
@@ -429,7 +455,7 @@ fn open_segments(
             let expected = format!("a cut segment of layer {number} from position {next}");
             return Err(inconsistent(file, expected, format!("one from {}", cut.segment.first_position)));
         }
-        layer.cuts.push((Arc::new(open(&cut.segment, u64::MAX)?), cut.end));
+        layer.cuts.push((Arc::new(open(&cut.segment, u64::MAX, None)?), cut.end));
         next = cut.end;
     }
     Ok(())

@@ -31,6 +31,8 @@ pub(super) struct Rebuilding {
     pub(super) place: Range<usize>,
     /// The bases of the new segments, where they are not those of the layer.
     pub(super) bases: Option<Arc<OnceLock<Vec<Basis>>>>,
+    /// Where rows are dropped: which rows of the one segment.
+    pub(super) doomed: Option<Vec<bool>>,
     pub(super) cancelled: Arc<AtomicBool>,
 }
 
@@ -104,14 +106,21 @@ impl Context {
         for sealed in segments {
             let range = sealed.segment.first_position()..sealed.segment.end();
             let ladder = SealLadder { metric: Arc::clone(&metric), bases: Arc::clone(&bases) };
-            let place = (range.clone(), sealed.sealed_at);
+            let sealed_at = sealed.sealed_at;
             let source = (Some(ladder), SealRows::Segments(vec![sealed]));
-            let result = self.start_sealing(layer, place, source, Arc::clone(&cancelled))?;
+            let result = self.start_sealing(layer, sealed_at, source, Arc::clone(&cancelled))?;
             pending.push_back((range, result));
         }
         let place = 0..pending.len();
-        let rebuilding =
-            Rebuilding { pending, number, done: Vec::new(), place, bases: Some(bases), cancelled };
+        let rebuilding = Rebuilding {
+            pending,
+            number,
+            done: Vec::new(),
+            place,
+            bases: Some(bases),
+            doomed: None,
+            cancelled,
+        };
         layer_of_mut(&mut self.layers, layer)?.rebuilding = Some(rebuilding);
         Ok(())
     }
@@ -140,8 +149,17 @@ impl Context {
                 }
             }
         }
-        let Some(Rebuilding { done, bases, place, .. }) = mine.rebuilding.take() else { return Ok(0) };
+        if !self.still_doomed(layer)? {
+            // A query has found a row important that was to be dropped.
+            self.abandon_rebuild(layer)?;
+            return Ok(0);
+        }
+        let mine = layer_of_mut(&mut self.layers, layer)?;
+        let Some(Rebuilding { done, bases, place, doomed, .. }) = mine.rebuilding.take() else {
+            return Ok(0);
+        };
         let (count, new) = (place.len(), done.len());
+        mine.remember(&place, &done, doomed.as_deref());
         let old = mine.rows.segments.splice(place, done).collect::<Vec<_>>();
         self.replaced.extend(old.into_iter().map(Replaced::segment));
         if let Some(bases) = bases {

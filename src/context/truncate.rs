@@ -9,12 +9,16 @@ use super::{Context, layer_of_mut};
 use crate::error::Error;
 use crate::replay::{Replay, cut_rows, push_cuts};
 use crate::rows::Block;
+use crate::sealing::Sealed;
+use longwave_storage::segment_path;
 use std::sync::Arc;
 
 /// What becomes of one layer: how many segments stay whole, and the rows of those that do not.
 struct LayerCut {
     layer: usize,
     segments: usize,
+    /// What takes the place of the one behind them, where rows before it were dropped: see [`Context::shorten`].
+    shortened: Option<Option<Sealed>>,
     rows: Vec<Block>,
 }
 
@@ -43,10 +47,16 @@ impl Context {
         for layer in layers {
             if self.layer(layer)?.rows.length() > length {
                 self.install_finished(layer)?;
-                cuts.push(self.prepare_cut(layer, length)?);
+                match self.prepare_cut(layer, length) {
+                    Ok(cut) => cuts.push(cut),
+                    Err(failure) => return Err(self.give_cuts_up(cuts, failure)),
+                }
             }
         }
-        let samples = self.cut_samples(length)?;
+        let samples = match self.cut_samples(length) {
+            Ok(samples) => samples,
+            Err(failure) => return Err(self.give_cuts_up(cuts, failure)),
+        };
         // From here on nothing fails.
         for cut in cuts {
             self.cut_layer(cut, length)?;
@@ -64,25 +74,57 @@ impl Context {
         Ok(())
     }
 
-    /// A segment stays as it is where a context that never went further would have it.
-    fn prepare_cut(&self, layer: usize, length: u64) -> Result<LayerCut, Error> {
+    /// A segment stays as it is where a context that never went further would have it; and before rows that were dropped,
+    /// since the tail has no gaps.
+    fn prepare_cut(&mut self, layer: usize, length: u64) -> Result<LayerCut, Error> {
         let rows = &self.layer(layer)?.rows;
-        let segments = rows.segments.iter().take_while(|segment| segment.sealed_at <= length).count();
-        let split = rows.segments[segments..].iter();
+        let floor = rows.memory.dropped.end_below(length);
+        let before = |sealed: &&Arc<Sealed>| sealed.segment.first_position() < floor;
+        let whole = |sealed: &&Arc<Sealed>| before(sealed) && sealed.segment.end() <= length;
+        let segments = rows.segments.iter().take_while(|sealed| sealed.sealed_at <= length).count();
+        let segments = segments.max(rows.segments.iter().take_while(whole).count());
+        let crossing = rows.segments.get(segments).is_some_and(|sealed| before(&sealed));
+        let split = rows.segments[segments + usize::from(crossing)..].iter();
         let split = split.take_while(|segment| segment.segment.first_position() < length);
         let cut = split.map(|segment| cut_rows(segment, &rows.shape, segment.segment.end().min(length)));
-        Ok(LayerCut { layer, segments, rows: cut.collect::<Result<_, _>>()? })
+        let rows = cut.collect::<Result<_, _>>()?;
+        let shortened = if crossing { Some(self.shorten(layer, segments, length)?) } else { None };
+        Ok(LayerCut { layer, segments, shortened, rows })
+    }
+
+    /// A cut came to nothing: what was written for it goes.
+    fn give_cuts_up(&mut self, cuts: Vec<LayerCut>, failure: Error) -> Error {
+        for sealed in cuts.into_iter().filter_map(|cut| cut.shortened.flatten()) {
+            self.remove_file(&segment_path(&sealed.record.file));
+        }
+        failure
+    }
+
+    /// Puts a shortened segment behind those that stay whole.
+    fn put_shortened(&mut self, layer: usize, number: usize, sealed: Option<Sealed>) -> Result<(), Error> {
+        let mine = layer_of_mut(&mut self.layers, layer)?;
+        let new: Vec<Arc<Sealed>> = sealed.map(Arc::new).into_iter().collect();
+        mine.remember(&(number..number + 1), &new, None);
+        let old: Vec<_> = mine.rows.segments.splice(number..number + 1, new).collect();
+        self.replaced.extend(old.into_iter().map(Replaced::segment));
+        Ok(())
     }
 
     fn cut_layer(&mut self, cut: LayerCut, length: u64) -> Result<(), Error> {
-        let LayerCut { layer, segments, mut rows } = cut;
+        let LayerCut { layer, mut segments, shortened, mut rows } = cut;
         self.abandon_rebuild(layer)?;
+        if let Some(sealed) = shortened {
+            let stays = usize::from(sealed.is_some());
+            self.put_shortened(layer, segments, sealed)?;
+            segments += stays;
+        }
         let mine = layer_of_mut(&mut self.layers, layer)?;
         let kept = mine.pending.iter().take_while(|pending| pending.sealed_at <= length).count();
         let kept = if mine.rows.segments.len() == segments { kept } else { 0 };
         mine.abandon_pending(kept);
         let was_sealed = mine.rows.sealed_end();
         let unsealed = mine.rows.segments.split_off(segments);
+        Arc::make_mut(&mut mine.rows.memory).cut(segments, length);
         let sealed_end = mine.rows.sealed_end();
         // What lies behind segments that are none any more comes back behind their rows.
         let behind =

@@ -14,9 +14,9 @@ use crate::options::{AuditOptions, Compaction, ContextOptions, StoreOptions};
 use crate::sealing::Sealer;
 use crate::snapshot::Snapshot;
 use longwave_storage::{
-    Backend, CONTEXTS_DIR, Error as StorageError, FileBackend, MANIFEST_FILE, MemoryBackend, PREFIXES_FILE,
-    PREFIXES_LOCK, PREFIXES_NEW_FILE, REFERENCES_LOCK, STORE_DIRS, STORE_FILE, StoreHeader, context_dir,
-    context_file, create_store, read_manifest, read_store, validate_name,
+    Backend, CONTEXTS_DIR, Durability, Error as StorageError, FileBackend, GroupedBackend, MANIFEST_FILE,
+    MemoryBackend, PREFIXES_FILE, PREFIXES_LOCK, PREFIXES_NEW_FILE, REFERENCES_LOCK, STORE_DIRS, STORE_FILE,
+    StoreHeader, context_dir, context_file, create_store, read_manifest, read_store, validate_name,
 };
 use parking_lot::Mutex;
 use std::path::Path;
@@ -29,6 +29,9 @@ use prefixes::Prefixes;
 pub(crate) use prefixes::{BLOCK, Chain, Note, chains, seed};
 pub(crate) use references::References;
 pub use retention::{Evicted, EvictionOrder, Retained, Retention};
+
+/// Contexts that [`Store::commit_all`] commits at a time.
+const COMMITS_MAX: usize = 32;
 
 /// What every context of a store shares.
 #[derive(Debug)]
@@ -89,6 +92,8 @@ impl Store {
         for dir in STORE_DIRS {
             backend.create_dir_all(dir)?;
         }
+        let backend: Arc<dyn Backend> =
+            if options.separate_syncs { backend } else { Arc::new(GroupedBackend::new(backend)) };
         let sealer = Sealer::new(options.sealing_threads);
         let shared = Shared {
             backend,
@@ -171,6 +176,23 @@ impl Store {
         let snapshot = Context::open_snapshot(&self.shared, name)?;
         self.shared.note_use(name);
         Ok(snapshot)
+    }
+
+    /// Commits several contexts at once, so that they share syncs: each by a thread of its own, at most 32 at a time. What
+    /// became of each is told in their order; that one fails is no hindrance to the others.
+    pub fn commit_all(contexts: &mut [Context], durability: Durability) -> Vec<Result<(), Error>> {
+        let mut results = Vec::with_capacity(contexts.len());
+        for some in contexts.chunks_mut(COMMITS_MAX) {
+            std::thread::scope(|scope| {
+                let commit = |context| scope.spawn(|| Context::commit(context, durability));
+                let commits: Vec<_> = some.iter_mut().map(commit).collect();
+                let ended = commits.into_iter().map(|commit| commit.join());
+                results.extend(
+                    ended.map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))),
+                );
+            });
+        }
+        results
     }
 
     /// Whether a committed context of this name exists.

@@ -42,8 +42,13 @@ pub(crate) struct Envelope {
 impl Envelope {
     /// The bytes of a file with this payload.
     pub(crate) fn wrap(&self, payload: &[u8]) -> Vec<u8> {
+        self.wrap_as(self.version, payload)
+    }
+
+    /// As [`Self::wrap`], for a payload that readers of this version understand.
+    pub(crate) fn wrap_as(&self, version: u16, payload: &[u8]) -> Vec<u8> {
         let mut raw = RawHeader {
-            prologue: Prologue::with_version(self.magic, self.version),
+            prologue: Prologue::with_version(self.magic, version),
             payload_len: payload.len() as u64,
             payload_checksum: hash128(payload),
             checksum: 0,

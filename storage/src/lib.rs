@@ -29,6 +29,7 @@ mod error;
 pub mod fault;
 mod file;
 mod geometry;
+mod grouped;
 mod log;
 mod manifest;
 #[expect(unsafe_code, reason = "mapping a file is unsafe: another process could change it underneath")]
@@ -44,11 +45,13 @@ pub use backend::{AlignedBuffer, Backend, FileReader, FileWriter, LockGuard, Reg
 pub use error::{Error, Result};
 pub use file::{DEFAULT_MAPPING_LIMIT, FileBackend};
 pub use geometry::{ElementKind, Geometry, Identity};
+pub use grouped::GroupedBackend;
 pub use log::{LogHeader, LogReader, LogWriter, Record, RecordHeader, RecordKind};
 pub use manifest::{
-    CutRecord, Durability, EXTRA_MAX, LOGS_MAX, LayerKind, LayerRecord, LogPlace, LogRecord,
-    MANIFEST_SIZE_MAX, Manifest, ModelRecord, OriginRecord, SegmentRecord, SettingsRecord, StateRecord,
-    discard_recent_manifest, read_durable_manifest, read_manifest, read_recent_manifest, write_manifest,
+    CutRecord, Durability, EXTRA_MAX, FORGETTING_STATE, LOGS_MAX, LayerKind, LayerRecord, LogPlace,
+    LogRecord, MANIFEST_SIZE_MAX, Manifest, ModelRecord, OriginRecord, SegmentRecord, SettingsRecord,
+    StateRecord, discard_recent_manifest, read_durable_manifest, read_manifest, read_recent_manifest,
+    write_manifest,
 };
 pub use mapping::{Mapping, mapped_count};
 pub use memory::{Crash, MemoryBackend};

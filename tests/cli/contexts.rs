@@ -45,3 +45,30 @@ fn contexts_are_forked_renamed_removed_and_collected() {
     assert!(files(&setting, "segments").is_empty() && files(&setting, "logs").is_empty());
     setting.succeed(&["fsck", "store"]);
 }
+
+#[test]
+fn a_policy_of_forgetting_is_set_and_shown() {
+    let setting = Setting::imported();
+    let layers = |setting: &Setting| {
+        let document = setting.document(&["inspect", "store", "manual", "--json"]);
+        document["contexts"][0]["layers"].as_array().unwrap().clone()
+    };
+    assert!(layers(&setting).iter().all(|layer| layer["forgotten"].is_null()));
+    setting.refused(&["forget", "store", "manual", "--drop", "0"], "forgetting.steps");
+    assert_eq!(setting.run(&["forget", "store", "manual", "--drop", "9", "--never"]).status.code(), Some(2));
+    setting.succeed(&["forget", "store", "manual", "--drop", "300"]);
+    let kept: Vec<_> = layers(&setting).into_iter().filter(|layer| layer["kind"] != "absent").collect();
+    assert!(!kept.is_empty());
+    for layer in kept {
+        let forgotten = &layer["forgotten"];
+        assert_keys(forgotten, "policy after_steps steps clusters clusters_demoted rows_dropped");
+        assert_eq!((&forgotten["policy"], &forgotten["after_steps"]), (&"drop".into(), &300.into()));
+        assert_eq!((&forgotten["steps"], &forgotten["rows_dropped"]), (&0.into(), &0.into()));
+        assert!(forgotten["clusters"].as_u64().unwrap() > 10 && forgotten["clusters_demoted"] == 0);
+    }
+    let shown = setting.succeed(&["inspect", "store", "manual"]);
+    assert!(shown.contains("forgets") && shown.contains("drop"), "{shown}");
+    setting.succeed(&["forget", "store", "manual", "--never"]);
+    assert!(layers(&setting).iter().all(|layer| layer["forgotten"].is_null()));
+    setting.succeed(&["fsck", "store"]);
+}

@@ -54,7 +54,8 @@ fn inspect_shows_what_was_imported() {
 fn assert_layer(layer: &Value, tokens_per_cluster: u64) {
     assert_keys(
         layer,
-        "layer kind sliding_window rows sealed_rows tail_rows sampled_positions calibration spending segments",
+        "layer kind sliding_window rows sealed_rows tail_rows sampled_positions calibration spending \
+         forgotten segments",
     );
     assert_eq!((&layer["layer"], &layer["rows"]), (&json!(4), &json!(700)));
     assert_eq!((&layer["sealed_rows"], &layer["tail_rows"]), (&json!(SEALED), &json!(68)));

@@ -5,21 +5,22 @@
 //! `LONGWAVE_WRITE_FIXTURE=v3 cargo test --test engine fixtures::write -- --ignored`, and never touch the old ones.
 
 use crate::sample::{
-    Kv, as_backend, bits, faults, logits, model, queries, query_view, small_options, store_on,
+    Kv, as_backend, bits, faults, logits, model, own_key_queries, queries, query_view, small_options,
+    store_on,
 };
 use crate::truth::check_exact;
 use longwave::storage::{Backend, ColumnKind, Crash, FileBackend, MemoryBackend};
 use longwave::{
-    AuditOptions, Budget, ClusterOptions, Dtype, Durability, Error, LayerKind, ModelSpec, Snapshot, Store,
-    StoreOptions,
+    AuditOptions, Budget, ClusterOptions, Dtype, Durability, Error, Forgetting, LayerKind, ModelSpec,
+    Snapshot, Store, StoreOptions,
 };
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Each with the number of layers that it is asked.
-const VERSIONS: [(&str, usize); 4] = [("v1", 4), ("v2", 7), ("v2-state2", 7), ("v2-ladder2", 7)];
-pub const NEWEST: &str = "v2-ladder2";
+const VERSIONS: [(&str, usize); 5] = [("v1", 4), ("v2", 7), ("v2-state2", 7), ("v2-ladder2", 7), ("v3", 10)];
+pub const NEWEST: &str = "v3";
 /// Query positions that are asked of every layer.
 const ASKED: usize = 2;
 
@@ -81,6 +82,7 @@ fn write() {
     write_small(&store);
     write_plain(&store);
     write_branch(&store);
+    write_forgetful(&store);
     let mut text = String::new();
     for name in store.contexts().unwrap() {
         describe(&store.snapshot(&name).unwrap(), &mut text);
@@ -145,6 +147,29 @@ fn write_branch(store: &Store) {
     assert!(manifest.layers[0].cuts.iter().any(|cut| cut.end == 47), "{:?}", manifest.layers[0]);
     assert!(manifest.row_logs.len() > 1 && manifest.row_logs[0].end == 47, "{:?}", manifest.row_logs);
     store.pin("branch", true).unwrap();
+}
+
+/// A context that has dropped rows of its one clustered layer, and demoted others.
+fn write_forgetful(store: &Store) {
+    let spec = small();
+    let options = small_options().with_forgetting(Forgetting::Drop { steps: 6 });
+    let mut context = store.create_with("forgetful", &spec, options).unwrap();
+    let mut kv: Vec<Kv> = (0..4).map(|layer| Kv::new(270 + layer, 130, &spec)).collect();
+    kv[0] = Kv::scattered(271, 130, &spec);
+    for layer in [0, 1, 3] {
+        kv[layer].append(&mut context, layer, 0..130);
+    }
+    context.extend_tokens(&(0..130).map(|token| 2 + 5 * token).collect::<Vec<_>>()).unwrap();
+    context.seal().unwrap();
+    for step in 0..14 {
+        let row = [20, 21, 100][step % 3];
+        let asked: Vec<f32> = own_key_queries(&kv[0], &spec, row..row + 1).iter().map(|x| x * 0.1).collect();
+        context.attend(0, &query_view(&asked, &spec), &Budget::Tau(0.004)).unwrap();
+    }
+    assert!(context.forget(None).unwrap() > 20);
+    context.commit(Durability::Strict).unwrap();
+    let forgotten = context.forgotten(0).unwrap();
+    assert!(forgotten.clusters_demoted > 0 && forgotten.rows_dropped < 110, "{forgotten:?}");
 }
 
 fn hex(numbers: impl IntoIterator<Item = u32>) -> String {
@@ -312,7 +337,7 @@ fn another_version_byte_order_or_a_missing_file_is_named_as_such() {
     ];
     for file in &files {
         for (version, word) in [(0, "older"), (9, "newer")] {
-            let newest = if file.ends_with("manifest") { 2 } else { 1 };
+            let newest = if file.ends_with("manifest") { 3 } else { 1 };
             let expected = format!(
                 "{file}: format version {version} is {word} than the supported versions 1 to {newest}"
             );

@@ -25,11 +25,12 @@ fn kv(seed: u64, model: &ModelSpec) -> Vec<Kv> {
 
 fn append(context: &mut Context, kv: &[Kv], tokens: Range<usize>) {
     kv.iter().enumerate().for_each(|(layer, kv)| kv.append(context, layer, tokens.clone()));
-    context.extend_tokens(&tokens.map(id).collect::<Vec<_>>()).unwrap();
+    context.extend_tokens(&tokens.map(|token| id(kv, token)).collect::<Vec<_>>()).unwrap();
 }
 
-fn id(token: usize) -> u32 {
-    token as u32 * 7 + 1
+/// Other rows are those of another text.
+fn id(kv: &[Kv], token: usize) -> u32 {
+    kv[0].keys[token * kv[0].kv_heads * kv[0].key_dim].to_bits()
 }
 
 /// Rows one by one, with queries that are observed and learnt from.
@@ -67,7 +68,7 @@ fn all_bits(snapshot: &Snapshot) -> Vec<Vec<u32>> {
 }
 
 fn check(snapshot: &Snapshot, kv: &[Kv], length: usize) {
-    assert_eq!(snapshot.tokens(), (0..length).map(id).collect::<Vec<_>>());
+    assert_eq!(snapshot.tokens(), (0..length).map(|token| id(kv, token)).collect::<Vec<_>>());
     for (layer, kv) in kv.iter().enumerate() {
         assert_eq!(snapshot.length(layer).unwrap(), length as u64);
         let asked = queries(11, length.min(3), snapshot.model());
@@ -311,7 +312,7 @@ fn many_cuts_keep_the_number_of_logs_bounded() {
 fn a_context_is_renamed_and_removed_whole_or_not_at_all() {
     let (memory, model) = (MemoryBackend::new(), spec());
     let store = store_on(&as_backend(&memory));
-    let kv = kv(4, &model);
+    let (kv, other) = (kv(4, &model), kv(14, &model));
     let mut first = filled(&store, "first", &kv, 200);
     assert!(matches!(
         store.rename("first", "second"),
@@ -320,7 +321,7 @@ fn a_context_is_renamed_and_removed_whole_or_not_at_all() {
     assert!(matches!(store.remove("first"), Err(Error::Storage(longwave::storage::Error::Locked { .. }))));
     let snapshot = first.snapshot().unwrap();
     drop(first);
-    drop(filled(&store, "taken", &kv, 160));
+    drop(filled(&store, "taken", &other, 160));
     assert!(matches!(store.rename("first", "taken"), Err(Error::ContextExists { .. })));
     assert!(matches!(store.rename("none", "second"), Err(Error::ContextMissing { .. })));
     store.rename("first", "second").unwrap();

@@ -2,6 +2,7 @@
 //! holds.
 
 mod accuracy;
+mod adoption;
 mod bad_input;
 mod compaction;
 mod damage;
@@ -9,6 +10,7 @@ mod determinism;
 mod exact;
 mod faults;
 mod fixtures;
+mod forgetting;
 mod fork;
 mod kill;
 mod ladder;
@@ -28,5 +30,6 @@ mod sample;
 mod soak;
 mod spending;
 mod state_machine;
+mod together;
 mod touched;
 mod truth;

@@ -80,14 +80,20 @@ fn an_intact_store_is_copied_as_it_is() {
         .iter()
         .map(|context| (context.name.as_str(), context.rows_kept, context.whole, context.token_ids))
         .collect();
-    assert_eq!(told, [("branch", 52, true, true), ("plain", 41, true, false), ("small", 80, true, true)]);
+    let expected = [
+        ("branch", 52, true, true),
+        ("forgetful", 130, true, true),
+        ("plain", 41, true, false),
+        ("small", 80, true, true),
+    ];
+    assert_eq!(told, expected);
     let original = store_on(&as_backend(&memory));
     let answer = |store: &Store, name: &str| {
         let snapshot = store.snapshot(name).unwrap();
         let asked = queries(1, 2, snapshot.model());
         bits(&snapshot.attend(0, &query_view(&asked, snapshot.model()), &Budget::Exact).unwrap())
     };
-    for name in ["branch", "plain", "small"] {
+    for name in ["branch", "forgetful", "plain", "small"] {
         assert_eq!(store.manifest(name).unwrap(), original.manifest(name).unwrap());
         assert_eq!(answer(&store, name), answer(&original, name));
         assert_eq!(store.is_pinned(name).unwrap(), name == "branch");
@@ -112,7 +118,7 @@ fn rows_of_a_cut_segment_are_kept_and_the_parent_stays_whole() {
     let store = memory_store();
     let found = salvage(&as_backend(&memory), &store).unwrap();
     let told: Vec<_> = found.iter().map(|found| (found.rows_kept, found.whole, found.faults.len())).collect();
-    assert_eq!(told, [(47, false, 1), (41, true, 0), (80, true, 0)]);
+    assert_eq!(told, [(47, false, 1), (130, true, 0), (41, true, 0), (80, true, 0)]);
     let branch = store.snapshot("branch").unwrap();
     let (spec, kv) = (branch.model().clone(), Kv::new(70, 80, branch.model()));
     let asked = queries(3, 2, &spec);
@@ -184,7 +190,34 @@ fn a_context_without_a_manifest_is_lost_and_the_others_are_not() {
     flip(&memory, "contexts/small/manifest", 200);
     let store = memory_store();
     let found = salvage(&as_backend(&memory), &store).unwrap();
-    assert_eq!(store.contexts().unwrap(), ["branch", "plain"]);
-    assert_eq!((found[2].rows_committed, found[2].rows_kept, found[2].faults.len()), (None, 0, 1));
-    assert!(found[0].whole && found[1].whole);
+    assert_eq!(store.contexts().unwrap(), ["branch", "forgetful", "plain"]);
+    assert_eq!((found[3].rows_committed, found[3].rows_kept, found[3].faults.len()), (None, 0, 1));
+    assert!(found[0].whole && found[1].whole && found[2].whole);
+}
+
+/// What lies behind dropped rows is no prefix of the text.
+#[test]
+fn of_a_damaged_context_that_has_dropped_rows_those_before_them_are_kept() {
+    let memory = fixture(NEWEST).after(Crash::Kill);
+    let original = store_on(&as_backend(&memory));
+    let own = original.manifest("forgetful").unwrap().row_logs.last().unwrap().path("forgetful");
+    let segments = original.snapshot("forgetful").unwrap();
+    let there: Vec<u64> = segments
+        .segments(0)
+        .unwrap()
+        .iter()
+        .flat_map(|segment| (0..segment.rows() as u32).map(|rank| segment.position(rank)).collect::<Vec<_>>())
+        .collect();
+    let first_gap = (3..).find(|position| !there.contains(position)).unwrap();
+    // A row of the window, in the last record of the log.
+    let len = memory.contents(&own).unwrap().len();
+    flip(&memory, &own, len - 5);
+    let store = memory_store();
+    let found = salvage(&as_backend(&memory), &store).unwrap();
+    assert_eq!((found[1].name.as_str(), found[1].rows_kept, found[1].whole), ("forgetful", first_gap, false));
+    let kept = store.snapshot("forgetful").unwrap();
+    let (spec, kv) = (kept.model().clone(), Kv::scattered(271, 130, kept.model()));
+    let asked = queries(3, 2, &spec);
+    let answer = kept.attend(0, &query_view(&asked, &spec), &Budget::Exact).unwrap();
+    check_exact(&spec, 0, &kv, first_gap, &asked, &answer);
 }

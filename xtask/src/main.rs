@@ -84,6 +84,8 @@ enum Task {
     Loom,
     /// Run the tests of what has `unsafe` under the address sanitizer (needs a nightly compiler)
     Sanitize,
+    /// Run the tests of what has `unsafe` under valgrind (which must be installed)
+    Valgrind,
 }
 
 #[derive(Debug, PartialEq, Subcommand)]
@@ -122,6 +124,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Soak { minutes } => println!("{}", trials::soak(&workspace.root, minutes)?),
         Task::Loom => println!("{}", trials::loom(&workspace)?),
         Task::Sanitize => println!("{}", trials::sanitize(&workspace)?),
+        Task::Valgrind => println!("{}", trials::valgrind(&workspace.root)?),
     }
     Ok(ExitCode::SUCCESS)
 }

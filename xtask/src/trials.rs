@@ -161,6 +161,28 @@ pub fn sanitize(workspace: &Workspace) -> Result<String> {
     Ok("kernels, storage, snapshots and the engine on them: nothing found".to_owned())
 }
 
+/// What has `unsafe` under valgrind: kernels, mappings, published snapshots, and engine tests on top of them. It sees reads of
+/// memory that was never written, which the sanitizer does not.
+///
+/// # Errors
+/// If valgrind is not installed, or finds something, or a test fails.
+pub fn valgrind(root: &Path) -> Result<String> {
+    let asked = CommandLine::new("valgrind").arg("--version").output(root);
+    let (_, version) =
+        asked.context("valgrind is not installed: `apt-get install valgrind`, or the system's own way")?;
+    let run = |arguments: &[&str]| {
+        CommandLine::cargo(&["test"])
+            .args(arguments)
+            .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "valgrind --quiet --error-exitcode=9")
+            .run(root)
+    };
+    run(&["--package", "longwave-kernels", "--lib", "--tests"])?;
+    run(&["--package", "longwave-storage", "--lib", "--tests", "--", "files::", "segment::", "mappings"])?;
+    run(&["--package", "longwave", "--lib", "--", "snapshot::"])?;
+    run(&["--package", "longwave", "--test", "engine", "--", "exact::", "readers::", "fixtures::"])?;
+    Ok(format!("kernels, mappings, snapshots and the engine on them under {}: nothing found", version.trim()))
+}
+
 /// Every interleaving of a writer and a reader of the published snapshot, with loom.
 ///
 /// # Errors

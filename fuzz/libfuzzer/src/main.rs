@@ -13,4 +13,13 @@ fn chosen() -> &'static Target {
     })
 }
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| (chosen().run)(bytes));
+/// Everything happens in one thread of a pool: handing pieces of a few microseconds over to others would take most of the time.
+fn pool() -> &'static rayon::ThreadPool {
+    static POOL: OnceLock<rayon::ThreadPool> = OnceLock::new();
+    POOL.get_or_init(|| {
+        let built = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+        built.unwrap_or_else(|error| panic!("no thread to feed in: {error}"))
+    })
+}
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| pool().install(|| (chosen().run)(bytes)));

@@ -37,6 +37,9 @@ pub(super) struct Clusters {
     pub(super) opened: Vec<u32>,
     pub(super) closed: Vec<u32>,
     pub(super) is_open: Vec<bool>,
+    /// Clusters that stay closed, and how many of them would have been opened.
+    demoted: Vec<bool>,
+    pub(super) kept_closed: u64,
     /// Reference of the exponentials, per head.
     pub(super) top: Vec<f32>,
     /// Weight of the steady rows against `top`, per head.
@@ -151,6 +154,23 @@ impl Clusters {
         factor
     }
 
+    /// Has the clusters stay closed that the view says are demoted.
+    pub(super) fn demote(&mut self, head: &Head<'_>, demoted: &[&[bool]]) {
+        self.demoted.clear();
+        for (segment, demoted) in head.segments.iter().zip(demoted) {
+            // What the view does not know is not demoted.
+            let known = demoted.iter().copied().chain(std::iter::repeat(false));
+            self.demoted.extend(known.take(segment.ladder.cluster_count()));
+        }
+        self.demoted.resize(self.len, false);
+    }
+
+    /// How much a row of a cluster that is not opened may weigh at most, as far as its summary tells.
+    pub(super) fn row_at_most(&self, g: usize, cluster: usize) -> f32 {
+        let at = g * self.len + cluster;
+        self.mass[at] / self.count[cluster] * (1.0 + self.above[at])
+    }
+
     /// How many means [`Self::read_means`] reads.
     pub(super) fn means_wanted(&self, tau: f32) -> u64 {
         self.mass_above.iter().filter(|&&most| most > MEAN * tau).count() as u64
@@ -198,8 +218,12 @@ impl Clusters {
         self.opened.clear();
         self.closed.clear();
         self.is_open.fill(false);
+        self.kept_closed = 0;
         for (&cluster, gain) in self.means.iter().zip(self.off.iter().step_by(group)) {
-            if *gain > PROBE * tau {
+            let gains = *gain > PROBE * tau;
+            let demoted = gains && self.demoted[cluster as usize];
+            self.kept_closed += u64::from(demoted);
+            if gains && !demoted {
                 self.is_open[cluster as usize] = true;
                 self.opened.push(cluster);
             } else {

@@ -11,19 +11,62 @@ use std::ops::Range;
 /// A segment whose ladder may be used, and the others, which are read row by row.
 pub(super) struct Ladders<'v> {
     pub(super) segments: Vec<(&'v LayerSegment, &'v OpenedLadder<'v>)>,
+    /// Their numbers in the view.
+    pub(super) numbers: Vec<usize>,
     pub(super) plain: Vec<&'v LayerSegment>,
 }
 
 impl<'v> Ladders<'v> {
     pub(super) fn open(view: &LayerView<'v>, oldest: u64) -> Result<Self, Error> {
-        let mut ladders = Ladders { segments: Vec::new(), plain: Vec::new() };
-        for &segment in &view.segments {
+        let mut ladders = Ladders { segments: Vec::new(), numbers: Vec::new(), plain: Vec::new() };
+        for (number, &segment) in view.segments.iter().enumerate() {
             match if view.summaries_hold(segment, oldest) { segment.opened_ladder()? } else { None } {
-                Some(ladder) => ladders.segments.push((segment, ladder)),
+                Some(ladder) => {
+                    ladders.segments.push((segment, ladder));
+                    ladders.numbers.push(number);
+                }
                 None => ladders.plain.push(segment),
             }
         }
         Ok(ladders)
+    }
+
+    /// Which clusters of KV head `head` are demoted, segment by segment.
+    pub(super) fn demoted<'a>(&self, view: &'a LayerView<'_>, head: usize) -> Vec<&'a [bool]> {
+        let of_segment = |(number, (_, opened)): (&usize, &(_, &OpenedLadder<'_>))| {
+            let first = opened.view.postings().first_cluster(head);
+            view.demoted.get(*number).and_then(|demoted| demoted.get(first..)).unwrap_or_default()
+        };
+        self.numbers.iter().zip(&self.segments).map(of_segment).collect()
+    }
+
+    /// The clusters of each segment of the view that a call found important, from those of each KV head, numbered through
+    /// its segments. Segments that were read row by row are too new to be judged: all of their clusters count.
+    pub(super) fn important(
+        &self,
+        view: &LayerView<'_>,
+        found: &[(usize, Vec<u32>)],
+    ) -> Result<Vec<Vec<u32>>, Error> {
+        let mut important = Vec::with_capacity(view.segments.len());
+        for (number, segment) in view.segments.iter().enumerate() {
+            let clusters = segment.ladder()?.map_or(0, |ladder| ladder.postings().clusters());
+            important.push(vec![!self.numbers.contains(&number); clusters]);
+        }
+        for (head, clusters) in found {
+            let mut rest = clusters.iter().peekable();
+            let mut first = 0;
+            for (number, (_, opened)) in self.numbers.iter().zip(&self.segments) {
+                let postings = opened.view.postings();
+                let mine = postings.first_cluster(*head)..postings.first_cluster(head + 1);
+                while let Some(cluster) = rest.next_if(|&&cluster| (cluster as usize) < first + mine.len()) {
+                    important[*number][mine.start + *cluster as usize - first] = true;
+                }
+                first += mine.len();
+            }
+        }
+        let numbered =
+            |flags: Vec<bool>| (0..).zip(flags).filter_map(|(at, held)| held.then_some(at)).collect();
+        Ok(important.into_iter().map(numbered).collect())
     }
 }
 

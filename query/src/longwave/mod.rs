@@ -64,6 +64,7 @@ pub(crate) fn attend(
     let mut predicted = vec![0.0; queries.positions * view.shape.query_heads];
     let (mut heads, mut tail_rows, mut timings) = (Vec::new(), 0, Timings::default());
     let (mut taus, mut capped, mut attempts) = (Vec::new(), Vec::new(), 0);
+    let (mut important, mut demoted) = (view.watched.then(Vec::new), 0);
     for (unit, (position, head)) in done.into_iter().zip(units) {
         let first = position * view.shape.query_heads + head * group;
         predicted[first..first + group].copy_from_slice(&unit.predicted);
@@ -74,6 +75,12 @@ pub(crate) fn attend(
         taus.push(unit.tau);
         capped.push(unit.capped);
         attempts += unit.attempts;
+        demoted += unit.kept_closed;
+        // One that read every row did not look at them one by one.
+        important = important.zip(unit.important).map(|(mut all, mine)| {
+            all.push((head, mine));
+            all
+        });
     }
     timings.add(Operator::Merge, started.elapsed());
     let plan = finish_plan(view, Method::Longwave, heads);
@@ -81,6 +88,8 @@ pub(crate) fn attend(
     let report = &mut answer.report;
     report.predicted_error = predicted;
     (report.taus, report.capped, report.attempts) = (taus, capped, attempts);
+    report.demoted_clusters = demoted;
+    answer.important = important.map(|found| ladders.important(view, &found)).transpose()?;
     Ok(answer)
 }
 

@@ -10,6 +10,7 @@ use super::softcap::Softcap;
 use super::touched::{Touched, sketch_bytes};
 use super::zone::{Chosen, Zone};
 use crate::error::Error;
+use crate::importance::equal_share;
 use crate::plan::{ClusterId, HeadPlan};
 use crate::report::{Operator, Timings, Traffic};
 use crate::rule::{Attempt, Next, TauRule};
@@ -33,6 +34,11 @@ pub(super) struct Unit {
     pub(super) tau: f32,
     pub(super) capped: bool,
     pub(super) attempts: u64,
+    /// Demoted clusters that would have been opened.
+    pub(super) kept_closed: u64,
+    /// Clusters that held an important row, numbered through the head, ascending; `None` where nobody asks, or every row
+    /// was read.
+    pub(super) important: Option<Vec<u32>>,
     pub(super) timings: Timings,
 }
 
@@ -129,6 +135,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         let mut room = ROOMS.with(|rooms| rooms.borrow_mut().pop()).unwrap_or_default();
         let softcap = Softcap(view.scoring.softcap);
         room.clusters.score(kernels, &head, &queries, softcap, &steady);
+        room.clusters.demote(&head, &ladders.demoted(view, kv_head));
         room.touched.clear();
         timings.add(Operator::Score, started.elapsed());
         let reader = Reader { kernels, view, head, queries, kv_head };
@@ -185,6 +192,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         let tops = answer.total.iter().zip(&self.room.clusters.top);
         let lse = tops.map(|(total, top)| top + total.ln()).collect();
         let plan = self.plan();
+        let important = self.reader.view.watched.then(|| self.important(&answer));
         self.timings.add(Operator::Estimate, started.elapsed());
         Unit {
             output: answer.output,
@@ -195,8 +203,28 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             tau: if self.reader.head.clusters == 0 { 0.0 } else { threshold.tau },
             capped: threshold.raised,
             attempts,
+            kept_closed: self.room.clusters.kept_closed,
+            important,
             timings: self.timings,
         }
+    }
+
+    /// The clusters that hold a row of more than an equal share of a head's softmax, or may hold one.
+    fn important(&self, answer: &Rough) -> Vec<u32> {
+        let (clusters, zone) = (&self.room.clusters, &self.room.zone);
+        let (group, share) = (self.reader.head.group, equal_share(self.reader.queries.span.oldest));
+        let mut opened = zone.opened.iter().enumerate().peekable();
+        let held = |cluster: &usize| {
+            let number = opened.next_if(|(_, opened)| opened.cluster == *cluster).map(|(number, _)| number);
+            (0..group).any(|g| {
+                let least = share * answer.total[g];
+                number.map_or_else(
+                    || clusters.row_at_most(g, *cluster) > least,
+                    |number| zone.holds_above(number, (g, group), least),
+                )
+            })
+        };
+        (0..clusters.len).filter(held).map(|cluster| cluster as u32).collect()
     }
 
     /// Chooses and reads with one tau. Centroid scores of earlier attempts are used again.
@@ -334,6 +362,8 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             tau: 0.0,
             capped: false,
             attempts: attempts + 1,
+            kept_closed: 0,
+            important: None,
             timings: self.timings,
         })
     }

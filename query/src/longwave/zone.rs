@@ -1,7 +1,7 @@
 //! The opened clusters: scores of their rows' sketches, and what follows once rows are read.
 
 use super::clusters::Clusters;
-use super::constants::{ABOVE_MAX, SKETCH_MAX, Z_ROW};
+use super::constants::{ABOVE_MAX, RISE_MAX, SKETCH_MAX, Z_ROW};
 use super::head::Head;
 use super::softcap::Softcap;
 use crate::error::Error;
@@ -142,6 +142,17 @@ impl Zone {
     /// An opened cluster's part of a plane.
     pub(super) fn part<'a>(&self, planes: &'a [f32], g: usize, opened: &Opened) -> &'a [f32] {
         &planes[g * self.len + opened.start..][..opened.rows]
+    }
+
+    /// Whether a row of an opened cluster may weigh more than `least` for head `g` of the group.
+    pub(super) fn holds_above(&self, number: usize, (g, group): (usize, usize), least: f32) -> bool {
+        let (opened, sums) = (&self.opened[number], &self.sums[number * group + g]);
+        let at_most = |weight: f32, deviation: f32| weight * (Z_ROW * deviation).min(RISE_MAX).exp();
+        let (weights, deviations) =
+            (self.part(&self.weight, g, opened), self.part(&self.deviation, g, opened));
+        // The two need not be of one row, but together they tell for most clusters.
+        at_most(sums.weight_max, sums.deviation_max) > least
+            && weights.iter().zip(deviations).any(|(weight, deviation)| at_most(*weight, *deviation) > least)
     }
 
     /// Sums the rows of an opened cluster again, after some of them have been replaced.

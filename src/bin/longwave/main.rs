@@ -38,6 +38,8 @@ enum Command {
     Rebuild(rebuild::Arguments),
     /// Merge a context's small segments into large ones.
     Compact(rebuild::Compact),
+    /// Set what becomes of rows that no query finds important, and drop those that are to go.
+    Forget(rebuild::Forget),
     /// Make a context of its own that begins with the rows of another; nothing is copied.
     Fork(contexts::Fork),
     /// Rename a context.
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Explain(arguments) => explain::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Compact(arguments) => rebuild::compact(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Forget(arguments) => rebuild::forget(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Rebuild(arguments) => rebuild::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Fork(arguments) => contexts::fork(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Mv(arguments) => contexts::rename(&arguments).map(|()| ExitCode::SUCCESS),

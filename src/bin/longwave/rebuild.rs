@@ -5,7 +5,7 @@ use crate::import::FIRST_AUDITS;
 use crate::opening::open_store;
 use crate::progress;
 use anyhow::{Result, ensure};
-use longwave::{Durability, LayerKind};
+use longwave::{Durability, Forgetting, LayerKind};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -53,6 +53,56 @@ pub(crate) struct Compact {
     store: PathBuf,
     /// Name of the context.
     name: String,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Forget {
+    /// Directory of the store.
+    store: PathBuf,
+    /// Name of the context.
+    name: String,
+    #[command(flatten)]
+    policy: Policy,
+}
+
+/// A policy for the context from now on; without one it keeps its own.
+#[derive(clap::Args)]
+#[group(multiple = false)]
+struct Policy {
+    /// Demote clusters that so many queries of a layer in a row did not find important.
+    #[arg(long, value_name = "STEPS")]
+    demote: Option<u32>,
+    /// Drop rows whose clusters are so in every KV head, for good.
+    #[arg(long, value_name = "STEPS")]
+    drop: Option<u32>,
+    /// Forget nothing more.
+    #[arg(long)]
+    never: bool,
+}
+
+pub(crate) fn forget(arguments: &Forget) -> Result<()> {
+    let store = open_store(&arguments.store)?;
+    let model = store.snapshot(&arguments.name)?.model().clone();
+    let mut context = store.context(&arguments.name, &model)?;
+    let Policy { demote, drop, never } = arguments.policy;
+    let policy = match (demote, drop, never) {
+        (Some(steps), ..) => Some(Forgetting::Demote { steps }),
+        (_, Some(steps), _) => Some(Forgetting::Drop { steps }),
+        (.., never) => never.then_some(Forgetting::Never),
+    };
+    if let Some(policy) = policy {
+        context.set_forgetting(policy)?;
+    }
+    let bar = progress::bar("forgetting", model.layers);
+    let mut dropped = 0;
+    for layer in (0..model.layers).filter(|&layer| model.layer_kind(layer) != LayerKind::Absent) {
+        dropped += context.forget(Some(layer))?;
+        bar.inc(1);
+    }
+    context.commit(Durability::Strict)?;
+    bar.finish_and_clear();
+    eprintln!("context {} has dropped {dropped} rows of its layers", arguments.name);
+    Ok(())
 }
 
 pub(crate) fn compact(arguments: &Compact) -> Result<()> {

@@ -50,7 +50,7 @@ pub(crate) struct Prefixes {
 
 impl Store {
     /// The persisted context of this model that has the longest prefix of `ids` in common, and what loading it would
-    /// cost; `None` where none has a token in common. Contexts without token ids are never found, and of a context those
+    /// cost; `None` where none has a token in common. Contexts without token ids, and those that have dropped rows, are never found, and of a context those
     /// ids that its last commits have made known: at most 63 of the latest may be missing after a crash.
     ///
     /// The index behind it is advice: what is found is compared with the context's manifest, and with its ids by
@@ -73,29 +73,9 @@ impl Store {
         extra: &[u8],
         ids: &[u32],
     ) -> Result<Option<PrefixMatch>, Error> {
-        let backend = self.shared.backend.as_ref();
-        let seed = seed(&model.digest(), extra);
-        let mut file = self.shared.prefixes.file.lock();
-        file.refresh(backend)?;
-        if file.is_torn() {
-            self.shared.rebuild_prefixes(&mut file)?;
-        }
-        while let Some((slot, length)) = longest(&file, seed, ids)? {
-            let entry = &file.index.entries[slot as usize];
-            match verify(backend, &entry.name, entry.context, model, |blocks| {
-                file.index.chain_at(slot, blocks)
-            }) {
-                Some(manifest) => {
-                    let name = entry.name.clone();
-                    drop(file);
-                    let length = length.min(manifest.token_count);
-                    return Ok(Some(self.describe(name, &manifest, length)).filter(|_| length > 0));
-                }
-                // Removed, renamed by a process that died, or cut and gone on: another one may have the prefix.
-                None => file.index.forget(slot),
-            }
-        }
-        Ok(None)
+        let found = self.shared.longest_prefix(model, extra, ids)?;
+        let described = found.map(|(name, manifest, length)| self.describe(name, &manifest, length));
+        Ok(described.filter(|found| found.length > 0))
     }
 
     /// Forks the context of a match at its length into a new context `name`. The ids are compared once more, with those
@@ -193,10 +173,57 @@ fn verify(
     let blocks = manifest.token_count / BLOCK as u64;
     let chain = chain_at(blocks);
     let same = chain.is_none_or(|chain| chain.to_le_bytes() == manifest.prefix);
-    (manifest.context_id == context && manifest.model.identity == model.digest() && same).then_some(manifest)
+    // One that has dropped rows does not hold the text's.
+    let whole = crate::record::forgotten(&manifest, name)
+        .is_ok_and(|layers| layers.iter().all(|memory| memory.dropped.is_empty()));
+    let found = manifest.context_id == context && manifest.model.identity == model.digest() && same && whole;
+    found.then_some(manifest)
 }
 
 impl Shared {
+    /// The context other than `except` that has most of the first tokens in common with `ids`, and how many.
+    pub(crate) fn holder_of(
+        &self,
+        model: &ModelSpec,
+        extra: &[u8],
+        ids: &[u32],
+        except: &[u8; 16],
+    ) -> Result<Option<(String, u64)>, Error> {
+        let found = self.longest_prefix(model, extra, ids)?;
+        let others = found.filter(|(_, manifest, _)| manifest.context_id != *except);
+        Ok(others.map(|(name, _, length)| (name, length)))
+    }
+
+    /// The context that has most of the first tokens in common with `ids`, its manifest, and how many.
+    fn longest_prefix(
+        &self,
+        model: &ModelSpec,
+        extra: &[u8],
+        ids: &[u32],
+    ) -> Result<Option<(String, Manifest, u64)>, Error> {
+        let backend = self.backend.as_ref();
+        let seed = seed(&model.digest(), extra);
+        let mut file = self.prefixes.file.lock();
+        file.refresh(backend)?;
+        if file.is_torn() {
+            self.rebuild_prefixes(&mut file)?;
+        }
+        while let Some((slot, length)) = longest(&file, seed, ids)? {
+            let entry = &file.index.entries[slot as usize];
+            match verify(backend, &entry.name, entry.context, model, |blocks| {
+                file.index.chain_at(slot, blocks)
+            }) {
+                Some(manifest) => {
+                    let length = length.min(manifest.token_count);
+                    return Ok(Some((entry.name.clone(), manifest, length)));
+                }
+                // Removed, renamed by a process that died, or cut and gone on: another one may have the prefix.
+                None => file.index.forget(slot),
+            }
+        }
+        Ok(None)
+    }
+
     /// Writes into the index what a commit has made known. It is advice: that it cannot be written is no failure.
     /// Returns whether it was.
     pub(crate) fn note_prefix(&self, note: &Note) -> bool {

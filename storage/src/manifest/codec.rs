@@ -5,15 +5,17 @@ use bincode::de::Decoder;
 use bincode::enc::Encoder;
 use bincode::error::{DecodeError, EncodeError};
 
-use super::Manifest;
 use super::version1::Manifest1;
+use super::{FORGETTING_STATE, Manifest};
 use crate::backend::Backend;
 use crate::envelope::{Envelope, HEADER_SIZE};
 use crate::error::{Error, Result};
 use crate::geometry::{ElementKind, Identity};
 
-/// Version 2 brought logs that several contexts name, and cuts.
-const VERSION: u16 = 2;
+/// Version 2 brought logs that several contexts name, and cuts. Version 3 has the same payload, but rows may be missing
+/// between those of the segments: it is written where the state says which.
+const PLAIN_VERSION: u16 = 2;
+const VERSION: u16 = 3;
 
 const ENVELOPE: Envelope = Envelope { magic: b"LWMANIF\0", what: "manifest", version: VERSION };
 
@@ -66,7 +68,8 @@ pub(super) fn encode(path: &str, manifest: &Manifest) -> Result<Vec<u8>> {
     if decode::<Manifest>(path, &payload)? != *manifest {
         return Err(Error::input(path, "it does not read back as it was"));
     }
-    Ok(ENVELOPE.wrap(&payload))
+    let forgets = manifest.state.iter().any(|record| record.kind == FORGETTING_STATE);
+    Ok(ENVELOPE.wrap_as(if forgets { VERSION } else { PLAIN_VERSION }, &payload))
 }
 
 pub(super) fn read(backend: &dyn Backend, path: &str) -> Result<Manifest> {

@@ -241,6 +241,10 @@ pub enum LogPlace {
 /// Most logs of one kind that a manifest names.
 pub const LOGS_MAX: usize = 64;
 
+/// Kind of the state that says which rows of the layers are missing, if any are. A build that does not know it cannot
+/// read the segments: manifests that carry it have a version of their own.
+pub const FORGETTING_STATE: u32 = 4;
+
 /// State that storage carries without knowing it.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
 pub struct StateRecord {

@@ -4,6 +4,7 @@ mod arbitrary;
 mod crash;
 mod damage;
 mod files;
+mod grouped;
 mod log;
 mod manifest;
 mod profile;

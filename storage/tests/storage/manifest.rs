@@ -179,14 +179,14 @@ fn version_1_is_read_for_ever() {
     assert_eq!(found, expected);
     assert_eq!(found.meta_logs[0].path("manual-v3"), "contexts/manual-v3/m");
     assert_eq!(log_record(6, "m", 96).path("manual-v3"), "logs/m");
-    let newer = [&file[..10], &[3, 0]].concat();
+    let newer = [&file[..10], &[4, 0]].concat();
     let sum = xxhash_rust::xxh3::xxh3_64(&newer).to_le_bytes();
-    file.splice(10..16, [3, 0, sum[0], sum[1], sum[2], sum[3]]);
+    file.splice(10..16, [4, 0, sum[0], sum[1], sum[2], sum[3]]);
     let header = xxhash_rust::xxh3::xxh3_64(&file[..40]).to_le_bytes();
     file.splice(40..48, header);
     backend.replace("contexts/manual-v3/manifest", &file).unwrap();
     let error = read_manifest(&backend, DIR).unwrap_err();
-    assert!(matches!(error, Error::Version { found: 3, oldest: 1, newest: 2, .. }), "{error}");
+    assert!(matches!(error, Error::Version { found: 4, oldest: 1, newest: 3, .. }), "{error}");
 }
 
 fn payload(version: u16) -> Vec<u8> {

@@ -34,8 +34,14 @@ impl Case {
             value_dim: model.value_dim,
             dtype: model.dtype,
         };
-        let view =
-            LayerView { shape, scoring: &scoring, segments: segments.to_vec(), blocks: blocks.collect() };
+        let view = LayerView {
+            shape,
+            scoring: &scoring,
+            segments: segments.to_vec(),
+            blocks: blocks.collect(),
+            demoted: vec![],
+            watched: false,
+        };
         let positions = queries.len() / model.query_heads / model.key_dim;
         let first_position = (self.kv.tokens() - positions) as u64;
         attend_by(&view, &QueryBatch { data: queries, first_position, positions }, rule).unwrap()

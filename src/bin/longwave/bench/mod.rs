@@ -2,6 +2,7 @@
 
 mod attend;
 mod build;
+mod commits;
 mod contexts;
 mod export;
 mod ingest;
@@ -29,6 +30,8 @@ pub(crate) enum Command {
     Ingest(ingest::Arguments),
     /// Time forks, cuts, and the search for a prefix among many contexts, in a store on disk.
     Contexts(contexts::Arguments),
+    /// Time strict commits of several contexts at once, each by a thread of its own, sharing syncs and not.
+    Commits(commits::Arguments),
 }
 
 pub(crate) fn run(command: &Command) -> Result<()> {
@@ -38,6 +41,7 @@ pub(crate) fn run(command: &Command) -> Result<()> {
         Command::Reload(arguments) => reload::run(arguments),
         Command::Ingest(arguments) => ingest::run(arguments),
         Command::Contexts(arguments) => contexts::run(arguments),
+        Command::Commits(arguments) => commits::run(arguments),
     }
 }
 

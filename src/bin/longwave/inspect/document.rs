@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use longwave::index::statistics;
 use longwave::storage::{ElementKind, Manifest, SegmentRecord, check::store_bytes};
 use longwave::storage::{MANIFEST_FILE, STORE_FILE, context_file};
-use longwave::{LayerKind, LayerSegment, Snapshot, Store};
+use longwave::{Forgetting, LayerKind, LayerSegment, Snapshot, Store};
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -83,7 +83,41 @@ pub(super) struct Layer {
     pub(super) calibration: Option<Vec<HeadCalibration>>,
     /// `None` where no call was made.
     pub(super) spending: Option<Spending>,
+    /// `None` where nothing is forgotten.
+    pub(super) forgotten: Option<Forgotten>,
     pub(super) segments: Vec<Segment>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Forgotten {
+    pub(super) policy: &'static str,
+    pub(super) after_steps: Option<u32>,
+    pub(super) steps: u64,
+    pub(super) clusters: u64,
+    pub(super) clusters_demoted: u64,
+    pub(super) rows_dropped: u64,
+}
+
+impl Forgotten {
+    fn gather(snapshot: &Snapshot, layer: usize) -> Result<Option<Forgotten>> {
+        let found = snapshot.forgotten(layer)?;
+        if found.policy == Forgetting::Never && found.rows_dropped == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Forgotten {
+            policy: match found.policy {
+                Forgetting::Never => "never",
+                Forgetting::Demote { .. } => "demote",
+                Forgetting::Drop { .. } => "drop",
+                _ => "unknown",
+            },
+            after_steps: found.policy.steps(),
+            steps: found.steps,
+            clusters: found.clusters,
+            clusters_demoted: found.clusters_demoted,
+            rows_dropped: found.rows_dropped,
+        }))
+    }
 }
 
 #[derive(Serialize)]
@@ -214,7 +248,9 @@ impl Layer {
         let kind = snapshot.model().layer_kind(number);
         let segments = if kind == LayerKind::Absent { Vec::new() } else { snapshot.segments(number)? };
         let rows = snapshot.length(number)?;
-        let sealed_rows = segments.iter().map(|segment| segment.rows() as u64).sum();
+        let sealed_rows: u64 = segments.iter().map(|segment| segment.rows() as u64).sum();
+        let forgotten = if kind == LayerKind::Absent { None } else { Forgotten::gather(snapshot, number)? };
+        let dropped = forgotten.as_ref().map_or(0, |forgotten| forgotten.rows_dropped);
         Ok(Layer {
             layer: number,
             kind: match kind {
@@ -230,7 +266,7 @@ impl Layer {
             },
             rows,
             sealed_rows,
-            tail_rows: rows.saturating_sub(sealed_rows),
+            tail_rows: rows.saturating_sub(sealed_rows + dropped),
             sampled_positions: snapshot
                 .sampled_queries(number)?
                 .iter()
@@ -238,6 +274,7 @@ impl Layer {
                 .collect(),
             calibration: calibration::gather(snapshot, number)?,
             spending: spending::gather(snapshot, number)?,
+            forgotten,
             segments: segments.into_iter().map(Segment::gather).collect::<Result<_>>()?,
         })
     }

@@ -62,6 +62,7 @@ pub(super) fn context(context: &Context, columns: bool) -> String {
     let mut text = String::new();
     head(&mut text, context);
     layers(&mut text, context);
+    forgotten(&mut text, context);
     if !columns {
         text += &spending::by_layer(kept(context));
     }
@@ -165,6 +166,37 @@ fn layers(text: &mut String, context: &Context) {
             layer.segments.len(),
             layer.sampled_positions.len(),
             HumanBytes(layer.segments.iter().map(|segment| segment.file_bytes).sum()).to_string()
+        );
+    }
+}
+
+fn forgotten(text: &mut String, context: &Context) {
+    let layers: Vec<_> = kept(context).filter_map(|layer| Some((layer, layer.forgotten.as_ref()?))).collect();
+    if layers.is_empty() {
+        return;
+    }
+    line!(
+        text,
+        "\n{:>5} {:<8} {:>11} {:>9} {:>9} {:>9} {:>9}",
+        "layer",
+        "forgets",
+        "after steps",
+        "steps",
+        "clusters",
+        "demoted",
+        "dropped"
+    );
+    for (layer, forgotten) in layers {
+        let after = forgotten.after_steps.map_or("-".to_string(), |steps| steps.to_string());
+        line!(
+            text,
+            "{:>5} {:<8} {after:>11} {:>9} {:>9} {:>9} {:>9}",
+            layer.layer,
+            forgotten.policy,
+            forgotten.steps,
+            forgotten.clusters,
+            forgotten.clusters_demoted,
+            forgotten.rows_dropped
         );
     }
 }
