@@ -31,6 +31,7 @@
 //! ```
 
 mod accuracy;
+mod background;
 mod check;
 mod context;
 mod error;

@@ -1,5 +1,6 @@
 //! Turns rows that have left the window into immutable segments, and segments into better ones, on a thread of its own.
 
+use crate::background::stand_back;
 use crate::error::Error;
 use crate::metric::Metric;
 use crate::rows::{Block, RowBuffer};
@@ -307,10 +308,12 @@ impl Sealer {
 fn spawn(threads: usize) -> Sender<Work> {
     let (sender, jobs) = channel::<Work>();
     let run = move || {
+        stand_back();
         // Its own pool: a query must not wait in a queue behind a clustering.
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("longwave-seal-{i}"))
+            .start_handler(|_| stand_back())
             .build();
         let mut waiting = Waiting::default();
         while let Some((job, result)) = waiting.next(&jobs) {

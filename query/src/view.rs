@@ -211,6 +211,14 @@ impl LayerSegment {
         Ok(self.opened_ladder()?.map(|opened| &opened.view))
     }
 
+    /// Says that the ladder is about to be opened; see [`LadderView::expect`].
+    pub(crate) fn expect_ladder(&self) -> Result<(), Error> {
+        if self.ladder.get().is_some() {
+            return Ok(());
+        }
+        LadderView::expect(&self.segment)
+    }
+
     pub(crate) fn opened_ladder(&self) -> Result<Option<&OpenedLadder<'_>>, Error> {
         if let Some(ladder) = self.ladder.get() {
             return Ok(ladder.as_ref().map(LadderCell::borrow_dependent));

@@ -1,6 +1,7 @@
 //! The thread that audits calls behind the back of those who make them.
 
 use super::calibration::{Audit, Band, BandErrors};
+use crate::background::stand_back;
 use crate::error::Error;
 use crate::layer::LayerRows;
 use parking_lot::Mutex;
@@ -83,6 +84,7 @@ fn spawn() -> Sender<Work> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(1)
             .thread_name(|_| "longwave-audit-pool".into())
+            .start_handler(|_| stand_back())
             .build();
         while let Ok((job, result)) = jobs.recv() {
             if job.cancelled.load(Ordering::Acquire) {

@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use memmap2::Advice;
 
 /// Mappings of this process: the system caps them per process (65,530 by default), so one counter serves all stores.
 static MAPPED: AtomicUsize = AtomicUsize::new(0);
@@ -48,14 +50,75 @@ impl Mapping {
         // renamed or unlinked, never written to or shortened. Another program that does so breaks the promise of a
         // stable slice; no code here depends on two reads of a byte being equal for memory safety.
         let map = unsafe { memmap2::Mmap::map(file)? };
+        // Rows are read here and there: a page that is not in memory must not bring its neighbours along. What is known
+        // to be read is asked for with `will_need`. It is advice, and nothing depends on it.
+        let _ = map.advise(Advice::Random);
         Ok(Some(Self { map, _slot: slot }))
     }
+
+    /// Asks the system to bring the pages of these bytes into memory, and does not wait for them.
+    pub(crate) fn will_need(&self, bytes: Range<usize>) {
+        let start = bytes.start / PAGE * PAGE;
+        let end = bytes.end.min(self.map.len());
+        if start < end {
+            let _ = self.map.advise_range(Advice::WillNeed, start, end - start);
+        }
+    }
+
+    /// Whether the page with this byte is in memory now; true where the system does not tell.
+    pub(crate) fn is_resident(&self, at: usize) -> bool {
+        let start = at / PAGE * PAGE;
+        let Some(page) = self.map.get(start..).filter(|rest| !rest.is_empty()) else { return true };
+        let mut state: u8 = 1;
+        let page = page.as_ptr().cast_mut().cast();
+        // SAFETY: `page` is the address of a page of the mapping (a mapping begins at a multiple of a page's size, and so does
+        // `start`), which lives as long as `self`; the call reads no byte of it. For a length of one byte it writes one byte
+        // to the vector, which has room for it. Where pages are larger than `PAGE` and the address is not one's, it fails.
+        let told = unsafe { libc::mincore(page, 1, (&raw mut state).cast()) };
+        told != 0 || state & 1 == 1
+    }
 }
+
+/// The system's smallest page.
+const PAGE: usize = 4096;
 
 impl Deref for Mapping {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
         &self.map
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::fd::AsRawFd as _;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn pages_that_are_asked_for_come_and_what_is_not_there_is_passed_over() {
+        let mut file = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..5 * PAGE + 10).map(|at| (at % 251) as u8).collect();
+        file.write_all(&bytes).unwrap();
+        file.sync_all().unwrap();
+        // SAFETY: a hint about a file that is open; no memory is involved.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        let mapping = Mapping::new(&file, usize::MAX).unwrap().unwrap();
+        for nothing in [0..0, bytes.len()..usize::MAX, usize::MAX - 1..usize::MAX] {
+            mapping.will_need(nothing);
+        }
+        assert!(mapping.is_resident(usize::MAX) && mapping.is_resident(6 * PAGE));
+        mapping.will_need(PAGE + 7..usize::MAX);
+        let started = Instant::now();
+        while !(1..6).all(|page| mapping.is_resident(page * PAGE + 3)) {
+            assert!(started.elapsed() < Duration::from_secs(60), "the pages never came");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(mapping.first(), Some(&0));
+        assert!(mapping.is_resident(0), "a page that was read is there");
+        assert_eq!(&*mapping, &bytes[..]);
     }
 }

@@ -114,6 +114,33 @@ fn bench_reload_reads_a_store_on_disk() {
 }
 
 #[test]
+fn bench_decode_seals_behind_the_steps() {
+    let setting = Setting::new(&Trace::default());
+    std::fs::create_dir(setting.path("disk")).unwrap();
+    let rows = bench(&setting, "decode", &["--directory", "disk", "--steps", "2200", "--audit-every", "0"]);
+    let which: Vec<&str> = rows.iter().map(|row| row["steps"].as_str().unwrap()).collect();
+    assert_eq!(which, ["all", "sealing", "still"]);
+    for row in &rows {
+        assert_keys(
+            row,
+            "steps count tokens seals attend_ms_p50 attend_ms_p99 attend_ms_max attend_p99_to_p50 append_ms_p50 \
+             append_ms_p99 append_ms_max",
+        );
+        assert_eq!(row["tokens"], json!(9000));
+        assert!(number(row, "attend_ms_p50") <= number(row, "attend_ms_p99"), "{row}");
+        assert!(number(row, "attend_ms_p99") <= number(row, "attend_ms_max"), "{row}");
+        let ratio = number(row, "attend_ms_p99") / number(row, "attend_ms_p50");
+        assert_near(number(row, "attend_p99_to_p50"), ratio, row);
+    }
+    let count = |at: usize| number(&rows[at], "count");
+    assert_eq!((count(0), count(1) + count(2)), (2200.0, 2200.0));
+    // 2200 tokens leave the window one by one, and a segment has 1024 of them: one at least is done by the end.
+    let seals = number(&rows[0], "seals");
+    assert!((1.0..=2.0).contains(&seals) && count(1) >= seals, "{rows:?}");
+    assert_eq!(std::fs::read_dir(setting.path("disk")).unwrap().count(), 0, "the store is removed");
+}
+
+#[test]
 fn bench_refuses_what_it_cannot_measure() {
     let setting = Setting::new(&Trace::default());
     for what in ["ingest", "reload"] {

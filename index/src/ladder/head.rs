@@ -123,6 +123,15 @@ impl<'a> HeadLadder<'a> {
         ClusterSummary { count, key_spread: spread(0), value_spread: spread(1), mean_error: spread(2) }
     }
 
+    /// Says that the sketches of these clusters, which ascend, are about to be read: they are asked for all at once where
+    /// they are on disk.
+    ///
+    /// # Panics
+    /// When there is no such cluster.
+    pub fn expect_sketches(&self, clusters: impl Iterator<Item = usize> + Clone) {
+        self.parts.sketch.expect(clusters.map(|cluster| self.sketch_range(cluster)));
+    }
+
     /// The record of a cluster's sketches.
     ///
     /// # Errors

@@ -35,7 +35,30 @@ pub struct LadderView<'a> {
     sketch_starts: Vec<u64>,
 }
 
+/// What is read of a ladder when it is opened.
+const OPENED: [ColumnKind; 10] = [
+    PARAMETERS,
+    BASIS,
+    BITS,
+    SCALES,
+    CENTROID,
+    CLUSTER,
+    VALUE_MEAN,
+    SKETCH_OFFSETS,
+    crate::columns::CLUSTER_HEADS,
+    crate::columns::POSTINGS,
+];
+
 impl<'a> LadderView<'a> {
+    /// Says that the ladder of `segment` is about to be opened: what is read for it is asked for where it is on disk. Who
+    /// opens many asks for all of them first, so that the disk is waited for once.
+    ///
+    /// # Errors
+    /// As [`Segment::hold`].
+    pub fn expect(segment: &Segment) -> Result<(), Error> {
+        segment.expect(&OPENED)
+    }
+
     /// Opens the ladder of `segment`; `None` when the segment has none, or one of an earlier version, whose codes are no
     /// longer read. Reads the small columns.
     ///

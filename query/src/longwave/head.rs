@@ -18,6 +18,9 @@ pub(super) struct Ladders<'v> {
 
 impl<'v> Ladders<'v> {
     pub(super) fn open(view: &LayerView<'v>, oldest: u64) -> Result<Self, Error> {
+        for segment in view.segments.iter().filter(|segment| view.summaries_hold(segment, oldest)) {
+            segment.expect_ladder()?;
+        }
         let mut ladders = Ladders { segments: Vec::new(), numbers: Vec::new(), plain: Vec::new() };
         for (number, &segment) in view.segments.iter().enumerate() {
             match if view.summaries_hold(segment, oldest) { segment.opened_ladder()? } else { None } {

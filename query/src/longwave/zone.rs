@@ -81,6 +81,10 @@ impl Zone {
         }
         self.sums.clear();
         self.cluster_weight.clone_from(&clusters.estimate);
+        for (number, run) in head.runs(&clusters.opened) {
+            let segment = &head.segments[number];
+            segment.ladder.expect_sketches(run.iter().map(|&cluster| cluster as usize - segment.first));
+        }
         for number in 0..self.opened.len() {
             let opened = self.opened[number];
             let segment = &head.segments[opened.segment];

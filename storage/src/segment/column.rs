@@ -14,6 +14,7 @@ use crate::prologue::check_sum;
 #[derive(Clone, Copy, Debug)]
 pub struct Column<'a> {
     segment: &'a Segment,
+    region: &'a Region,
     state: &'a ColumnState,
     /// All of the column, verified or not.
     bytes: &'a [u8],
@@ -39,7 +40,7 @@ impl Segment {
     pub(super) fn column_at<'a>(&'a self, state: &'a ColumnState) -> Result<Column<'a>> {
         let region = self.region()?;
         let bytes = region.get(state.start..state.end).unwrap_or_default();
-        Ok(Column { segment: self, state, bytes, checksums: self.checksum_bytes(region) })
+        Ok(Column { segment: self, region, state, bytes, checksums: self.checksum_bytes(region) })
     }
 
     fn checksum_bytes<'a>(&self, region: &'a Region) -> &'a [u8] {
@@ -70,6 +71,15 @@ impl Segment {
             return Ok(region);
         }
         let region = self.held.get().cloned().map_or_else(|| self.backend.map(&self.path), Ok)?;
+        if let Region::Mapped(mapping) = &region
+            && region.len() as u64 == self.file_len
+        {
+            // Pages would come one by one.
+            let start = usize::try_from(self.checksums.offset).unwrap_or(usize::MAX);
+            if !mapping.is_resident(start) {
+                mapping.will_need(start..region.len());
+            }
+        }
         self.check_region(&region)?;
         Ok(self.region.get_or_init(|| region))
     }
@@ -132,6 +142,9 @@ impl<'a> Column<'a> {
         let Some(bytes) = self.bytes.get(range.clone()) else { return Err(self.out_of_range(range)) };
         // Acquire pairs with the release below: who sees zero sees blocks that others have verified.
         if self.state.unverified.load(Ordering::Acquire) != 0 && !bytes.is_empty() {
+            if range.len() > BLOCK_SIZE {
+                self.expect(std::iter::once(range.clone()));
+            }
             for block in range.start / BLOCK_SIZE..range.end.div_ceil(BLOCK_SIZE) {
                 self.verify_once(block)?;
             }
@@ -153,6 +166,12 @@ impl<'a> Column<'a> {
             let start = (records.start + most as usize).saturating_mul(size);
             return Err(self.out_of_range(start..start.saturating_add(size)));
         }
+        if size > 0 {
+            let of = |&record: &u32| {
+                range.start + record as usize * size..range.start + (record as usize + 1) * size
+            };
+            self.expect(list.iter().map(of));
+        }
         if self.state.unverified.load(Ordering::Acquire) != 0 && size > 0 {
             for &record in list {
                 let start = range.start + record as usize * size;
@@ -162,6 +181,26 @@ impl<'a> Column<'a> {
             }
         }
         Ok(bytes)
+    }
+
+    /// All of the file.
+    pub(super) fn region(&self) -> &'a Region {
+        self.region
+    }
+
+    pub(super) fn ahead(&self) -> &'a super::ahead::Ahead {
+        &self.segment.ahead
+    }
+
+    /// Where the column begins in the file.
+    pub(super) fn offset(&self) -> usize {
+        self.state.start
+    }
+
+    /// Whether a block was verified before.
+    pub(super) fn is_verified(&self, block: usize) -> bool {
+        let word = self.state.verified.get(block / 64);
+        word.is_none_or(|word| word.load(Ordering::Acquire) & 1 << (block % 64) != 0)
     }
 
     #[cold]

@@ -1,6 +1,7 @@
 //! Segments: immutable files that hold the rows of one layer and one range of positions, and their index, as
 //! columns.
 
+mod ahead;
 mod column;
 mod layout;
 mod open;
@@ -142,6 +143,7 @@ pub struct Segment {
     held: OnceLock<Region>,
     /// Held while mapping, so that only one thread does.
     mapping: Mutex<()>,
+    ahead: ahead::Ahead,
 }
 
 /// Where the block checksums lie: one u64 per block, the columns in table order.

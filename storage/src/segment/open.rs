@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use super::ahead::Ahead;
 use super::layout::{
     BLOCK_SIZE, CHECKSUM_AT, COLUMN_SIZE, COLUMNS_MAX, HEADER_SIZE, MAGIC, RawColumn, RawHeader, align_up,
     block_count,
@@ -54,6 +55,7 @@ impl Segment {
             region: OnceLock::new(),
             held: OnceLock::new(),
             mapping: Mutex::new(()),
+            ahead: Ahead::default(),
         })
     }
 }

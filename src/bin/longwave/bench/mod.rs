@@ -4,6 +4,7 @@ mod attend;
 mod build;
 mod commits;
 mod contexts;
+mod decode;
 mod export;
 mod ingest;
 mod layer;
@@ -28,6 +29,8 @@ pub(crate) enum Command {
     /// Time bulk ingestion into a store on disk, with an index and without one, beside the index build alone and a
     /// plain write of the disk.
     Ingest(ingest::Arguments),
+    /// Time decode steps while segments are sealed behind them: how much longer than the median the slowest calls take.
+    Decode(decode::Arguments),
     /// Time forks, cuts, and the search for a prefix among many contexts, in a store on disk.
     Contexts(contexts::Arguments),
     /// Time strict commits of several contexts at once, each by a thread of its own, sharing syncs and not.
@@ -40,6 +43,7 @@ pub(crate) fn run(command: &Command) -> Result<()> {
         Command::Build(arguments) => build::run(arguments),
         Command::Reload(arguments) => reload::run(arguments),
         Command::Ingest(arguments) => ingest::run(arguments),
+        Command::Decode(arguments) => decode::run(arguments),
         Command::Contexts(arguments) => contexts::run(arguments),
         Command::Commits(arguments) => commits::run(arguments),
     }
