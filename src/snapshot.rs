@@ -8,7 +8,7 @@ use crate::model::ModelSpec;
 use crate::published::Published;
 use crate::tensor::TensorView;
 use half::f16;
-use longwave_query::{Answer, Budget, LayerSegment, Plan};
+use longwave_query::{Answer, Budget, LayerSegment, LayerView, Plan};
 use std::sync::Arc;
 
 /// The rows of a context at one moment. It never changes; it keeps what it reads alive. Cloning is cheap.
@@ -67,6 +67,22 @@ impl Snapshot {
     /// [`Error::LayerOutOfRange`], [`Error::LayerAbsent`].
     pub fn segments(&self, layer: usize) -> Result<Vec<&LayerSegment>, Error> {
         Ok(self.layer(layer)?.segments.iter().map(|sealed| sealed.segment.as_ref()).collect())
+    }
+
+    /// The same, to be kept longer than the snapshot: by a cache that reads rows when it sees fit.
+    ///
+    /// # Errors
+    /// As [`Self::segments`].
+    pub fn shared_segments(&self, layer: usize) -> Result<Vec<Arc<LayerSegment>>, Error> {
+        Ok(self.layer(layer)?.segments.iter().map(|sealed| sealed.segment.clone()).collect())
+    }
+
+    /// All rows of a layer, sealed and not, for callers that answer a part of a query elsewhere: on a device.
+    ///
+    /// # Errors
+    /// As [`Self::segments`].
+    pub fn view(&self, layer: usize) -> Result<LayerView<'_>, Error> {
+        Ok(self.layer(layer)?.view())
     }
 
     /// The sampled queries of a layer in order of position: `(position, [query_heads, key_dim])`.

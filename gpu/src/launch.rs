@@ -68,6 +68,11 @@ impl Staging {
         self.memory.as_mut_slice().map_err(failed)
     }
 
+    /// All elements, without a wait: those that copies may still read are not to be written.
+    pub(crate) fn unread(&mut self) -> Result<&mut [u16], Error> {
+        self.memory.as_mut_slice().map_err(|error| Error::driver("reaching pinned memory", error))
+    }
+
     /// Copies the first `len` elements to `to`, from element `at` on, on the copying stream. Kernels that are launched later wait
     /// for it; nothing else does.
     ///
@@ -83,11 +88,23 @@ impl Staging {
         to: &mut Buffer<u16>,
         at: usize,
     ) -> Result<(), Error> {
+        self.copy_part(device, 0..len, to, at)
+    }
+
+    /// As [`Staging::copy`], of some elements.
+    pub(crate) fn copy_part(
+        &mut self,
+        device: &Device,
+        part: std::ops::Range<usize>,
+        to: &mut Buffer<u16>,
+        at: usize,
+    ) -> Result<(), Error> {
         let failed = |error| Error::driver("copying rows", error);
+        let len = part.len();
         if len == 0 {
             return Ok(());
         }
-        let from = &self.memory.as_slice().map_err(failed)?[..len];
+        let from = &self.memory.as_slice().map_err(failed)?[part];
         device.copy.memcpy_htod(from, &mut to.slice_mut(at..at + len)).map_err(failed)?;
         // The memory is pinned: the copy goes on, and `fill` and `drop` wait for this event.
         self.copied = Some(device.copy.record_event(None).map_err(failed)?);

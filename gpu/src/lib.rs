@@ -8,6 +8,7 @@
 
 pub mod cache;
 mod error;
+mod explained;
 pub mod placement;
 #[cfg(feature = "device")]
 mod rows;
@@ -35,6 +36,7 @@ mod probe;
 pub mod timings;
 
 pub use error::Error;
+pub use explained::{Explained, PlacedStep};
 pub use shape::{DIMS, EMPTY, GROUP_MAX, RowShape};
 
 #[cfg(feature = "device")]
@@ -46,4 +48,4 @@ pub use launch::{Parts, RowList, Spans, Staging};
 #[cfg(feature = "device")]
 pub use measure::{Effort, copy_bytes_per_s};
 #[cfg(feature = "device")]
-pub use tier::{Division, Tier, TierAnswer};
+pub use tier::{Division, Metrics, Tier, TierAnswer, TierReport};

@@ -60,6 +60,17 @@ pub struct Predicted {
     pub total_s: f64,
 }
 
+/// Machines by name, with published bandwidths (docs/gpu.md) and starts that are assumed: nothing of them was measured.
+pub const PUBLISHED: [(&str, Machine); 3] = [
+    ("h100", published(64e9, 3.35e12, 307e9)),
+    ("a100", published(32e9, 2.04e12, 205e9)),
+    ("rtx4090", published(32e9, 1.01e12, 90e9)),
+];
+
+const fn published(transfer_bytes_per_s: f64, device_bytes_per_s: f64, host_bytes_per_s: f64) -> Machine {
+    Machine { transfer_bytes_per_s, device_bytes_per_s, host_bytes_per_s, launch_s: 10e-6, transfer_s: 10e-6 }
+}
+
 impl Machine {
     /// Places every item so that the slower side ends soonest. Resident items stay on the device; of the others, the first so many
     /// are transferred and the rest is read by the CPU: a step's items do not differ in anything but their size.
@@ -85,6 +96,17 @@ impl Machine {
             false => Place::Host,
         });
         Placement { places: places.collect(), predicted: best }
+    }
+
+    /// The constants with their names.
+    pub fn constants(&self) -> [(&'static str, f64); 5] {
+        [
+            ("transfer_bytes_per_s", self.transfer_bytes_per_s),
+            ("device_bytes_per_s", self.device_bytes_per_s),
+            ("host_bytes_per_s", self.host_bytes_per_s),
+            ("launch_s", self.launch_s),
+            ("transfer_s", self.transfer_s),
+        ]
     }
 
     /// Seconds for so many bytes in slots, transferred, and read by the CPU.

@@ -4,7 +4,7 @@ use longwave_gpu::cache::{BlockId, Directory, Frequency, LeastRecentlyUsed, Plan
 use std::collections::HashSet;
 
 fn block(cluster: u32) -> BlockId {
-    BlockId { layer: 3, kv_head: 1, segment: 0, cluster }
+    BlockId { layer: 3, kv_head: 1, segment: 0, number: cluster }
 }
 
 fn wanted(cluster: u32, rows: u32) -> Scored {
@@ -17,7 +17,7 @@ fn resident(directory: &Directory, clusters: u32) -> Vec<u32> {
 
 #[test]
 fn the_least_recently_used_leaves_first() {
-    let mut directory = Directory::new(Box::new(LeastRecentlyUsed), 3, 8);
+    let mut directory = Directory::new(Box::new(LeastRecentlyUsed), 3, 8, 512);
     for step in 0..3 {
         directory.step(step, &[wanted(step as u32, 8)]);
     }
@@ -32,7 +32,7 @@ fn the_least_recently_used_leaves_first() {
 
 #[test]
 fn what_is_wanted_often_outlasts_what_is_wanted_once() {
-    let mut directory = Directory::new(Box::new(Frequency { half_life: 100.0 }), 2, 8);
+    let mut directory = Directory::new(Box::new(Frequency { half_life: 100.0 }), 2, 8, 512);
     for step in 0..6 {
         directory.step(step, &[wanted(0, 8)]);
     }
@@ -45,7 +45,7 @@ fn what_is_wanted_often_outlasts_what_is_wanted_once() {
 #[test]
 fn the_planner_brings_in_what_it_scores_high_before_it_is_wanted() {
     let policy = PlannerScore { half_life: 8.0, exponent: 1.0, wanted: 0.0 };
-    let mut directory = Directory::new(Box::new(policy), 2, 8);
+    let mut directory = Directory::new(Box::new(policy), 2, 8, 512);
     let scored = |cluster, score| Scored { block: block(cluster), rows: 8, score, wanted: false };
     directory.step(0, &[scored(4, 0.1), scored(5, 0.3), scored(6, 0.2)]);
     assert_eq!(resident(&directory, 9), [5, 6]);
@@ -56,7 +56,7 @@ fn the_planner_brings_in_what_it_scores_high_before_it_is_wanted() {
 
 #[test]
 fn pinned_blocks_stay_and_take_no_more_than_there_is() {
-    let mut directory = Directory::new(Box::new(LeastRecentlyUsed), 4, 8);
+    let mut directory = Directory::new(Box::new(LeastRecentlyUsed), 4, 8, 512);
     assert_eq!(directory.pin(block(0), 20).unwrap().slots.len(), 3);
     assert!(directory.pin(block(1), 9).is_none(), "one slot is left, two are needed");
     assert!(directory.slots_of(block(1)).is_none());
@@ -71,7 +71,7 @@ fn pinned_blocks_stay_and_take_no_more_than_there_is() {
 
 #[test]
 fn a_block_larger_than_the_cache_is_left_where_it_lies() {
-    let mut directory = Directory::new(Box::new(LeastRecentlyUsed), 2, 8);
+    let mut directory = Directory::new(Box::new(LeastRecentlyUsed), 2, 8, 512);
     directory.step(0, &[wanted(0, 8)]);
     assert_eq!(directory.step(1, &[wanted(1, 17)]), []);
     assert_eq!(resident(&directory, 3), [0], "nothing leaves for what does not fit");
@@ -81,7 +81,7 @@ fn a_block_larger_than_the_cache_is_left_where_it_lies() {
 fn no_slot_ever_holds_two_blocks() {
     for policy in policies() {
         let name = policy.name();
-        let mut directory = Directory::new(policy, 23, 4);
+        let mut directory = Directory::new(policy, 23, 4, 512);
         let mut state = 9u64;
         let mut next = |bound: u64| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -2,7 +2,7 @@
 
 use crate::budget::Method;
 use crate::error::Error;
-use crate::plan::{HeadPlan, Plan};
+use crate::plan::{HeadPlan, Plan, PlannedRows};
 use crate::report::{Answer, Operator, PositionReport, Report, Timings};
 use crate::view::{LayerView, QueryBatch};
 use crate::work::{HeadQueries, Piece, Source, Span, pieces, read_piece, reading};
@@ -29,6 +29,7 @@ fn plan_with_tail(view: &LayerView<'_>, queries: &QueryBatch<'_>) -> Result<(Pla
                 clusters: 0,
                 read: Vec::new(),
                 estimated: Vec::new(),
+                rows: PlannedRows::default(),
                 rows_scanned: 0,
                 rows_coded: 0,
                 rows_read: 0,

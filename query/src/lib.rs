@@ -20,14 +20,16 @@ mod planner;
 mod report;
 mod retroinfer;
 mod rule;
+mod steady;
 mod view;
 mod work;
 
 pub use budget::{Budget, Method};
 pub use error::Error;
-pub use plan::{ClusterId, HeadPlan, Plan};
+pub use plan::{ClusterId, HeadPlan, Plan, PlannedRows, RowId};
 pub use report::{Answer, Operator, PositionReport, Report, Timings, Traffic};
 pub use rule::{Attempt, FixedTau, Next, TauRule};
+pub use steady::{Divided, Summaries, read_steady};
 pub use view::{LayerSegment, LayerView, QueryBatch, RowBlock, Scoring, Shape};
 
 use longwave_kernels::Kernels;

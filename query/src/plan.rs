@@ -13,6 +13,32 @@ pub struct ClusterId {
     pub cluster: u32,
 }
 
+/// A row of one KV head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RowId {
+    /// As in [`ClusterId`].
+    pub segment: u32,
+    /// Index of the row in the segment, for this KV head.
+    pub row: u32,
+}
+
+/// Rows that are read one by one, in stored order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlannedRows {
+    /// Keys of which half a code is read.
+    pub key_halves: Vec<RowId>,
+    /// Keys read in 4 bits.
+    pub key_codes: Vec<RowId>,
+    /// Keys read in full.
+    pub keys: Vec<RowId>,
+    /// Values of which half a code is read.
+    pub value_halves: Vec<RowId>,
+    /// Values read in 4 bits.
+    pub value_codes: Vec<RowId>,
+    /// Values read in full.
+    pub values: Vec<RowId>,
+}
+
 /// What one KV head reads for one query position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeadPlan {
@@ -26,6 +52,8 @@ pub struct HeadPlan {
     pub read: Vec<ClusterId>,
     /// Clusters estimated from their summaries, in stored order.
     pub estimated: Vec<ClusterId>,
+    /// The ladder's rows that are read in codes and in full. Named only by [`crate::explain`]: an answer counts them and no more.
+    pub rows: PlannedRows,
     /// Rows whose sketches are scanned.
     pub rows_scanned: u64,
     /// Rows read in 4 bits.

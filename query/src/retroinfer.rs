@@ -7,7 +7,7 @@
 use crate::budget::Method;
 use crate::error::Error;
 use crate::exact::{Output, finish_plan};
-use crate::plan::{ClusterId, HeadPlan, Plan};
+use crate::plan::{ClusterId, HeadPlan, Plan, PlannedRows};
 use crate::report::{Answer, Operator, Timings, Traffic};
 use crate::view::{LayerSegment, LayerView, Partition, QueryBatch, Shape};
 use crate::work::{HeadQueries, Pages, Piece, Source, pieces, read_piece, reading};
@@ -106,6 +106,7 @@ fn plan_head(
         rows_plain: plain.sealed_rows,
         read: named(&read),
         estimated: named(&estimated),
+        rows: PlannedRows::default(),
         traffic: plain.traffic,
     };
     head.traffic += traffic_of(&view.shape, partition, &head)?;

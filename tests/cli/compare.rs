@@ -56,10 +56,11 @@ fn eval_runs_decode_steps_through_the_policies_of_a_cache() {
                 bytes_moved admissions evictions";
     let (small, whole) = (run("0.1"), run("1"));
     let named = |row: &Value| (row["method"].clone(), row["block"].clone(), row["policy"].clone());
-    let expected =
-        [("longwave", "codes"), ("retroinfer", "clusters")].into_iter().flat_map(|(method, block)| {
-            ["lru", "frequency", "planner"].map(|policy| (json!(method), json!(block), json!(policy)))
-        });
+    let blocks =
+        [("longwave", "codes"), ("longwave", "row_codes"), ("longwave", "rows"), ("retroinfer", "clusters")];
+    let expected = blocks.into_iter().flat_map(|(method, block)| {
+        ["lru", "frequency", "planner"].map(|policy| (json!(method), json!(block), json!(policy)))
+    });
     assert_eq!(small.iter().map(named).collect::<Vec<_>>(), expected.collect::<Vec<_>>());
     for (small, whole) in small.iter().zip(&whole) {
         assert_keys(small, keys);
@@ -70,13 +71,14 @@ fn eval_runs_decode_steps_through_the_policies_of_a_cache() {
         );
         assert_eq!(small["bytes_wanted"], whole["bytes_wanted"]);
         assert!(number(small, "slots") < number(whole, "slots"));
-        assert!(number(small, "hit_ratio") < number(whole, "hit_ratio"), "{small} {whole}");
+        assert!(number(small, "hit_ratio") <= number(whole, "hit_ratio"), "{small} {whole}");
+        assert!(number(small, "bytes_moved") >= number(whole, "bytes_moved"), "{small} {whole}");
         assert!(
             (0.0..1.0).contains(&number(whole, "hit_ratio")),
             "what is read first is not there yet: {whole}"
         );
     }
-    assert!(number(&small[3], "evictions") > 0.0, "{}", small[3]);
+    assert!(number(&small[9], "evictions") > 0.0, "{}", small[9]);
     setting.refused(&["eval", "trace.safetensors", "--cache", "0"], "--cache");
 }
 

@@ -251,3 +251,48 @@ fn budgets_out_of_range_are_refused() {
         setting.refused(arguments, message);
     }
 }
+
+#[test]
+fn explain_says_where_a_machine_with_a_gpu_would_read_it() {
+    let setting = Setting::imported();
+    let explain = |machine: &str| {
+        let base =
+            ["explain", "store", "manual", "--layer", "4", "--tau", "0.0008", "--json", "--machine", machine];
+        setting.document(&base)
+    };
+    // A CPU that reads next to nothing, and a link that moves next to nothing.
+    let (device, host) = (explain("20,2000,0.000001,10,10"), explain("0.000001,2000,50,10,10"));
+    let steps = |plan: &Value| plan["placement"]["steps"].as_array().unwrap().clone();
+    for (plan, side, other) in [(&device, "transfer", "cpu"), (&host, "cpu", "transfer")] {
+        let steps = steps(plan);
+        assert_eq!(steps.iter().map(|step| step["what"].clone()).collect::<Vec<_>>(), ["keys", "values"]);
+        for step in &steps {
+            assert!(step[side].as_u64() > Some(0), "{step}");
+            assert_eq!((&step[other], &step["slots"]), (&json!(0), &json!(0)), "{step}");
+        }
+        let totals: f64 = steps.iter().map(|step| number(step, "total_s")).sum();
+        assert!((number(&plan["placement"], "total_s") - totals).abs() < 1e-12);
+        let bytes = |key: &str| steps.iter().map(|step| step[key].as_u64().unwrap()).sum::<u64>();
+        let read = |plan: &Value, key: &str| {
+            plan["heads"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|head| head["bytes"][key].as_u64().unwrap())
+                .sum::<u64>()
+        };
+        let rows =
+            ["keys", "values", "key_codes", "value_codes"].map(|key| read(plan, key)).iter().sum::<u64>();
+        assert_eq!(bytes(&format!("{side}_bytes")), rows, "all rows that the plan counts");
+    }
+    assert_eq!(device["placement"]["machine"]["transfer_bytes_per_s"], json!(20e9));
+    let text = setting.succeed(&["explain", "store", "manual", "--layer", "4", "--machine", "h100"]);
+    assert!(
+        text.contains("machine: link 64.0 GB/s, device 3350.0 GB/s") && text.contains("predicted in all"),
+        "{text}"
+    );
+    let plain = setting.document(&["explain", "store", "manual", "--layer", "4", "--json"]);
+    assert!(plain.get("placement").is_none());
+    setting
+        .refused(&["explain", "store", "manual", "--layer", "4", "--machine", "v100"], "h100, a100, rtx4090");
+}

@@ -109,6 +109,6 @@ mod tests {
                 .any(|(_, filters)| filters.iter().any(|filter| filter.trim_end_matches("::") == module))
         };
         let left: Vec<&str> = modules.filter(|module| !is_in_a_part(module)).collect();
-        assert_eq!(left, ["data", "emulated"]);
+        assert_eq!(left, ["data", "emulated", "layers"]);
     }
 }

@@ -75,8 +75,10 @@ impl BlockCache {
             dim,
         });
         let worker = Worker {
-            directory: Directory::new(policy, slots, slot_rows as u32),
-            staging: Staging::new(device, slot_rows * 2 * dim)?,
+            directory: Directory::new(policy, slots, slot_rows as u32, 4 * dim),
+            staging: Staging::new(device, (slot_rows * 2 * dim).max(STAGED_MIN))?,
+            room: (slot_rows * 2 * dim).max(STAGED_MIN),
+            staged: 0,
             shared: shared.clone(),
         };
         let (jobs, received) = channel();
@@ -136,9 +138,15 @@ impl Drop for BlockCache {
     }
 }
 
+/// Least elements of pinned memory: slots are copied without a wait until it is full.
+const STAGED_MIN: usize = 1 << 16;
+
 struct Worker {
     directory: Directory,
     staging: Staging,
+    /// Elements of the pinned memory, and how many of them copies under way may read.
+    room: usize,
+    staged: usize,
     shared: Arc<Shared>,
 }
 
@@ -203,11 +211,18 @@ impl Worker {
         source.read(admission.block, &mut keys, &mut values)?;
         let half = slot_rows * dim;
         for ((slot, keys), values) in admission.slots.iter().zip(keys.chunks(half)).zip(values.chunks(half)) {
-            let room = self.staging.fill()?;
+            if self.staged + 2 * half > self.room {
+                self.staging.fill()?;
+                self.staged = 0;
+            }
+            let part = self.staged..self.staged + 2 * half;
+            let room = &mut self.staging.unread()?[part.clone()];
             room[..keys.len()].copy_from_slice(keys);
             room[half..half + values.len()].copy_from_slice(values);
+            self.staged = part.end;
             let mut pool = self.shared.pool.write();
-            self.staging.copy(&self.shared.device, 2 * half, &mut pool, *slot as usize * 2 * half)?;
+            let at = *slot as usize * 2 * half;
+            self.staging.copy_part(&self.shared.device, part, &mut pool, at)?;
         }
         Ok(())
     }

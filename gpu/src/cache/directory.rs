@@ -1,19 +1,39 @@
 //! What is in which slot, and what comes and goes. Nothing here knows a device.
 
 use super::policy::{Access, Policy};
+use longwave_query::LayerSegment;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use xxhash_rust::xxh3::xxh3_64;
 
-/// A cluster of a layer, as the unit that is kept or not.
+/// A cluster or a row of a layer, as the unit that is kept or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId {
     /// The layer.
     pub layer: u32,
     /// The KV head.
     pub kv_head: u32,
-    /// Index of the segment in its layer.
-    pub segment: u32,
-    /// Index of the cluster in the segment.
-    pub cluster: u32,
+    /// What names the segment: see `segment_key`. Segments are merged and built again, and contexts share them, so that their place
+    /// in a layer names none.
+    pub segment: u64,
+    /// Number of the cluster in the segment, or of the row, for this KV head.
+    pub number: u32,
+}
+
+/// What the blocks of a cache hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowKind {
+    /// Whole clusters of full rows.
+    Clusters,
+    /// The codes of one row.
+    Codes,
+    /// One full row.
+    Full,
+}
+
+/// What names a segment in a [`BlockId`]: a hash (XXH3) of its file's path in the store. The identifier in its header is that of the
+/// context that made it, which all segments of the context share.
+pub fn segment_key(segment: &LayerSegment) -> u64 {
+    xxh3_64(segment.segment().path().as_bytes())
 }
 
 /// A block that was scored in a step.
@@ -55,6 +75,8 @@ pub struct CacheReport {
     pub admissions: u64,
     /// Rows that came in.
     pub rows_moved: u64,
+    /// Bytes of those.
+    pub bytes_moved: u64,
     /// Blocks that left.
     pub evictions: u64,
 }
@@ -76,6 +98,7 @@ impl CacheReport {
 pub struct Directory {
     policy: Box<dyn Policy>,
     slot_rows: u32,
+    row_bytes: u64,
     slots: usize,
     free: Vec<u32>,
     resident: HashMap<BlockId, Vec<u32>>,
@@ -106,15 +129,16 @@ impl Ord for Priority {
 }
 
 impl Directory {
-    /// An empty cache of `slots` slots of `slot_rows` rows each.
+    /// An empty cache of `slots` slots of `slot_rows` rows of `row_bytes` bytes each.
     ///
     /// # Panics
     /// If slots have no rows.
-    pub fn new(policy: Box<dyn Policy>, slots: usize, slot_rows: u32) -> Directory {
+    pub fn new(policy: Box<dyn Policy>, slots: usize, slot_rows: u32, row_bytes: usize) -> Directory {
         assert!(slot_rows > 0, "slots without rows");
         Directory {
             policy,
             slot_rows,
+            row_bytes: row_bytes as u64,
             slots,
             free: (0..slots as u32).rev().collect(),
             resident: HashMap::new(),
@@ -276,5 +300,6 @@ impl Directory {
         self.resident.insert(block, slots);
         self.report.admissions += 1;
         self.report.rows_moved += u64::from(rows);
+        self.report.bytes_moved += u64::from(rows) * self.row_bytes;
     }
 }

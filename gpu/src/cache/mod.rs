@@ -7,8 +7,12 @@
 mod device;
 mod directory;
 mod policy;
+#[cfg(feature = "device")]
+mod source;
 
 #[cfg(feature = "device")]
 pub use device::{BlockCache, RowSource, Slots};
-pub use directory::{Admission, BlockId, CacheReport, Directory, Scored};
+pub use directory::{Admission, BlockId, CacheReport, Directory, RowKind, Scored, segment_key};
 pub use policy::{Access, Frequency, LeastRecentlyUsed, PlannerScore, Policy, policies};
+#[cfg(feature = "device")]
+pub use source::StoredRows;

@@ -6,6 +6,7 @@ mod check;
 mod data;
 mod emulated;
 mod ladder;
+mod layers;
 mod probe;
 mod ptx;
 mod split;

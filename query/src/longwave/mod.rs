@@ -28,7 +28,7 @@ mod zone;
 use crate::budget::Method;
 use crate::error::Error;
 use crate::exact::{self, Output, finish_plan};
-use crate::plan::Plan;
+use crate::plan::{HeadPlan, Plan};
 use crate::report::{Answer, Operator, Timings};
 use crate::retroinfer::units;
 use crate::rule::TauRule;
@@ -126,7 +126,8 @@ pub(crate) fn plan(
             call.select_values(&mut threshold);
             let Room { clusters, zone, touched, .. } = &mut call.room;
             touched.add(&call.reader.head, clusters, zone);
-            Ok(call.plan())
+            let rows = call.room.touched.rows(&call.reader.head);
+            Ok(HeadPlan { rows, ..call.plan() })
         })
         .collect::<Result<Vec<_>, Error>>()?;
     Ok(finish_plan(view, Method::Longwave, heads))

@@ -4,6 +4,7 @@ use super::clusters::Clusters;
 use super::head::Head;
 use super::select::through_head;
 use super::zone::Zone;
+use crate::plan::{PlannedRows, RowId};
 use longwave_kernels::codec::Depth;
 
 /// Sets of clusters and rows, as ascending lists; they only grow. Both are numbered through the segments of the head.
@@ -46,6 +47,25 @@ impl Touched {
         for (list, touched) in lists {
             through_head(head, zone, list, &mut self.rows);
             unite(touched, &self.rows);
+        }
+    }
+
+    /// The rows by name.
+    pub(super) fn rows(&self, head: &Head<'_>) -> PlannedRows {
+        let named = |list: &[u32]| -> Vec<RowId> {
+            let of_run = |(segment, run): (usize, &[u32])| {
+                let first = head.segments[segment].first_row as u32;
+                run.iter().map(|row| RowId { segment: segment as u32, row: row - first }).collect::<Vec<_>>()
+            };
+            head.row_runs(list).flat_map(of_run).collect()
+        };
+        PlannedRows {
+            key_halves: named(&self.key_halves),
+            key_codes: named(&self.key_codes),
+            keys: named(&self.keys),
+            value_halves: named(&self.value_halves),
+            value_codes: named(&self.value_codes),
+            values: named(&self.values),
         }
     }
 

@@ -11,7 +11,7 @@ use super::touched::{Touched, sketch_bytes};
 use super::zone::{Chosen, Zone};
 use crate::error::Error;
 use crate::importance::equal_share;
-use crate::plan::{ClusterId, HeadPlan};
+use crate::plan::{ClusterId, HeadPlan, PlannedRows};
 use crate::report::{Operator, Timings, Traffic};
 use crate::rule::{Attempt, Next, TauRule};
 use crate::view::{LayerView, QueryBatch, Shape};
@@ -410,6 +410,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             clusters: self.reader.head.clusters,
             read: opened.collect(),
             estimated: Vec::new(),
+            rows: PlannedRows::default(),
             rows_scanned: zone.rows as u64,
             rows_coded: coded,
             rows_read: full,

@@ -7,7 +7,10 @@ use crate::method::{MethodName, Shares, TAUS};
 use crate::opening::open_store;
 use crate::output;
 use anyhow::{Context as _, Result, bail};
-use longwave::{Budget, ClusterId, HeadPlan, Plan, Snapshot, TensorView, Traffic};
+use longwave::{Budget, ClusterId, HeadPlan, Plan, QueryBatch, Snapshot, TensorView, Traffic};
+use longwave_gpu::Explained;
+use longwave_gpu::placement::{Machine, PUBLISHED, Place};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -31,6 +34,11 @@ pub(crate) struct Arguments {
     tau: f64,
     #[command(flatten)]
     shares: Shares,
+    /// Also says where clusters and rows would be read on a machine with a GPU whose caches are empty, and how long that should take:
+    /// h100, a100 or rtx4090 (published bandwidths), or five numbers: GB/s of the link, the device and the CPU, microseconds of a
+    /// launch and of a transfer.
+    #[arg(long, value_name = "MACHINE", value_parser = machine)]
+    machine: Option<Machine>,
     /// The plan as one JSON document, with every cluster.
     #[arg(long)]
     json: bool,
@@ -46,12 +54,34 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let model = snapshot.model();
     let queries = TensorView::token_major(queries, 1, model.query_heads, model.key_dim);
     let plan = snapshot.explain(layer, &queries, &budget)?;
+    let placed = arguments.machine.map(|machine| {
+        let numbers: Vec<f32> =
+            sampled(&snapshot, layer, arguments.position)?.1.iter().map(|q| q.to_f32()).collect();
+        let batch = QueryBatch { data: &numbers, first_position: length - 1, positions: 1 };
+        let nothing = |_, _| false;
+        anyhow::Ok(Explained::new(
+            &snapshot.view(layer)?,
+            &batch,
+            &budget,
+            (layer as u32, machine),
+            &nothing,
+        )?)
+    });
+    let placed = placed.transpose()?;
     if arguments.json {
-        return output::print_document(&Document::new(&snapshot, layer, position, length, &budget, &plan));
+        return output::print_document(&Document::new(
+            &snapshot,
+            layer,
+            position,
+            length,
+            &budget,
+            (&plan, placed.as_ref()),
+        ));
     }
+    let shown = placed.as_ref().map_or_else(|| plan.to_string(), Explained::to_string);
     output::print(&format!(
         "context {}, layer {layer}: the query sampled at position {position}, asked at the context's end, position {}\n\
-         budget {budget}\n{plan}\n",
+         budget {budget}\n{shown}\n",
         snapshot.name(),
         length - 1
     ))
@@ -93,6 +123,75 @@ struct Document<'a> {
     pages: u64,
     bytes_share: Option<f64>,
     heads: Vec<Head>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    placement: Option<Placed>,
+}
+
+/// Where everything would be read.
+#[derive(serde::Serialize)]
+struct Placed {
+    machine: BTreeMap<&'static str, f64>,
+    steps: Vec<Step>,
+    total_s: f64,
+}
+
+#[derive(serde::Serialize)]
+struct Step {
+    what: &'static str,
+    slots: usize,
+    transfer: usize,
+    cpu: usize,
+    slots_bytes: u64,
+    transfer_bytes: u64,
+    cpu_bytes: u64,
+    transfer_s: f64,
+    device_s: f64,
+    cpu_s: f64,
+    total_s: f64,
+}
+
+impl Placed {
+    fn new(explained: &Explained) -> Placed {
+        let steps = explained.steps.iter().map(|step| {
+            let count = |of: Place| step.placement.places.iter().filter(|&&place| place == of).count();
+            let predicted = step.placement.predicted;
+            Step {
+                what: step.what,
+                slots: count(Place::Slots),
+                transfer: count(Place::Transfer),
+                cpu: count(Place::Host),
+                slots_bytes: step.bytes[Place::Slots as usize],
+                transfer_bytes: step.bytes[Place::Transfer as usize],
+                cpu_bytes: step.bytes[Place::Host as usize],
+                transfer_s: predicted.transfer_s,
+                device_s: predicted.device_s,
+                cpu_s: predicted.host_s,
+                total_s: predicted.total_s,
+            }
+        });
+        let machine = explained.machine.constants().into_iter().collect();
+        Placed { machine, steps: steps.collect(), total_s: explained.total_s() }
+    }
+}
+
+/// A machine by its name or its constants.
+fn machine(text: &str) -> Result<Machine, String> {
+    if let Some((_, machine)) = PUBLISHED.iter().find(|(name, _)| *name == text) {
+        return Ok(*machine);
+    }
+    let numbers: Result<Vec<f64>, _> = text.split(',').map(str::parse).collect();
+    match numbers.as_deref() {
+        Ok(&[link, device, cpu, launch, transfer]) if [link, device, cpu].iter().all(|&rate| rate > 0.0) => {
+            Ok(Machine {
+                transfer_bytes_per_s: link * 1e9,
+                device_bytes_per_s: device * 1e9,
+                host_bytes_per_s: cpu * 1e9,
+                launch_s: launch * 1e-6,
+                transfer_s: transfer * 1e-6,
+            })
+        }
+        _ => Err("expected h100, a100, rtx4090, or five numbers of which the first three are above 0".into()),
+    }
 }
 
 #[derive(serde::Serialize)]
@@ -137,7 +236,7 @@ impl<'a> Document<'a> {
         sampled_position: u64,
         length: u64,
         budget: &Budget,
-        plan: &Plan,
+        (plan, placed): (&Plan, Option<&Explained>),
     ) -> Self {
         let Traffic { pages, .. } = plan.traffic();
         let (bytes, full) = (plan.traffic().bytes(), plan.sealed_bytes_16bit);
@@ -154,6 +253,7 @@ impl<'a> Document<'a> {
             pages,
             bytes_share: (full > 0).then(|| bytes as f64 / full as f64),
             heads: plan.heads.iter().map(Head::new).collect(),
+            placement: placed.map(Placed::new),
         }
     }
 }

@@ -1,19 +1,19 @@
 //! `longwave eval --cache`: the decode steps of a trace run through the policies of the device's block cache.
 //!
 //! The recorded queries are consecutive positions, so they are decode steps of the text. Each asks every layer what it would read;
-//! the clusters named are looked up in a cache that all layers share, and then the policy decides what comes in. Nothing is
-//! computed on a device.
+//! the clusters and rows named are looked up in caches that all layers share, one for each kind of block, and then the policy decides
+//! what comes in. Nothing is computed on a device.
 
 use super::layer::Layer;
 use crate::method::{IndexKind, MethodName, Shares};
 use crate::output;
 use crate::progress;
 use anyhow::{Result, ensure};
-use longwave::{Budget, Dtype, Kernels, Method, TensorView};
+use longwave::{Budget, Dtype, Kernels, Method, RowId, TensorView};
 use longwave_gpu::cache::{BlockId, CacheReport, Directory, Policy, Scored, policies};
 use serde::Serialize;
 
-/// Rows of a slot.
+/// Rows of a slot that clusters are kept in. Single rows have slots of their own size.
 const SLOT_ROWS: u32 = 8;
 
 /// A policy's figures over a trace.
@@ -40,16 +40,21 @@ struct Row {
 struct Kind {
     name: &'static str,
     row_bytes: usize,
+    slot_rows: u32,
 }
 
-/// All that a trace's steps ask for under one budget.
+/// Blocks of one kind that a trace's steps ask for under one budget.
 struct Steps {
+    kind: Kind,
     /// Per step, over all layers.
     scored: Vec<Vec<Scored>>,
-    /// Rows of all layers and KV heads.
-    rows: usize,
-    /// Bytes of a coded row: sketch, key and value.
-    coded_row: usize,
+}
+
+/// All that they ask for.
+struct Asked {
+    kinds: Vec<Steps>,
+    /// Bytes of the keys and values of all layers and KV heads.
+    bytes: usize,
 }
 
 /// What is asked for.
@@ -70,14 +75,11 @@ pub(super) fn run(layers: &[Layer<'_>], request: &Request<'_>) -> Result<()> {
     let mut table = Vec::new();
     for method in methods {
         for budget in method.budgets(&[tau], shares)? {
-            let asked = Steps::ask(layers, steps, &budget)?;
-            let full = layers.first().map_or(0, |layer| layer.full_row_bytes());
-            let kind = match budget.method() {
-                Method::Longwave => Kind { name: "codes", row_bytes: asked.coded_row },
-                _ => Kind { name: "clusters", row_bytes: full },
-            };
-            for policy in policies() {
-                table.push(asked.run(policy, &budget, kind, (share, full), layers.len()));
+            let asked = Asked::ask(layers, steps, &budget)?;
+            for of_kind in &asked.kinds {
+                for policy in policies() {
+                    table.push(of_kind.run(policy, &budget, (share, asked.bytes), layers.len()));
+                }
             }
         }
     }
@@ -90,36 +92,47 @@ pub(super) fn check(share: f64) -> Result<()> {
     Ok(())
 }
 
-impl Steps {
-    fn ask(layers: &[Layer<'_>], steps: usize, budget: &Budget) -> Result<Steps> {
+impl Asked {
+    fn ask(layers: &[Layer<'_>], steps: usize, budget: &Budget) -> Result<Asked> {
         let bar = progress::bar("planning", layers.len());
-        let mut asked = Steps { scored: vec![Vec::new(); steps], rows: 0, coded_row: 0 };
+        let index = IndexKind::of(budget);
+        let full = layers.first().map_or(0, Layer::full_row_bytes);
+        let kind = |name, row_bytes, slot_rows| Kind { name, row_bytes, slot_rows };
+        let kinds = match (budget.method(), layers.first()) {
+            (Method::Longwave, Some(layer)) => vec![
+                kind("codes", layer.coded_row_bytes()?, SLOT_ROWS),
+                kind("row_codes", layer.code_bytes(), 1),
+                kind("rows", full, 1),
+            ],
+            _ => vec![kind("clusters", full, SLOT_ROWS)],
+        };
+        let kinds = kinds.into_iter().map(|kind| Steps { kind, scored: vec![Vec::new(); steps] });
+        let mut asked = Asked { kinds: kinds.collect(), bytes: 0 };
         for layer in layers {
-            let kind = IndexKind::of(budget);
-            for (step, scored) in asked.scored.iter_mut().enumerate() {
-                scored.extend(layer.scored(kind, step, budget)?);
+            for step in 0..steps {
+                for (of_kind, scored) in asked.kinds.iter_mut().zip(layer.scored(index, step, budget)?) {
+                    of_kind.scored[step].extend(scored);
+                }
             }
-            asked.rows += layer.sealed_rows(kind)?;
-            if kind == IndexKind::Ladder {
-                asked.coded_row = layer.coded_row_bytes()?;
-            }
+            asked.bytes += layer.sealed_rows(index)? * full;
             bar.inc(1);
         }
         bar.finish_and_clear();
         Ok(asked)
     }
+}
 
+impl Steps {
     fn run(
         &self,
         policy: Box<dyn Policy>,
         budget: &Budget,
-        kind: Kind,
-        (share, full): (f64, usize),
+        (share, bytes): (f64, usize),
         layers: usize,
     ) -> Row {
-        let room = share * (self.rows * full) as f64;
-        let slots = (room / (kind.row_bytes * SLOT_ROWS as usize) as f64) as usize;
-        let mut directory = Directory::new(policy, slots, SLOT_ROWS);
+        let Kind { name, row_bytes, slot_rows } = self.kind;
+        let slots = (share * bytes as f64 / (row_bytes * slot_rows as usize) as f64) as usize;
+        let mut directory = Directory::new(policy, slots, slot_rows, row_bytes);
         for (step, scored) in self.scored.iter().enumerate() {
             directory.step(step as u64, scored);
         }
@@ -128,7 +141,7 @@ impl Steps {
         Row {
             method: budget.method().to_string(),
             budget: label.budget,
-            block: kind.name,
+            block: name,
             policy: directory.policy(),
             cache_share: share,
             slots,
@@ -136,8 +149,8 @@ impl Steps {
             steps: self.scored.len(),
             hit_ratio: report.hit_ratio(),
             row_hit_ratio: report.row_hit_ratio(),
-            bytes_wanted: report.rows_wanted * kind.row_bytes as u64,
-            bytes_moved: report.rows_moved * kind.row_bytes as u64,
+            bytes_wanted: report.rows_wanted * row_bytes as u64,
+            bytes_moved: report.bytes_moved,
             admissions: report.admissions,
             evictions: report.evictions,
         }
@@ -179,8 +192,9 @@ fn shown(table: &[Row]) -> String {
 }
 
 impl Layer<'_> {
-    /// Every cluster of the layer with its softmax share at recorded query `step`, those that `budget` reads marked.
-    fn scored(&self, kind: IndexKind, step: usize, budget: &Budget) -> Result<Vec<Scored>> {
+    /// Every cluster of the layer with its softmax share at recorded query `step`, those that `budget` reads marked; and for the
+    /// ladder the rows that it reads in codes and in full, each with its part of its cluster's share.
+    fn scored(&self, kind: IndexKind, step: usize, budget: &Budget) -> Result<[Vec<Scored>; 3]> {
         let (trace, snapshot) = (self.trace, self.snapshot(kind));
         let (group, dim) = (trace.query_heads / trace.kv_heads, trace.key_dim);
         let queries = self.query(step);
@@ -190,7 +204,7 @@ impl Layer<'_> {
             budget,
         )?;
         let scaled: Vec<f32> = queries.iter().map(|q| q * snapshot.model().scale).collect();
-        let mut all = Vec::new();
+        let [mut all, mut codes, mut rows] = [(); 3].map(|()| Vec::new());
         for head in &plan.heads {
             let mine = &scaled[head.kv_head * group * dim..][..group * dim];
             let first = all.len();
@@ -205,23 +219,55 @@ impl Layer<'_> {
                     let block = BlockId {
                         layer: self.number as u32,
                         kv_head: head.kv_head as u32,
-                        segment: number as u32,
-                        cluster: cluster as u32,
+                        segment: number as u64,
+                        number: cluster as u32,
                     };
                     all.push(Scored { block, rows: bounds[1] - bounds[0], score: 0.0, wanted: false });
                 }
             }
             share(&scores, group, &mut all[first..]);
+            let of = &head.rows;
+            let coded = [&of.key_halves, &of.key_codes, &of.value_halves, &of.value_codes];
+            codes.extend(self.rows_scored(kind, head.kv_head, &coded, &all[first..])?);
+            rows.extend(self.rows_scored(kind, head.kv_head, &[&of.keys, &of.values], &all[first..])?);
             for id in &head.read {
                 let named = |scored: &&mut Scored| {
-                    scored.block.segment == id.segment && scored.block.cluster == id.cluster
+                    scored.block.segment == u64::from(id.segment) && scored.block.number == id.cluster
                 };
                 if let Some(scored) = all[first..].iter_mut().find(named) {
                     scored.wanted = true;
                 }
             }
         }
-        Ok(all)
+        Ok([all, codes, rows])
+    }
+
+    /// The rows in either list, with their parts of their clusters' shares.
+    fn rows_scored(
+        &self,
+        kind: IndexKind,
+        kv_head: usize,
+        lists: &[&Vec<RowId>],
+        clusters: &[Scored],
+    ) -> Result<Vec<Scored>> {
+        let mut rows: Vec<RowId> = lists.iter().flat_map(|list| list.iter()).copied().collect();
+        rows.sort_unstable();
+        rows.dedup();
+        let mut scored = Vec::with_capacity(rows.len());
+        let segments = self.snapshot(kind).segments(self.number)?;
+        for of_segment in rows.chunk_by(|a, b| a.segment == b.segment) {
+            let segment = of_segment[0].segment;
+            let Some(index) = segments[segment as usize].index()? else { continue };
+            let offsets = index.head(kv_head)?.offsets;
+            let first = clusters.partition_point(|cluster| cluster.block.segment < u64::from(segment));
+            for row in of_segment {
+                let cluster = &clusters[first + offsets.partition_point(|&start| start <= row.row) - 1];
+                let block = BlockId { number: row.row, ..cluster.block };
+                let score = cluster.score / cluster.rows as f32;
+                scored.push(Scored { block, rows: 1, score, wanted: true });
+            }
+        }
+        Ok(scored)
     }
 
     fn sealed_rows(&self, kind: IndexKind) -> Result<usize> {
@@ -247,8 +293,12 @@ impl Layer<'_> {
                 rows += head.rows();
             }
         }
-        let codes = self.trace.key_dim / 2 + self.trace.value_dim / 2 + 4;
-        Ok(codes + bytes.div_ceil(rows.max(1)))
+        Ok(self.code_bytes() + bytes.div_ceil(rows.max(1)))
+    }
+
+    /// Bytes of a row's key code and value code.
+    fn code_bytes(&self) -> usize {
+        self.trace.key_dim / 2 + self.trace.value_dim / 2 + 4
     }
 }
 

@@ -1,0 +1,190 @@
+//! Layers with sealed segments and a tail, and the CPU's answers to compare with.
+
+use crate::data::{Numbers, stored};
+use longwave_gpu::cache::{BlockId, RowKind, RowSource, StoredRows, segment_key};
+use longwave_gpu::placement::{Machine, Place};
+use longwave_gpu::{Division, Tier, TierAnswer};
+use longwave_index::ladder::{LadderInput, Moment, MomentSource};
+use longwave_index::{ClusterOptions, HeadInput, build_segment};
+use longwave_kernels::{Dtype, Rows};
+use longwave_query::{Answer, Budget, LayerSegment, LayerView, QueryBatch, RowBlock, Scoring, Shape};
+use longwave_storage::{
+    Backend, ElementKind, Expected, Geometry, Identity, MemoryBackend, Segment, SegmentHeader, write_segment,
+};
+use std::sync::Arc;
+
+pub const KV_HEADS: usize = 2;
+pub const GROUP: usize = 3;
+pub const LAYER: u32 = 4;
+pub const SHARES: Budget = Budget::RetroInfer { retrieve: 0.3, estimate: 0.4 };
+pub const MACHINE: Machine = Machine {
+    transfer_bytes_per_s: 20e9,
+    device_bytes_per_s: 2000e9,
+    host_bytes_per_s: 1e9,
+    launch_s: 10e-6,
+    transfer_s: 10e-6,
+};
+
+/// A layer: two clustered segments, one that reaches into the window, and a tail.
+pub struct Layer {
+    pub shape: Shape,
+    pub scoring: Scoring,
+    pub segments: Vec<Arc<LayerSegment>>,
+    tail: Vec<(Vec<u16>, Vec<u16>)>,
+    queries: Vec<f32>,
+    pub positions: usize,
+}
+
+const ROWS: [usize; 3] = [230, 170, 40];
+const TAIL: usize = 25;
+
+impl Layer {
+    pub fn new(dtype: Dtype, dim: usize, softcap: Option<f32>) -> Layer {
+        Layer::with_positions(dtype, dim, softcap, 1)
+    }
+
+    /// Queries stand at the last `positions` positions.
+    pub fn with_positions(dtype: Dtype, dim: usize, softcap: Option<f32>, positions: usize) -> Layer {
+        let mut numbers = Numbers(77 + dim as u64);
+        let shape =
+            Shape { query_heads: KV_HEADS * GROUP, kv_heads: KV_HEADS, key_dim: dim, value_dim: dim, dtype };
+        let scale = (dim as f32).powf(-0.5);
+        let scoring = Scoring {
+            scale,
+            softcap,
+            sink_logits: vec![0.3, -0.2, 0.1, 0.9, -1.0, 0.0],
+            sliding_window: None,
+            window: 30,
+        };
+        let mut first = 0;
+        let segments = ROWS.map(|rows| {
+            let segment = segment(dtype, dim, rows, first, &mut numbers);
+            first += rows as u64;
+            Arc::new(LayerSegment::new(segment))
+        });
+        let tail = (0..KV_HEADS)
+            .map(|_| (noise(dtype, TAIL * dim, &mut numbers), noise(dtype, TAIL * dim, &mut numbers)));
+        let (tail, queries) = (tail.collect(), numbers.units(positions * KV_HEADS * GROUP * dim, 3.0));
+        Layer { shape, scoring, segments: segments.into(), tail, queries, positions }
+    }
+
+    pub fn view(&self) -> LayerView<'_> {
+        let rows = |stored| Rows::from_bytes(self.shape.dtype, bytemuck::cast_slice(stored)).unwrap();
+        let block = RowBlock {
+            first_position: ROWS.iter().sum::<usize>() as u64,
+            rows: TAIL,
+            keys: self.tail.iter().map(|(keys, _)| rows(keys)).collect(),
+            values: self.tail.iter().map(|(_, values)| rows(values)).collect(),
+        };
+        let segments = self.segments.iter().map(Arc::as_ref).collect();
+        LayerView { shape: self.shape, scoring: &self.scoring, segments, blocks: vec![block], demoted: vec![], watched: false }
+    }
+
+    pub fn batch(&self) -> QueryBatch<'_> {
+        let end = ROWS.iter().sum::<usize>() + TAIL;
+        let (data, positions) = (&self.queries[..], self.positions);
+        QueryBatch { data, first_position: (end - positions) as u64, positions }
+    }
+
+    pub fn cpu(&self, budget: &Budget) -> Answer {
+        longwave_query::attend(&self.view(), &self.batch(), budget).unwrap()
+    }
+
+    pub fn ask(&self, tier: &Tier, budget: &Budget, division: Division) -> TierAnswer {
+        tier.attend(LAYER, &self.view(), &self.batch(), budget, division).unwrap()
+    }
+
+    /// The bound: 1e-5 of the output's length for each head, and 1e-5 of the log-sum-exp.
+    pub fn expect(&self, answer: &TierAnswer, budget: &Budget, what: &str) {
+        let expected = self.cpu(budget);
+        assert_eq!(answer.output.len(), expected.output.len(), "{what}");
+        let dim = self.shape.value_dim;
+        for (head, (found, expected)) in
+            answer.output.chunks(dim).zip(expected.output.chunks(dim)).enumerate()
+        {
+            let length = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+            let off = length(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+            let norm = length(&mut expected.iter().copied());
+            assert!(norm > 0.01 && off <= 1e-5 * norm, "{what}: head {head} is off by {off} of {norm}");
+        }
+        for (head, (found, expected)) in answer.lse.iter().zip(&expected.lse).enumerate() {
+            let off = (found - expected).abs();
+            assert!(
+                off <= 1e-5 * (1.0 + expected.abs()),
+                "{what}: lse of head {head}: {found} for {expected}"
+            );
+        }
+    }
+
+    /// The clusters that RetroInfer's method reads.
+    pub fn reads(&self) -> Vec<(BlockId, usize)> {
+        let plan = longwave_query::explain(&self.view(), &self.batch(), &SHARES).unwrap();
+        let mut reads = Vec::new();
+        for head in &plan.heads {
+            for id in &head.read {
+                let segment = &self.segments[id.segment as usize];
+                let index = segment.index().unwrap().unwrap();
+                let offsets = index.head(head.kv_head).unwrap().offsets;
+                let rows = offsets[id.cluster as usize + 1] - offsets[id.cluster as usize];
+                let (kv_head, segment, number) = (head.kv_head as u32, segment_key(segment), id.cluster);
+                reads.push((BlockId { layer: LAYER, kv_head, segment, number }, rows as usize));
+            }
+        }
+        reads
+    }
+
+    pub fn source(&self) -> Arc<dyn RowSource> {
+        Arc::new(StoredRows::new(self.shape, RowKind::Clusters, &self.segments))
+    }
+}
+
+fn noise(dtype: Dtype, count: usize, numbers: &mut Numbers) -> Vec<u16> {
+    let drift = numbers.unit();
+    let numbers: Vec<f32> = (0..count).map(|_| numbers.unit() + drift).collect();
+    stored(dtype, &numbers)
+}
+
+fn segment(dtype: Dtype, dim: usize, rows: usize, first: u64, numbers: &mut Numbers) -> Segment {
+    let columns: Vec<_> = (0..KV_HEADS)
+        .map(|_| (noise(dtype, rows * dim, numbers), noise(dtype, rows * dim, numbers)))
+        .collect();
+    let of = |stored| Rows::from_bytes(dtype, bytemuck::cast_slice(stored)).unwrap();
+    let heads: Vec<_> = columns.iter().map(|(k, v)| HeadInput { keys: of(k), values: of(v) }).collect();
+    let options = ClusterOptions { tokens_per_cluster: 11, iterations: 4, split_factor: None, seed: 5 };
+    // Heads whose bases, and with them the layouts of sketches, differ; and segments', too.
+    let moments: Vec<Moment> = (0..KV_HEADS)
+        .map(|head| {
+            let steep = 1.0 + head as f32 + first as f32 / 500.0;
+            let queries = (0..40 * dim).map(|i| numbers.unit() / (1.0 + steep * (i % dim) as f32 / 4.0));
+            Moment::from_queries(&queries.collect::<Vec<_>>(), dim)
+        })
+        .collect();
+    let ladder = LadderInput { moments: &moments, bases: None, source: MomentSource::Context };
+    let built = build_segment(&heads, dim, dim, &options, 1000 + first, Some(&ladder));
+    let element = ElementKind::from_code(dtype.code()).unwrap();
+    let geometry =
+        Geometry { kv_heads: KV_HEADS as u32, key_dim: dim as u32, value_dim: dim as u32, element };
+    let (identity, rows) = (Identity([7; 32]), rows as u32);
+    let mut id = [9; 16];
+    id[..8].copy_from_slice(&first.to_le_bytes());
+    let header = SegmentHeader {
+        id,
+        identity,
+        layer: LAYER,
+        geometry,
+        first_position: first,
+        rows,
+        prefix_hash: [0; 32],
+    };
+    let backend: Arc<dyn Backend> = Arc::new(MemoryBackend::new());
+    backend.create_dir_all("segments").unwrap();
+    write_segment(backend.as_ref(), "segments/a", &header, &built.columns()).unwrap();
+    Segment::open(backend, "segments/a", &Expected::of_model(identity)).unwrap()
+}
+
+/// Clusters or rows read from slots, after a transfer, and by the CPU.
+pub fn places(answer: &TierAnswer) -> [usize; 3] {
+    let placement = answer.report.placement.as_ref().expect("the device took part");
+    [Place::Slots, Place::Transfer, Place::Host]
+        .map(|place| placement.places.iter().filter(|&&p| p == place).count())
+}
