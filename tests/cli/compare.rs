@@ -72,7 +72,9 @@ fn eval_runs_decode_steps_through_the_policies_of_a_cache() {
         assert_eq!(small["bytes_wanted"], whole["bytes_wanted"]);
         assert!(number(small, "slots") < number(whole, "slots"));
         assert!(number(small, "hit_ratio") <= number(whole, "hit_ratio"), "{small} {whole}");
-        assert!(number(small, "bytes_moved") >= number(whole, "bytes_moved"), "{small} {whole}");
+        // Where there is room, the planner brings in more than was wanted.
+        let more = number(small, "bytes_moved") >= number(whole, "bytes_moved");
+        assert!(more || small["policy"] == "planner", "{small} {whole}");
         assert!(
             (0.0..1.0).contains(&number(whole, "hit_ratio")),
             "what is read first is not there yet: {whole}"

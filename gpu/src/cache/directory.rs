@@ -30,10 +30,11 @@ pub enum RowKind {
     Full,
 }
 
-/// What names a segment in a [`BlockId`]: a hash (XXH3) of its file's path in the store. The identifier in its header is that of the
-/// context that made it, which all segments of the context share.
+/// What names a segment in a [`BlockId`]: a hash (XXH3) of its identifier and its file's path in the store. The identifier alone is
+/// that of the context that made it, which all segments of the context share.
 pub fn segment_key(segment: &LayerSegment) -> u64 {
-    xxh3_64(segment.segment().path().as_bytes())
+    let segment = segment.segment();
+    xxh3_64(&[segment.header().id.as_slice(), segment.path().as_bytes()].concat())
 }
 
 /// A block that was scored in a step.

@@ -77,7 +77,14 @@ impl Layer {
             values: self.tail.iter().map(|(_, values)| rows(values)).collect(),
         };
         let segments = self.segments.iter().map(Arc::as_ref).collect();
-        LayerView { shape: self.shape, scoring: &self.scoring, segments, blocks: vec![block], demoted: vec![], watched: false }
+        LayerView {
+            shape: self.shape,
+            scoring: &self.scoring,
+            segments,
+            blocks: vec![block],
+            demoted: vec![],
+            watched: false,
+        }
     }
 
     pub fn batch(&self) -> QueryBatch<'_> {
