@@ -7,7 +7,9 @@ use std::hint::black_box;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use longwave_kernels::codec::{SketchLayout, SketchQuery, encode_sketch, encode4, record_len};
+use longwave_kernels::codec::{
+    Laid, SketchLayout, SketchQuery, Summaries, encode_sketch, encode4, record_len,
+};
 use longwave_kernels::{Kernels, Rows, f16};
 
 const HEADS: usize = 4;
@@ -114,6 +116,52 @@ fn codes_of_four_bits(criterion: &mut Criterion) {
     }
 }
 
+/// Centroids and value means, of 131,072 rows in clusters of 32, and of a segment.
+fn summaries(criterion: &mut Criterion) {
+    let kernels = Kernels::get();
+    let (queries, sigma) = (numbers(HEADS * DIM), vec![0.5; DIM]);
+    for clusters in [256, 4096] {
+        let record_len = record_len(DIM);
+        let mut records = vec![0; clusters * record_len];
+        for (row, record) in
+            numbers(clusters * DIM).chunks_exact(DIM).zip(records.chunks_exact_mut(record_len))
+        {
+            encode4(row, &sigma, true, record);
+        }
+        // Every third.
+        let listed: Vec<u32> = (0..clusters as u32).step_by(3).collect();
+        let mut query = Laid::default();
+        query.set(&queries, HEADS, &sigma);
+        let mut scores = vec![0.0; clusters * HEADS];
+        let weights = numbers(clusters * 3 * HEADS);
+
+        let mut group = group(criterion, "summaries");
+        group.throughput(Throughput::Elements(clusters as u64));
+        group.bench_function(BenchmarkId::new("scores", clusters), |bencher| {
+            let all = Summaries::all(&records, DIM);
+            bencher.iter(|| {
+                kernels.scores_summaries(black_box(&query), all, &[0.0; HEADS], clusters, &mut scores)
+            });
+        });
+        group.throughput(Throughput::Elements(listed.len() as u64));
+        group.bench_function(BenchmarkId::new("scores_listed", clusters), |bencher| {
+            let some = Summaries::listed(&records, DIM, &listed);
+            bencher.iter(|| {
+                kernels.scores_summaries(black_box(&query), some, &[0.0; HEADS], clusters, &mut scores)
+            });
+        });
+        for sets in [1, 3] {
+            let mut sums = Laid::default();
+            sums.reset(sets * HEADS, DIM);
+            group.bench_function(BenchmarkId::new(format!("sum_listed_{sets}"), clusters), |bencher| {
+                let some = Summaries::listed(&records, DIM, &listed);
+                bencher.iter(|| kernels.sum_summaries(black_box(&weights), clusters, some, &mut sums));
+            });
+        }
+        group.finish();
+    }
+}
+
 /// Sketches of one bit a dimension on average: half of the dimensions with two bits, half with none, and all with one.
 fn sketches(criterion: &mut Criterion) {
     let kernels = Kernels::get();
@@ -180,5 +228,5 @@ fn exponentials(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(kernels, full_rows, codes_of_four_bits, sketches, exponentials);
+criterion_group!(kernels, full_rows, codes_of_four_bits, summaries, sketches, exponentials);
 criterion_main!(kernels);

@@ -16,14 +16,16 @@ use std::arch::x86_64::{
     _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setr_ps,
     _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_slli_epi32, _mm256_sqrt_ps,
     _mm256_srli_epi16, _mm256_srli_epi32, _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_sub_epi16,
-    _mm256_sub_ps, _mm256_unpackhi_epi16, _mm256_unpacklo_epi16,
+    _mm256_sub_ps, _mm256_unpackhi_epi8, _mm256_unpackhi_epi16, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16,
 };
 
 use half::{bf16, f16};
 
-use crate::codec::{HALF_LEVELS4, LEVELS4, Lookup, Records, SketchQuery};
+use crate::codec::{
+    HALF_LEVELS4, LEVEL_BYTES, LEVELS4, Laid, Lookup, Records, ScanOf, ScanPlanes, SketchQuery, Summaries,
+};
 use crate::isa::{Isa, Kernels};
-use crate::ladder::{ClusterWeights, Estimated, GainOf, Limits, RowSums, Spread, Uncertain};
+use crate::ladder::{ClusterWeights, Estimated, GainOf, Limits, Probed, RowSums, Spread, Uncertain};
 use crate::lanes::Lanes;
 use crate::rows::{Ahead, Block, Rows};
 use crate::weigh::PerLane;
@@ -183,6 +185,33 @@ impl Lookup for Avx2 {
                 _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm256_extracti128_si256::<1>(second))),
             ]
         };
+        fn wide_levels4(codes: &[u8; 32]) -> [__m256; 8] = {
+            let codes = _mm256_loadu_si256(codes.as_ptr().cast());
+            let first = _mm256_and_si256(codes, _mm256_set1_epi8(15));
+            let second = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), _mm256_set1_epi8(15));
+            let lower = _mm256_broadcastsi128_si256(_mm_loadu_si128(LEVEL_BYTES[0].as_ptr().cast()));
+            let upper = _mm256_broadcastsi128_si256(_mm_loadu_si128(LEVEL_BYTES[1].as_ptr().cast()));
+            let (a, b) = (_mm256_shuffle_epi8(lower, first), _mm256_shuffle_epi8(upper, first));
+            let (c, d) = (_mm256_shuffle_epi8(lower, second), _mm256_shuffle_epi8(upper, second));
+            // Words with the levels of neighbouring bytes' codes; each is moved to the upper half of 32 bits.
+            let words = [
+                _mm256_unpacklo_epi8(a, b),
+                _mm256_unpackhi_epi8(a, b),
+                _mm256_unpacklo_epi8(c, d),
+                _mm256_unpackhi_epi8(c, d),
+            ];
+            let odd = _mm256_set1_epi32(-65_536);
+            [
+                _mm256_cvtepi32_ps(_mm256_slli_epi32::<16>(words[0])),
+                _mm256_cvtepi32_ps(_mm256_and_si256(words[0], odd)),
+                _mm256_cvtepi32_ps(_mm256_slli_epi32::<16>(words[1])),
+                _mm256_cvtepi32_ps(_mm256_and_si256(words[1], odd)),
+                _mm256_cvtepi32_ps(_mm256_slli_epi32::<16>(words[2])),
+                _mm256_cvtepi32_ps(_mm256_and_si256(words[2], odd)),
+                _mm256_cvtepi32_ps(_mm256_slli_epi32::<16>(words[3])),
+                _mm256_cvtepi32_ps(_mm256_and_si256(words[3], odd)),
+            ]
+        };
     }
 }
 
@@ -217,10 +246,24 @@ shells! {
     fn accumulate4(weights: &[f32], heads: usize, records: Records<'_>, out: &mut [f32]) = codec::accumulate4;
     fn scores_sketch(query: &SketchQuery, record: &[u8], stride: usize, scores: &mut [f32], factors: &mut [f32])
         = codec::scores_sketch;
+    fn scores_summaries(query: &Laid, records: Summaries<'_>, add: &[f32], stride: usize, scores: &mut [f32])
+        = codec::scores_summaries;
+    fn sum_summaries(weights: &[f32], stride: usize, records: Summaries<'_>, sums: &mut Laid)
+        = codec::sum_summaries;
     fn scores_i8(queries: &[f32], heads: usize, rows: &[i8], scores: &mut [f32]) = score::scores_i8;
-    fn weigh_clusters(spread: &Spread<'_>, limits: &Limits, weights: &mut ClusterWeights<'_>)
+    fn weigh_clusters(spread: &Spread<'_>, limits: &Limits, weights: &mut ClusterWeights<'_>) -> f32
         = ladder::weigh_clusters;
-    fn cluster_noise(clusters: &Estimated<'_>, shifts: &mut [f32]) -> f32 = ladder::cluster_noise;
+    fn raise_most(spread: &Spread<'_>, limits: &Limits, base: f32, most: &mut [f32]) = ladder::raise_most;
+    fn probe_gains(probed: &Probed<'_>, limits: &Limits, gains: &mut [f32]) = ladder::probe_gains;
+    fn cluster_noise(clusters: &Estimated<'_>) -> f32 = ladder::cluster_noise;
+    fn scan_sketch(
+        query: &SketchQuery,
+        record: &[u8],
+        rows: usize,
+        of: &ScanOf<'_>,
+        planes: &mut ScanPlanes<'_>,
+        sums: &mut [RowSums],
+    ) = codec::scan_sketch;
     fn weigh_rows(scores: &mut [f32], deviations: &[f32], top: f32, most: f32) -> RowSums = ladder::weigh_rows;
     fn sum_rows(weights: &[f32], deviations: &[f32]) -> RowSums = ladder::sum_rows;
     fn row_gains(rows: Uncertain<'_>, kind: GainOf, gains: &mut [f32]) = ladder::row_gains;
@@ -242,9 +285,14 @@ pub(crate) fn kernels(_: Avx2) -> &'static Kernels {
         scores4,
         accumulate4,
         scores_sketch,
+        scores_summaries,
+        sum_summaries,
         scores_i8,
         weigh_clusters,
+        raise_most,
+        probe_gains,
         cluster_noise,
+        scan_sketch,
         weigh_rows,
         sum_rows,
         row_gains,

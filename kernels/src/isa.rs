@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
-use crate::codec::{Records, SketchQuery};
-use crate::ladder::{ClusterWeights, Estimated, GainOf, Limits, RowSums, Spread, Uncertain};
+use crate::codec::{Laid, Records, ScanOf, ScanPlanes, SketchQuery, Summaries};
+use crate::ladder::{ClusterWeights, Estimated, GainOf, Limits, Probed, RowSums, Spread, Uncertain};
 use crate::portable;
 use crate::rows::{Ahead, Block, Rows};
 use crate::weigh::PerLane;
@@ -50,6 +50,9 @@ pub enum IsaError {
     Unavailable(Isa),
 }
 
+/// Queries, a cluster's record, its rows, what is known of the cluster, the rows' planes, sums.
+pub(crate) type Scan = fn(&SketchQuery, &[u8], usize, &ScanOf<'_>, &mut ScanPlanes<'_>, &mut [RowSums]);
+
 /// The kernels of one instruction set.
 ///
 /// The same inputs give the same bits on the same instruction set, always; instruction sets differ by rounding.
@@ -74,11 +77,18 @@ pub struct Kernels {
     pub(crate) accumulate4: fn(&[f32], usize, Records<'_>, &mut [f32]),
     /// queries, a cluster's record, places from a head to the next, scores `[head][row]`, factors
     pub(crate) scores_sketch: fn(&SketchQuery, &[u8], usize, &mut [f32], &mut [f32]),
+    /// queries, records, what is added for each head, places from a head to the next, scores `[head][record]`
+    pub(crate) scores_summaries: fn(&Laid, Summaries<'_>, &[f32], usize, &mut [f32]),
+    /// weights `[head][record]`, places from a head to the next, records, sums
+    pub(crate) sum_summaries: fn(&[f32], usize, Summaries<'_>, &mut Laid),
     /// queries, heads, rows of 8-bit integers, scores `[row][head]`
     pub(crate) scores_i8: fn(&[f32], usize, &[i8], &mut [f32]),
-    pub(crate) weigh_clusters: fn(&Spread<'_>, &Limits, &mut ClusterWeights<'_>),
-    /// clusters, shifts; the squared error
-    pub(crate) cluster_noise: fn(&Estimated<'_>, &mut [f32]) -> f32,
+    /// clusters, limits, weights; the sum of the masses
+    pub(crate) weigh_clusters: fn(&Spread<'_>, &Limits, &mut ClusterWeights<'_>) -> f32,
+    pub(crate) raise_most: fn(&Spread<'_>, &Limits, f32, &mut [f32]),
+    pub(crate) probe_gains: fn(&Probed<'_>, &Limits, &mut [f32]),
+    pub(crate) cluster_noise: fn(&Estimated<'_>) -> f32,
+    pub(crate) scan_sketch: Scan,
     /// scores, deviations, top, the most that a score counts above it
     pub(crate) weigh_rows: fn(&mut [f32], &[f32], f32, f32) -> RowSums,
     pub(crate) sum_rows: fn(&[f32], &[f32]) -> RowSums,

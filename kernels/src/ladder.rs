@@ -17,10 +17,8 @@ pub struct Limits {
     pub deviations: f32,
     /// ... and at most.
     pub rise: f32,
-    /// The most that a centroid's score counts above the reference, ...
+    /// The most that a centroid's score counts above the reference.
     pub centre: f32,
-    /// ... and the most with the allowance for the spread inside.
-    pub spread: f32,
 }
 
 /// The clusters of one query head: scores of the centroids, variances of the scores inside, and numbers of rows.
@@ -39,12 +37,30 @@ pub struct Spread<'a> {
 /// What [`Kernels::weigh_clusters`] finds, one number a cluster.
 #[derive(Debug)]
 pub struct ClusterWeights<'a> {
-    /// How much more than the centre's weight a row's may be, relative to it.
-    pub above: &'a mut [f32],
     /// Weight if every row scored as the centroid.
     pub mass: &'a mut [f32],
     /// Weight with the allowance for the spread: `exp` of a quarter of the variance, at most of 1.
     pub estimate: &'a mut [f32],
+    /// How much too high or too low the estimate may lie: it, times `exp` of a quarter of the variance, at most of 1/2,
+    /// less 1.
+    pub shift: &'a mut [f32],
+}
+
+/// Clusters whose value means are known, for one query head and an answer that stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Probed<'a> {
+    /// Weights if every row scored as the centroid.
+    pub mass: &'a [f32],
+    /// Variances of the scores inside.
+    pub within: &'a [f32],
+    /// Squared distances of the value means to the output.
+    pub off: &'a [f32],
+    /// Mean squared distances of values to their mean, and what is added to them.
+    pub inside: &'a [f32],
+    /// Rows.
+    pub counts: &'a [f32],
+    /// What makes a weight an error of the output: 1 by the sum of the weights and the length of the output.
+    pub scale: f32,
 }
 
 /// The clusters of one query head as an answer rests on them, one number a cluster.
@@ -119,33 +135,59 @@ pub struct RowSums {
 }
 
 impl Kernels {
-    /// Weights of the clusters of one query head.
+    /// Weights of the clusters of one query head; returns the sum of the masses.
     ///
-    /// `above = exp(min(within, deviations * sqrt(within), rise)) - 1`, `mass = count * exp(min(centre - top, ..))` and
-    /// `estimate = count * exp(min(centre + min(within / 4, 1) - top, ..))`, with the limits for the dots.
+    /// `mass = count * exp(min(centre - top, limits.centre))`, `estimate = mass * exp(min(within / 4, 1))` and
+    /// `shift = estimate * (exp(min(within / 4, 1 / 2)) - 1)`.
     ///
     /// # Panics
     /// Where the slices differ in length.
-    pub fn weigh_clusters(&self, spread: &Spread<'_>, limits: &Limits, weights: &mut ClusterWeights<'_>) {
+    pub fn weigh_clusters(
+        &self,
+        spread: &Spread<'_>,
+        limits: &Limits,
+        weights: &mut ClusterWeights<'_>,
+    ) -> f32 {
         let len = spread.centres.len();
-        let same = [spread.within.len(), spread.counts.len(), weights.above.len(), weights.mass.len()];
-        assert!(same.iter().all(|&other| other == len) && weights.estimate.len() == len, "{len} clusters");
-        (self.weigh_clusters)(spread, limits, weights);
+        let same = [spread.within.len(), spread.counts.len(), weights.mass.len(), weights.estimate.len()];
+        assert!(same.iter().all(|&other| other == len) && weights.shift.len() == len, "{len} clusters");
+        (self.weigh_clusters)(spread, limits, weights)
+    }
+
+    /// Raises `most` to the logarithm of the most that a row's weight may be, by `base`:
+    /// `base + centre - top + min(within, deviations * sqrt(within), rise)`, with the limits for the last two.
+    ///
+    /// # Panics
+    /// Where the slices differ in length. The counts are not looked at.
+    pub fn raise_most(&self, spread: &Spread<'_>, limits: &Limits, base: f32, most: &mut [f32]) {
+        let len = most.len();
+        assert!(spread.centres.len() == len && spread.within.len() == len, "{len} clusters");
+        (self.raise_most)(spread, limits, base, most);
+    }
+
+    /// Adds to each cluster's gain the square of what opening it may change in the output of one query head:
+    /// `(mass * scale / count * (exp(min(within, deviations * sqrt(within), rise)) - 1))² * (off + inside)`.
+    ///
+    /// # Panics
+    /// Where the slices differ in length.
+    pub fn probe_gains(&self, probed: &Probed<'_>, limits: &Limits, gains: &mut [f32]) {
+        let slices = [probed.mass, probed.within, probed.off, probed.inside, probed.counts];
+        assert!(slices.iter().all(|slice| slice.len() == gains.len()), "{} clusters", gains.len());
+        (self.probe_gains)(probed, limits, gains);
     }
 
     /// Squared error that clusters leave in the output of one query head. With `share = closed * scale * weight` and
     /// `w = min(within, 2)` it is the sum of
-    /// `share² / count * ((exp(w) - 1) * (off + spread) + spread) + (scale * on_mean)² * mean_error`. `shifts` gets how
-    /// much a share may lie too high or too low, `share * (exp(w / 4) - 1)`.
+    /// `share² / count * ((exp(w) - 1) * (off + spread) + spread) + (scale * on_mean)² * mean_error`.
     ///
     /// # Panics
     /// Where the slices differ in length.
-    pub fn cluster_noise(&self, clusters: &Estimated<'_>, shifts: &mut [f32]) -> f32 {
+    pub fn cluster_noise(&self, clusters: &Estimated<'_>) -> f32 {
         let c = clusters;
-        let slices =
-            [c.weights, c.on_mean, c.closed, c.within, c.off, c.value_spread, c.mean_error, c.counts];
-        assert!(slices.iter().all(|slice| slice.len() == shifts.len()), "{} clusters", shifts.len());
-        (self.cluster_noise)(clusters, shifts)
+        let slices = [c.on_mean, c.closed, c.within, c.off, c.value_spread, c.mean_error, c.counts];
+        let len = c.weights.len();
+        assert!(slices.iter().all(|slice| slice.len() == len), "{len} clusters");
+        (self.cluster_noise)(clusters)
     }
 
     /// Turns scores into weights in place, `exp(min(score + min(deviation² / 2, 1) - top, most))`: the exponential of an
@@ -205,62 +247,112 @@ fn store<L: Lanes>(isa: L, x: L::V, to: &mut [f32]) {
     }
 }
 
+/// Variances of scores inside a cluster count up to this in its weight, ...
+const ALLOWED_MAX: f32 = 4.0;
+/// ... and up to this in its noise.
+const WITHIN_MAX: f32 = 2.0;
+/// `exp(WITHIN_MAX / 4) - 1`.
+const SHIFT_MAX: f32 = 0.648_721_3;
+
 #[inline(always)]
 pub(crate) fn weigh_clusters<L: Lanes>(
     isa: L,
     spread: &Spread<'_>,
     limits: &Limits,
     weights: &mut ClusterWeights<'_>,
-) {
-    let (top, one) = (isa.splat(spread.top), isa.splat(1.0));
+) -> f32 {
+    let (top, two) = (isa.splat(spread.top), isa.splat(2.0));
+    let mut total = isa.splat(0.0);
     let inputs = spread.centres.chunks(8).zip(spread.within.chunks(8)).zip(spread.counts.chunks(8));
-    let above = weights.above.chunks_mut(8).zip(weights.mass.chunks_mut(8));
-    let outputs = above.zip(weights.estimate.chunks_mut(8));
-    for (((centre, within), count), ((above, mass), estimate)) in inputs.zip(outputs) {
+    let outputs = weights.mass.chunks_mut(8).zip(weights.estimate.chunks_mut(8));
+    for (((centre, within), count), ((mass, estimate), shift)) in
+        inputs.zip(outputs.zip(weights.shift.chunks_mut(8)))
+    {
         let (centre, within, count) = (load(isa, centre), load(isa, within), load(isa, count));
-        let over = isa.sub(centre, top);
-        let rise = isa.min(within, isa.mul(isa.sqrt(within), isa.splat(limits.deviations)));
-        let most = exp(isa, isa.min(rise, isa.splat(limits.rise)));
-        store(isa, isa.sub(most, one), above);
-        let centred = exp(isa, isa.min(over, isa.splat(limits.centre)));
-        store(isa, isa.mul(count, centred), mass);
-        let allowance = isa.min(isa.mul(within, isa.splat(0.25)), one);
-        let spread = exp(isa, isa.min(isa.add(over, allowance), isa.splat(limits.spread)));
-        store(isa, isa.mul(count, spread), estimate);
+        let centred = exp(isa, isa.min(isa.sub(centre, top), isa.splat(limits.centre)));
+        let weight = isa.mul(count, centred);
+        total = isa.add(total, weight);
+        let eighth = isa.mul(isa.min(within, isa.splat(ALLOWED_MAX)), isa.splat(0.125));
+        let eighth = small_exp_m1(isa, eighth);
+        let quarter = isa.mul(eighth, isa.add(eighth, two));
+        let allowed = isa.mul_add(weight, quarter, weight);
+        store(isa, weight, mass);
+        store(isa, allowed, estimate);
+        store(isa, isa.mul(allowed, isa.min(quarter, isa.splat(SHIFT_MAX))), shift);
+    }
+    sum_lanes(isa, total)
+}
+
+/// How far above its estimate a score in a cluster may lie.
+#[inline(always)]
+fn rise<L: Lanes>(isa: L, within: L::V, limits: &Limits) -> L::V {
+    let deviations = isa.mul(isa.sqrt(within), isa.splat(limits.deviations));
+    isa.min(isa.min(within, deviations), isa.splat(limits.rise))
+}
+
+#[inline(always)]
+pub(crate) fn raise_most<L: Lanes>(
+    isa: L,
+    spread: &Spread<'_>,
+    limits: &Limits,
+    base: f32,
+    most: &mut [f32],
+) {
+    let base = isa.splat(base - spread.top);
+    let inputs = spread.centres.chunks(8).zip(spread.within.chunks(8));
+    for ((centre, within), most) in inputs.zip(most.chunks_mut(8)) {
+        let above = isa.add(isa.add(load(isa, centre), base), rise(isa, load(isa, within), limits));
+        store(isa, isa.max(above, load(isa, most)), most);
     }
 }
 
-/// Variances of scores inside a cluster count up to this in its noise.
-const WITHIN_MAX: f32 = 2.0;
+#[inline(always)]
+pub(crate) fn probe_gains<L: Lanes>(isa: L, probed: &Probed<'_>, limits: &Limits, gains: &mut [f32]) {
+    let scale = isa.splat(probed.scale);
+    let weights = probed.mass.chunks(8).zip(probed.within.chunks(8)).zip(probed.counts.chunks(8));
+    let values = probed.off.chunks(8).zip(probed.inside.chunks(8));
+    for ((((mass, within), count), (off, inside)), gains) in weights.zip(values).zip(gains.chunks_mut(8)) {
+        let above = isa.sub(exp(isa, rise(isa, load(isa, within), limits)), isa.splat(1.0));
+        // Lanes without a cluster have no mass, and must not divide it by 0.
+        let count = isa.max(load(isa, count), isa.splat(1.0));
+        let row = isa.mul(isa.div(isa.mul(load(isa, mass), scale), count), above);
+        let reach = isa.add(load(isa, off), load(isa, inside));
+        store(isa, isa.mul_add(isa.mul(row, row), reach, load(isa, gains)), gains);
+    }
+}
 
 #[inline(always)]
-pub(crate) fn cluster_noise<L: Lanes>(isa: L, clusters: &Estimated<'_>, shifts: &mut [f32]) -> f32 {
+pub(crate) fn cluster_noise<L: Lanes>(isa: L, clusters: &Estimated<'_>) -> f32 {
     let (scale, two) = (isa.splat(clusters.scale), isa.splat(2.0));
-    let mut sums = [isa.splat(0.0); 8];
-    for (number, shifts) in shifts.chunks_mut(8).enumerate() {
-        let places = number * 8..number * 8 + shifts.len();
-        let of = |slice: &[f32]| -> [f32; 8] {
-            let mut lanes = [0.0; 8];
-            lanes[..places.len()].copy_from_slice(&slice[places.clone()]);
-            lanes
-        };
-        let share = isa.mul(isa.mul(isa.load(&of(clusters.weights)), scale), isa.load(&of(clusters.closed)));
-        let within = isa.min(isa.load(&of(clusters.within)), isa.splat(WITHIN_MAX));
+    let (mut noise, mut coding) = (isa.splat(0.0), isa.splat(0.0));
+    let weights = clusters.weights.chunks(8).zip(clusters.on_mean.chunks(8));
+    let scores = clusters.closed.chunks(8).zip(clusters.within.chunks(8)).zip(clusters.counts.chunks(8));
+    let values =
+        clusters.off.chunks(8).zip(clusters.value_spread.chunks(8)).zip(clusters.mean_error.chunks(8));
+    for (((weight, on_mean), ((closed, within), count)), ((off, spread), mean_error)) in
+        weights.zip(scores).zip(values)
+    {
+        let share = isa.mul(isa.mul(load(isa, weight), scale), load(isa, closed));
+        let within = isa.min(load(isa, within), isa.splat(WITHIN_MAX));
         let quarter = small_exp_m1(isa, isa.mul(within, isa.splat(0.25)));
         let double = isa.mul(quarter, isa.add(quarter, two));
         let whole = isa.mul(double, isa.add(double, two));
-        let spread = isa.load(&of(clusters.value_spread));
-        let noise = isa.mul_add(whole, isa.add(isa.load(&of(clusters.off)), spread), spread);
+        let spread = load(isa, spread);
+        let each = isa.mul_add(whole, isa.add(load(isa, off), spread), spread);
         // Lanes without a cluster have a share of 0, and must not divide it by 0.
-        let count = isa.max(isa.load(&of(clusters.counts)), isa.splat(1.0));
-        sums[0] = isa.add(sums[0], isa.mul(isa.div(isa.mul(share, share), count), noise));
-        let unread = isa.mul(isa.load(&of(clusters.on_mean)), scale);
-        sums[1] = isa.mul_add(isa.mul(unread, unread), isa.load(&of(clusters.mean_error)), sums[1]);
-        store(isa, isa.mul(share, quarter), shifts);
+        let count = isa.max(load(isa, count), isa.splat(1.0));
+        noise = isa.mul_add(isa.div(isa.mul(share, share), count), each, noise);
+        let unread = isa.mul(load(isa, on_mean), scale);
+        coding = isa.mul_add(isa.mul(unread, unread), load(isa, mean_error), coding);
     }
-    let mut totals = [0.0; 8];
-    isa.store(isa.sum_each(sums), &mut totals);
-    totals[0] + totals[1]
+    sum_lanes(isa, isa.add(noise, coding))
+}
+
+#[inline(always)]
+fn sum_lanes<L: Lanes>(isa: L, x: L::V) -> f32 {
+    let mut lanes = [0.0; 8];
+    isa.store(x, &mut lanes);
+    lanes.iter().sum()
 }
 
 /// `exp(x) - 1` for x from 0 to 1/2, within a relative 4e-7: the series, whose first left-out term is less than 1e-7.
@@ -274,7 +366,8 @@ fn small_exp_m1<L: Lanes>(isa: L, x: L::V) -> L::V {
 }
 
 /// Sums under way, lane by lane.
-struct Lanewise<V> {
+#[derive(Clone, Copy)]
+pub(crate) struct Lanewise<V> {
     weight: V,
     squared: V,
     noise: V,
@@ -284,13 +377,13 @@ struct Lanewise<V> {
 
 impl<V: Copy> Lanewise<V> {
     #[inline(always)]
-    fn new<L: Lanes<V = V>>(isa: L) -> Self {
+    pub(crate) fn new<L: Lanes<V = V>>(isa: L) -> Self {
         let zero = isa.splat(0.0);
         Lanewise { weight: zero, squared: zero, noise: zero, weight_max: zero, deviation_max: zero }
     }
 
     #[inline(always)]
-    fn add<L: Lanes<V = V>>(&mut self, isa: L, weight: V, deviation: V, variance: V) {
+    pub(crate) fn add<L: Lanes<V = V>>(&mut self, isa: L, weight: V, deviation: V, variance: V) {
         let relative = isa.sub(exp(isa, isa.min(variance, isa.splat(NOISE_MAX))), isa.splat(1.0));
         let squared = isa.mul(weight, weight);
         self.weight = isa.add(self.weight, weight);
@@ -301,7 +394,7 @@ impl<V: Copy> Lanewise<V> {
     }
 
     #[inline(always)]
-    fn finish<L: Lanes<V = V>>(self, isa: L) -> RowSums {
+    pub(crate) fn finish<L: Lanes<V = V>>(self, isa: L) -> RowSums {
         let zero = isa.splat(0.0);
         let mut sums = [0.0; 8];
         isa.store(

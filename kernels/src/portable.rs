@@ -2,9 +2,9 @@
 
 use half::{bf16, f16};
 
-use crate::codec::{Records, SketchQuery};
+use crate::codec::{Laid, Records, ScanOf, ScanPlanes, SketchQuery, Summaries};
 use crate::isa::{Isa, Kernels};
-use crate::ladder::{ClusterWeights, Estimated, GainOf, Limits, RowSums, Spread, Uncertain};
+use crate::ladder::{ClusterWeights, Estimated, GainOf, Limits, Probed, RowSums, Spread, Uncertain};
 use crate::lanes::Portable;
 use crate::rows::{Ahead, Block, Rows};
 use crate::weigh::PerLane;
@@ -34,10 +34,24 @@ shells! {
     fn accumulate4(weights: &[f32], heads: usize, records: Records<'_>, out: &mut [f32]) = codec::accumulate4;
     fn scores_sketch(query: &SketchQuery, record: &[u8], stride: usize, scores: &mut [f32], factors: &mut [f32])
         = codec::scores_sketch;
+    fn scores_summaries(query: &Laid, records: Summaries<'_>, add: &[f32], stride: usize, scores: &mut [f32])
+        = codec::scores_summaries;
+    fn sum_summaries(weights: &[f32], stride: usize, records: Summaries<'_>, sums: &mut Laid)
+        = codec::sum_summaries;
     fn scores_i8(queries: &[f32], heads: usize, rows: &[i8], scores: &mut [f32]) = score::scores_i8;
-    fn weigh_clusters(spread: &Spread<'_>, limits: &Limits, weights: &mut ClusterWeights<'_>)
+    fn weigh_clusters(spread: &Spread<'_>, limits: &Limits, weights: &mut ClusterWeights<'_>) -> f32
         = ladder::weigh_clusters;
-    fn cluster_noise(clusters: &Estimated<'_>, shifts: &mut [f32]) -> f32 = ladder::cluster_noise;
+    fn raise_most(spread: &Spread<'_>, limits: &Limits, base: f32, most: &mut [f32]) = ladder::raise_most;
+    fn probe_gains(probed: &Probed<'_>, limits: &Limits, gains: &mut [f32]) = ladder::probe_gains;
+    fn cluster_noise(clusters: &Estimated<'_>) -> f32 = ladder::cluster_noise;
+    fn scan_sketch(
+        query: &SketchQuery,
+        record: &[u8],
+        rows: usize,
+        of: &ScanOf<'_>,
+        planes: &mut ScanPlanes<'_>,
+        sums: &mut [RowSums],
+    ) = codec::scan_sketch;
     fn weigh_rows(scores: &mut [f32], deviations: &[f32], top: f32, most: f32) -> RowSums = ladder::weigh_rows;
     fn sum_rows(weights: &[f32], deviations: &[f32]) -> RowSums = ladder::sum_rows;
     fn row_gains(rows: Uncertain<'_>, kind: GainOf, gains: &mut [f32]) = ladder::row_gains;
@@ -58,9 +72,14 @@ pub(crate) fn kernels() -> &'static Kernels {
         scores4,
         accumulate4,
         scores_sketch,
+        scores_summaries,
+        sum_summaries,
         scores_i8,
         weigh_clusters,
+        raise_most,
+        probe_gains,
         cluster_noise,
+        scan_sketch,
         weigh_rows,
         sum_rows,
         row_gains,

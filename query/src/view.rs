@@ -104,37 +104,54 @@ self_cell::self_cell!(
 #[derive(Debug)]
 pub(crate) struct OpenedLadder<'a> {
     pub(crate) view: LadderView<'a>,
-    /// Of each KV head, once it is asked for: see [`OpenedLadder::norms`].
-    norms: Vec<OnceLock<ValueNorms>>,
+    /// Of each KV head, once it is asked for: see [`OpenedLadder::numbers`].
+    numbers: Vec<OnceLock<ClusterNumbers>>,
 }
 
-/// Squared norms of the values of one KV head that stand for rows.
-#[derive(Debug)]
-pub(crate) struct ValueNorms {
-    /// Of each cluster's value mean, as it is coded.
-    pub(crate) means: Vec<f32>,
-    /// Of the mean of all values.
-    pub(crate) global: f32,
+/// What is known of the clusters of one KV head, one number a cluster, wide enough to calculate with.
+#[derive(Debug, Default)]
+pub(crate) struct ClusterNumbers {
+    pub(crate) count: Vec<f32>,
+    pub(crate) ln_count: Vec<f32>,
+    pub(crate) key_spread: Vec<f32>,
+    pub(crate) value_spread: Vec<f32>,
+    pub(crate) mean_error: Vec<f32>,
+    /// Squared norms of the value means, as they are coded.
+    pub(crate) norm: Vec<f32>,
+    /// Squared norm of the mean of all values.
+    pub(crate) global_norm: f32,
+}
+
+impl ClusterNumbers {
+    fn of(ladder: &HeadLadder<'_>) -> Self {
+        let mut numbers = ClusterNumbers::default();
+        let mut mean = vec![0.0; ladder.value_mean_sigma.len()];
+        for (cluster, record) in ladder.value_means.chunks_exact(record_len(mean.len())).enumerate() {
+            let summary = ladder.cluster(cluster);
+            numbers.count.push(summary.count);
+            numbers.ln_count.push(summary.count.ln());
+            numbers.key_spread.push(summary.key_spread);
+            numbers.value_spread.push(summary.value_spread);
+            numbers.mean_error.push(summary.mean_error);
+            decode4(record, ladder.value_mean_sigma, &mut mean);
+            let squares = mean.iter().zip(ladder.global_value).map(|(mean, global)| (mean + global).powi(2));
+            numbers.norm.push(squares.sum());
+        }
+        numbers.global_norm = ladder.global_value.iter().map(|x| x * x).sum();
+        numbers
+    }
 }
 
 impl<'a> OpenedLadder<'a> {
     fn open(view: LadderView<'a>) -> Self {
-        let norms = (0..view.postings().kv_heads()).map(|_| OnceLock::new()).collect();
-        OpenedLadder { view, norms }
+        let numbers = (0..view.postings().kv_heads()).map(|_| OnceLock::new()).collect();
+        OpenedLadder { view, numbers }
     }
 
-    /// The norms of KV head `head`, whose ladder is `ladder`. The first call for it computes them, so that the threads that
-    /// share the heads of a call share this work, too.
-    pub(crate) fn norms(&self, head: usize, ladder: &HeadLadder<'_>) -> &ValueNorms {
-        self.norms[head].get_or_init(|| {
-            let mut mean = vec![0.0; ladder.value_mean_sigma.len()];
-            let records = ladder.value_means.chunks_exact(record_len(mean.len()));
-            let means = records.map(|record| {
-                decode4(record, ladder.value_mean_sigma, &mut mean);
-                mean.iter().zip(ladder.global_value).map(|(mean, global)| (mean + global).powi(2)).sum()
-            });
-            ValueNorms { means: means.collect(), global: ladder.global_value.iter().map(|x| x * x).sum() }
-        })
+    /// The numbers of KV head `head`, whose ladder is `ladder`. The first call for it computes them, so that the threads
+    /// that share the heads of a call share this work, too.
+    pub(crate) fn numbers(&self, head: usize, ladder: &HeadLadder<'_>) -> &ClusterNumbers {
+        self.numbers[head].get_or_init(|| ClusterNumbers::of(ladder))
     }
 }
 

@@ -20,18 +20,24 @@ mod lookup;
 mod planes;
 mod read4;
 mod rotate;
+mod scan;
 mod sketch;
 mod sketch_query;
+mod summaries;
 
 pub use code4::{decode4, encode4, record_len};
 pub use forms::RowCodes;
 pub use levels::{DISTORTION, HALF_LEVELS4, LEVELS1, LEVELS2, LEVELS4, factor_code, factor_of_code};
 pub use planes::{Depth, decode_planes, encode_planes};
 pub use rotate::rotate;
+pub use scan::{SCAN_STEP, ScanOf, ScanPlanes};
 pub use sketch::{BLOCK_ROWS, SketchLayout, decode_sketch, encode_sketch};
 pub use sketch_query::SketchQuery;
+pub use summaries::{Laid, Summaries};
 
 pub(crate) use forms::Records;
 pub(crate) use lookup::Lookup;
 pub(crate) use read4::{accumulate4, scores4};
+pub(crate) use scan::scan_sketch;
 pub(crate) use sketch_query::scores_sketch;
+pub(crate) use summaries::{LEVEL_BYTES, scores_summaries, sum_summaries};

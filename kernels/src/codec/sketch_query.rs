@@ -62,18 +62,21 @@ impl SketchQuery {
 
     /// Adds the tables of one head.
     fn quantise(&mut self, exact: &[[f32; 16]]) {
-        let least = |table: &[f32; 16]| table.iter().copied().fold(f32::INFINITY, f32::min);
-        let widest = exact.iter().fold(0.0f32, |widest, table| {
-            widest.max(table.iter().copied().fold(f32::NEG_INFINITY, f32::max) - least(table))
+        let bounds = exact.iter().map(|table| {
+            let less = |least: f32, &entry: &f32| if entry < least { entry } else { least };
+            let more = |most: f32, &entry: &f32| if entry > most { entry } else { most };
+            (table.iter().fold(f32::INFINITY, less), table.iter().fold(f32::NEG_INFINITY, more))
         });
+        let (widest, sum) = bounds
+            .clone()
+            .fold((0.0f32, 0.0), |(widest, sum), (least, most)| (widest.max(most - least), sum + least));
         let step = widest / 255.0;
         let per_step = if step > 0.0 { step.recip() } else { 0.0 };
-        for table in exact {
-            let least = least(table);
-            // Saturates, should rounding go past 255.
-            self.tables.push(table.map(|entry| ((entry - least) * per_step).round() as u8));
+        for (table, (least, _)) in exact.iter().zip(bounds) {
+            // The conversion cuts off, and saturates should rounding go past 255.
+            self.tables.push(table.map(|entry| ((entry - least) * per_step + 0.5) as u8));
         }
-        self.scales.push(Scale { step, least: exact.iter().map(least).sum() });
+        self.scales.push(Scale { step, least: sum });
     }
 
     /// Query heads.
@@ -196,6 +199,28 @@ fn score_block<L: Lookup, const H: usize>(
     factors: &[[f32; 8]; 4],
     scores: &mut [f32],
 ) {
+    let totals = block_totals::<L, H>(isa, query, head, record, place.rows);
+    for h in 0..H {
+        let scores = &mut scores[(head + h) * place.stride + place.first..][..place.rows];
+        for (part, scores) in scores.chunks_mut(8).enumerate() {
+            let part = isa.mul(totals[h][part], isa.load(&factors[part]));
+            match scores.try_into() {
+                Ok(lanes) => isa.store(part, lanes),
+                Err(_) => store_padded(isa, part, scores),
+            }
+        }
+    }
+}
+
+/// What heads `head..head + H` score, in units of the rows' factors, in the block of `height` rows that `record` begins with.
+#[inline(always)]
+pub(super) fn block_totals<L: Lookup, const H: usize>(
+    isa: L,
+    query: &SketchQuery,
+    head: usize,
+    record: &[u8],
+    height: usize,
+) -> [[L::V; 4]; H] {
     let bytes = query.layout.bytes();
     let mut tables: [&[[u8; 16]]; H] = [&[]; H];
     let mut totals = [[isa.splat(0.0); 4]; H];
@@ -207,7 +232,7 @@ fn score_block<L: Lookup, const H: usize>(
         let mut all = [isa.zero_bytes(); H];
         let mut upper = [isa.zero_bytes(); H];
         for b in start..bytes.min(start + BYTES_MAX) {
-            let column = load_column(isa, &record[b * place.rows..]);
+            let column = load_column(isa, &record[b * height..]);
             let (low, high) = (isa.low_nibbles(column), isa.high_nibbles(column));
             for h in 0..H {
                 for (table, nibbles) in [(&tables[h][2 * b], low), (&tables[h][2 * b + 1], high)] {
@@ -225,16 +250,7 @@ fn score_block<L: Lookup, const H: usize>(
             }
         }
     }
-    for h in 0..H {
-        let scores = &mut scores[(head + h) * place.stride + place.first..][..place.rows];
-        for (part, scores) in scores.chunks_mut(8).enumerate() {
-            let part = isa.mul(totals[h][part], isa.load(&factors[part]));
-            match scores.try_into() {
-                Ok(lanes) => isa.store(part, lanes),
-                Err(_) => store_padded(isa, part, scores),
-            }
-        }
-    }
+    totals
 }
 
 /// The bytes from a column's start. Those of fewer rows than 32 go on into the next columns, which nobody looks at; the

@@ -5,6 +5,7 @@ mod planes;
 mod rotation;
 mod scoring;
 mod sketches;
+mod summaries;
 
 use longwave_kernels::{Isa, Kernels};
 

@@ -1,10 +1,12 @@
 //! Sketches: their layout, what they leave, and scoring them.
 
 use longwave_kernels::codec::{
-    DISTORTION, SketchLayout, SketchQuery, decode_sketch, encode_sketch, factor_of_code,
+    DISTORTION, SCAN_STEP, ScanOf, ScanPlanes, SketchLayout, SketchQuery, decode_sketch, encode_sketch,
+    factor_of_code,
 };
 
 use longwave_kernels::Kernels;
+use longwave_kernels::ladder::RowSums;
 
 use super::{Random, dims, every_isa, rows, squares};
 
@@ -160,6 +162,54 @@ fn scores_by_row(
     }
     assert_eq!(rest, vec![-7.5; 5 * query.heads()], "{:?}", kernels.isa());
     (scores, factors)
+}
+
+#[test]
+fn a_scan_is_scores_and_weights_in_one() {
+    let mut random = Random(12);
+    for (step, dim) in dims().enumerate() {
+        let layout = layout_of(dim, step);
+        let (heads, count) = (1 + step % 9, 1 + step * 7 % 75);
+        let sigma = random.scales(dim);
+        let z = rows(&mut random, count, &sigma);
+        let mut record = vec![0; layout.record_len(count)];
+        encode_sketch(&layout, &z, &sigma, &mut record);
+        let query = SketchQuery::new(&layout, &random.gaussians(heads * dim), heads);
+        let (centres, tops) = (random.gaussians(heads), random.gaussians(heads));
+        let noises: Vec<f32> = random.gaussians(heads).iter().map(|x| x.abs()).collect();
+        let of = ScanOf { centres: &centres, noises: &noises, tops: &tops, most: 2.5 };
+        for kernels in every_isa() {
+            let (scores, factors) = scores_by_row(kernels, &query, &record, count);
+            let wide = count.next_multiple_of(SCAN_STEP);
+            let stride = wide + 3;
+            let [mut scored, mut weights, mut deviations] = [(); 3].map(|()| vec![-7.5; heads * stride]);
+            let mut sums = vec![RowSums::default(); heads];
+            let mut planes = ScanPlanes {
+                stride,
+                scores: &mut scored,
+                weights: &mut weights,
+                deviations: &mut deviations,
+            };
+            kernels.scan_sketch(&query, &record, count, &of, &mut planes, &mut sums);
+            for head in 0..heads {
+                let mut expected: Vec<f32> =
+                    (0..count).map(|row| scores[row * heads + head] + centres[head]).collect();
+                let place = head * stride;
+                assert_eq!(scored[place..place + count], expected, "{:?} {dim}", kernels.isa());
+                let off: Vec<f32> = factors.iter().map(|factor| noises[head] * factor).collect();
+                let summed = kernels.weigh_rows(&mut expected, &off, tops[head], 2.5);
+                assert_eq!(weights[place..place + count], expected, "{:?} {dim}", kernels.isa());
+                assert_eq!(deviations[place..place + count], off);
+                assert_eq!(sums[head], summed);
+                for plane in [&weights, &deviations] {
+                    assert!(plane[place + count..place + wide].iter().all(|x| *x == 0.0));
+                }
+                for plane in [&scored, &weights, &deviations] {
+                    assert!(plane[place + wide..place + stride].iter().all(|x| *x == -7.5));
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The ladder's arithmetic against its definitions in `f64`, at every tail length.
 
-use longwave_kernels::ladder::{ClusterWeights, Estimated, GainOf, Limits, Spread, Uncertain};
+use longwave_kernels::ladder::{ClusterWeights, Estimated, GainOf, Limits, Probed, Spread, Uncertain};
 
 use crate::DIMS;
 use crate::isas::every_isa;
@@ -20,28 +20,73 @@ fn variances(sample: &mut Sample, count: usize) -> Vec<f32> {
     (0..count).map(|_| sample.number(1.0).abs() * scale[sample.below(scale.len())]).collect()
 }
 
+const LIMITS: Limits = Limits { deviations: 3.0, rise: 80.0, centre: 20.0 };
+
+/// How far above its estimate a score in a cluster may lie.
+fn rise(within: f64) -> f64 {
+    within.min(3.0 * within.sqrt()).min(80.0)
+}
+
 #[test]
 fn clusters_weigh_what_the_definition_says() {
     let mut sample = Sample::new(31);
-    let limits = Limits { deviations: 3.0, rise: 80.0, centre: 20.0, spread: 10.0 };
     for count in 0..35 {
         let (centres, within) = (sample.numbers(count, 30.0), variances(&mut sample, count));
         let counts: Vec<f32> = (0..count).map(|_| 1.0 + sample.below(90) as f32).collect();
         let top = 4.25;
+        let before = sample.numbers(count, 40.0);
         for kernels in every_isa() {
-            let [mut above, mut mass, mut estimate] = [(); 3].map(|()| vec![f32::NAN; count]);
+            let [mut mass, mut estimate, mut shift] = [(); 3].map(|()| vec![f32::NAN; count]);
             let spread = Spread { centres: &centres, within: &within, counts: &counts, top };
-            let mut weights = ClusterWeights { above: &mut above, mass: &mut mass, estimate: &mut estimate };
-            kernels.weigh_clusters(&spread, &limits, &mut weights);
+            let mut weights = ClusterWeights { mass: &mut mass, estimate: &mut estimate, shift: &mut shift };
+            let total = kernels.weigh_clusters(&spread, &LIMITS, &mut weights);
+            let mut most = before.clone();
+            kernels.raise_most(&spread, &LIMITS, -1.5, &mut most);
+            let mut sum = 0.0;
             for i in 0..count {
                 let (within, count) = (f64::from(within[i]), f64::from(counts[i]));
                 let over = f64::from(centres[i] - top);
-                let rise = within.min(3.0 * within.sqrt()).min(80.0);
+                let weight = count * over.min(20.0).exp();
+                sum += weight;
+                close(mass[i], weight, 1e-37, "mass");
+                let allowed = weight * (within / 4.0).min(1.0).exp();
+                close(estimate[i], allowed, 1e-37, "estimate");
+                close(shift[i], allowed * (within / 4.0).min(0.5).exp_m1(), 1e-37, "shift");
+                let expected = f64::from(before[i]).max(over - 1.5 + rise(within));
+                // Three additions of numbers below 130.
+                assert!((f64::from(most[i]) - expected).abs() < 3e-5, "most: {} for {expected}", most[i]);
+            }
+            close(total, sum, 1e-36, "sum of the masses");
+        }
+    }
+}
+
+#[test]
+fn opening_a_cluster_gains_what_the_definition_says() {
+    let mut sample = Sample::new(36);
+    for count in 0..35 {
+        let positive = |sample: &mut Sample, most: f32| -> Vec<f32> {
+            (0..count).map(|_| sample.number(most).abs()).collect()
+        };
+        let (mass, off) = (positive(&mut sample, 3.0), positive(&mut sample, 7.0));
+        let (inside, before) = (positive(&mut sample, 0.5), positive(&mut sample, 1.0));
+        // Beyond this a square does not fit.
+        let within: Vec<f32> = variances(&mut sample, count).into_iter().map(|w| w.min(100.0)).collect();
+        let counts: Vec<f32> = (0..count).map(|_| 1.0 + sample.below(90) as f32).collect();
+        let [m, w, o, i, c] = [&mass, &within, &off, &inside, &counts];
+        let probed = Probed { mass: m, within: w, off: o, inside: i, counts: c, scale: 0.375 };
+        for kernels in every_isa() {
+            let mut gains = before.clone();
+            kernels.probe_gains(&probed, &LIMITS, &mut gains);
+            for at in 0..count {
+                let of = |slice: &[f32]| f64::from(slice[at]);
                 // What is left when 1 is taken from an exponential near 1 has that exponential's rounding.
-                close(above[i], rise.exp_m1(), 2.5e-7, "above");
-                close(mass[i], count * over.min(20.0).exp(), 1e-37, "mass");
-                let uncertain = (over + (within / 4.0).min(1.0)).min(10.0);
-                close(estimate[i], count * uncertain.exp(), 1e-37, "estimate");
+                let above = rise(of(&within)).exp_m1();
+                let row = of(&mass) * 0.375 / of(&counts);
+                let reach = of(&off) + of(&inside);
+                let expected = of(&before) + (row * above).powi(2) * reach;
+                let rounding = 2.0 * row.powi(2) * above * 2.5e-7 * reach;
+                close(gains[at], expected, rounding + 1e-12, "gain");
             }
         }
     }
@@ -72,8 +117,7 @@ fn clusters_leave_the_noise_of_the_definition() {
             scale: 0.125,
         };
         for kernels in every_isa() {
-            let mut shifts = vec![f32::NAN; count];
-            let found = kernels.cluster_noise(&estimated, &mut shifts);
+            let found = kernels.cluster_noise(&estimated);
             let mut expected = 0.0;
             for i in 0..count {
                 let of = |slice: &[f32]| f64::from(slice[i]);
@@ -81,7 +125,6 @@ fn clusters_leave_the_noise_of_the_definition() {
                 let noise = within.exp_m1() * (of(&off) + of(&spread)) + of(&spread);
                 expected += share * share / of(&counts) * noise;
                 expected += (of(&on_mean) * 0.125).powi(2) * of(&error);
-                close(shifts[i], share * (within / 4.0).exp_m1(), 1e-37, "shift");
             }
             close(found, expected, 1e-37, "noise");
         }

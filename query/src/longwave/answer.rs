@@ -2,7 +2,9 @@
 
 use super::clusters::Clusters;
 use super::head::Head;
+use super::product;
 use longwave_kernels::Kernels;
+use longwave_kernels::codec::{Laid, Summaries};
 
 /// The rows that are read exactly anyway, as one weighted value per head of the group.
 pub(super) struct Steady {
@@ -12,64 +14,55 @@ pub(super) struct Steady {
     pub(super) output: Vec<f32>,
 }
 
-/// Weighted sums of coded values, in units of their scales: one sum `[group, value_dim]` for each basis.
+/// Weighted sums of value means less the mean of all values, in units of their scales: one for each basis.
 #[derive(Clone, Default)]
-pub(super) struct CodedMeans {
-    pub(super) sums: Vec<Vec<f32>>,
-    dim: usize,
+pub(super) struct MeanSums {
+    sums: Vec<Laid>,
     local: Vec<u32>,
-    weights: Vec<f32>,
 }
 
-impl CodedMeans {
-    pub(super) fn reset(&mut self, head: &Head<'_>, dim: usize) {
-        self.dim = dim;
-        self.sums.resize(head.bases.len(), Vec::new());
-        for sum in &mut self.sums {
-            sum.clear();
-            sum.resize(head.group * dim, 0.0);
+impl MeanSums {
+    /// Sums of 0 for `sets` sets of weights.
+    pub(super) fn reset(&mut self, head: &Head<'_>, sets: usize, dim: usize) {
+        self.sums.resize_with(head.bases.len(), Laid::default);
+        self.sums.iter_mut().for_each(|sum| sum.reset(sets, dim));
+    }
+
+    /// Adds the listed clusters' means. The weights of a set are a plane of `len` numbers, one a cluster of the head.
+    pub(super) fn add(
+        &mut self,
+        kernels: &Kernels,
+        head: &Head<'_>,
+        list: &[u32],
+        planes: &[f32],
+        len: usize,
+    ) {
+        for (number, run) in head.runs(list) {
+            let segment = &head.segments[number];
+            local(run, segment.first, &mut self.local);
+            let dim = segment.ladder.value_mean_sigma.len();
+            let means = Summaries::listed(segment.ladder.value_means, dim, &self.local);
+            kernels.sum_summaries(&planes[segment.first..], len, means, &mut self.sums[segment.basis]);
         }
     }
 
-    /// Copies another's sums.
-    pub(super) fn copy(&mut self, other: &CodedMeans) {
-        self.dim = other.dim;
-        self.sums.clone_from(&other.sums);
-    }
-
-    /// Refers the sums of each head to another reference of the exponentials.
+    /// Refers the sums of all sets, one after the other for each head, to another reference of the exponentials.
     pub(super) fn rescale(&mut self, from: &[f32], to: &[f32]) {
         for sum in &mut self.sums {
-            for (head, (from, to)) in sum.chunks_exact_mut(self.dim).zip(from.iter().zip(to)) {
+            for (set, (from, to)) in (0..sum.heads()).zip(from.iter().zip(to).cycle()) {
                 if from != to {
-                    let factor = (from - to).exp();
-                    head.iter_mut().for_each(|x| *x *= factor);
+                    sum.scale(set, (from - to).exp());
                 }
             }
         }
     }
 
-    /// Adds the listed clusters' means, less the mean of all values, with their weights in `planes`.
-    pub(super) fn add(
-        &mut self,
-        kernels: &Kernels,
-        head: &Head<'_>,
-        clusters: &Clusters,
-        list: &[u32],
-        planes: &[f32],
-    ) {
-        for (number, run) in head.runs(list) {
-            let segment = &head.segments[number];
-            local(run, segment.first, &mut self.local);
-            self.weights.clear();
-            self.weights.resize(run.len() * head.group, 0.0);
-            for g in 0..head.group {
-                let plane = clusters.plane(planes, g);
-                let weights = self.weights[g..].iter_mut().step_by(head.group);
-                weights.zip(run).for_each(|(weight, &cluster)| *weight = plane[cluster as usize]);
+    /// Adds the sums of the sets from `first` on to `output`, `[sets, value_dim]`, in units of values.
+    pub(super) fn add_to(&self, head: &Head<'_>, first: usize, output: &mut [f32]) {
+        for (basis, sum) in self.sums.iter().enumerate() {
+            if let Some(segment) = head.segments.iter().find(|segment| segment.basis == basis) {
+                sum.add_to(first, segment.ladder.value_mean_sigma, output);
             }
-            let (sum, records) = (&mut self.sums[segment.basis], segment.ladder.value_means);
-            kernels.accumulate4_gathered(&self.weights, head.group, self.dim, records, &self.local, sum);
         }
     }
 }
@@ -80,11 +73,27 @@ fn local(run: &[u32], first: usize, local: &mut Vec<u32>) {
     local.extend(run.iter().map(|&cluster| cluster - first as u32));
 }
 
+/// Weighted sums of coded values of rows, in units of their scales: one sum `[group, value_dim]` for each basis.
+#[derive(Clone, Default)]
+pub(super) struct CodedSums {
+    pub(super) sums: Vec<Vec<f32>>,
+}
+
+impl CodedSums {
+    pub(super) fn reset(&mut self, head: &Head<'_>, dim: usize) {
+        self.sums.resize(head.bases.len(), Vec::new());
+        for sum in &mut self.sums {
+            sum.clear();
+            sum.resize(head.group * dim, 0.0);
+        }
+    }
+}
+
 /// Values of rows that were read.
 #[derive(Default)]
 pub(super) struct RowValues {
     /// Of coded values, one sum for each basis, in units of their scales.
-    pub(super) coded: CodedMeans,
+    pub(super) coded: CodedSums,
     /// Of full values, rotated.
     pub(super) full: Vec<f32>,
 }
@@ -101,26 +110,25 @@ pub(super) struct Rough {
 }
 
 impl Rough {
-    /// The answer where clusters have the weights of `weights`, of which `on_mean` rests on their mean values, whose
-    /// sums are `means`, and the rest on `rows`.
+    /// The answer where clusters have the weights of `weights`, of which `on_mean` rests on their mean values, whose sums
+    /// `means` have together in their first sets, and the rest on `rows`.
     pub(super) fn of(
         head: &Head<'_>,
         clusters: &Clusters,
-        means: &CodedMeans,
-        weights: &[f32],
-        on_mean: &[f32],
+        means: &[&MeanSums],
+        (weights, on_mean): (&[f32], &[f32]),
         steady: &Steady,
         rows: Option<&RowValues>,
     ) -> Self {
-        let (group, dim) = (head.group, means.dim);
+        let (group, dim) = (head.group, steady.output.len() / head.group);
         let mut output = rows.map_or_else(|| vec![0.0; group * dim], |rows| rows.full.clone());
+        means.iter().for_each(|means| means.add_to(head, 0, &mut output));
         let mut known = vec![false; head.bases.len()];
         for segment in &head.segments {
-            if !std::mem::replace(&mut known[segment.basis], true) {
-                add_scaled(&mut output, &means.sums[segment.basis], segment.ladder.value_mean_sigma);
-                if let Some(rows) = rows {
-                    add_scaled(&mut output, &rows.coded.sums[segment.basis], segment.ladder.value_sigma);
-                }
+            if let Some(rows) = rows
+                && !std::mem::replace(&mut known[segment.basis], true)
+            {
+                add_scaled(&mut output, &rows.coded.sums[segment.basis], segment.ladder.value_sigma);
             }
             for (g, output) in output.chunks_exact_mut(dim).enumerate() {
                 let weight: f32 = sum(&clusters.plane(on_mean, g)[segment.clusters()]);
@@ -136,12 +144,13 @@ impl Rough {
             }
         }
         // An output of zero has no relative error; the smallest norm keeps its gains finite.
-        let norm = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+        let norm = |x: &[f32]| product(x, x).sqrt().max(f32::MIN_POSITIVE);
         let norm = output.chunks_exact(dim).map(norm).collect();
         Rough { output, norm, total, dim }
     }
 
-    /// Squared distances `[list, group]` to the listed clusters' means, all of which have been read.
+    /// Squared distances, in a plane of the length of `list` for each head, to the listed clusters' means, all of which have
+    /// been read.
     pub(super) fn distances(
         &self,
         kernels: &Kernels,
@@ -152,39 +161,39 @@ impl Rough {
     ) {
         let group = head.group;
         debug_assert!(list.iter().all(|&cluster| clusters.mean_read[cluster as usize]), "an unread mean");
-        off.clear();
         off.resize(list.len() * group, 0.0);
-        let (mut scaled, mut indices, mut start) = (Vec::new(), Vec::new(), 0);
+        let mut known: Vec<Option<Laid>> = vec![None; head.bases.len()];
+        let (mut indices, mut start) = (Vec::new(), 0);
         for (number, run) in head.runs(list) {
             let segment = &head.segments[number];
             local(run, segment.first, &mut indices);
-            scaled.clear();
-            for output in self.output.chunks_exact(self.dim) {
-                scaled.extend(output.iter().zip(segment.ladder.value_mean_sigma).map(|(o, sigma)| o * sigma));
-            }
-            let off = &mut off[start..start + run.len() * group];
-            start += off.len();
-            kernels.scores4_gathered(&scaled, group, self.dim, segment.ladder.value_means, &indices, off);
+            let query = known[segment.basis].get_or_insert_with(|| {
+                let mut query = Laid::default();
+                query.set(&self.output, group, segment.ladder.value_mean_sigma);
+                query
+            });
+            let means = Summaries::listed(segment.ladder.value_means, self.dim, &indices);
             let global: Vec<f32> = (0..group).map(|g| self.dot(segment.ladder.global_value, g)).collect();
-            for (&cluster, off) in indices.iter().zip(off.chunks_exact_mut(group)) {
-                let norm2 = segment.norms.means[cluster as usize];
-                for (g, off) in off.iter_mut().enumerate() {
-                    let own = self.norm[g] * self.norm[g];
-                    *off = (norm2 - 2.0 * (*off + global[g]) + own).max(0.0);
-                }
-            }
+            kernels.scores_summaries(query, means, &global, list.len(), &mut off[start..]);
+            start += run.len();
+        }
+        let mut norms = Vec::new();
+        clusters.norms(list, &mut norms);
+        for (off, norm) in off.chunks_exact_mut(list.len().max(1)).zip(&self.norm) {
+            let own = norm * norm;
+            off.iter_mut().zip(&norms).for_each(|(off, norm2)| *off = (norm2 - 2.0 * *off + own).max(0.0));
         }
     }
 
     /// Squared distance of head `g` to the mean of all values of a segment.
     pub(super) fn distance_to_global(&self, head: &Head<'_>, segment: usize, g: usize) -> f32 {
         let segment = &head.segments[segment];
-        let product = self.dot(segment.ladder.global_value, g);
-        (segment.norms.global - 2.0 * product + self.norm[g] * self.norm[g]).max(0.0)
+        let along = self.dot(segment.ladder.global_value, g);
+        (segment.numbers.global_norm - 2.0 * along + self.norm[g] * self.norm[g]).max(0.0)
     }
 
     fn dot(&self, value: &[f32], g: usize) -> f32 {
-        self.output[g * self.dim..].iter().zip(value).map(|(a, b)| a * b).sum()
+        product(&self.output[g * self.dim..][..self.dim], value)
     }
 }
 

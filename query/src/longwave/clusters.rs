@@ -1,34 +1,36 @@
 //! From centroids to a zone: which clusters' value means are read, and which clusters are opened.
 
-use super::answer::{CodedMeans, Rough, Steady};
-use super::constants::{ABOVE_MAX, MEAN, PROBE, RISE_MAX, SKETCH_MAX, Z_CLUSTER};
-use super::head::Head;
+use super::answer::{MeanSums, Rough, Steady};
+use super::constants::{ABOVE_MAX, MEAN, PROBE, RISE_MAX, Z_CLUSTER};
+use super::head::{Head, HeadSegment};
 use super::softcap::Softcap;
 use crate::work::HeadQueries;
 use longwave_kernels::Kernels;
-use longwave_kernels::ladder::{ClusterWeights, Limits, Spread};
+use longwave_kernels::ladder::{ClusterWeights, Limits, Probed, Spread};
+
+const LIMITS: Limits = Limits { deviations: Z_CLUSTER, rise: RISE_MAX, centre: ABOVE_MAX };
 
 /// What is known of the clusters of one KV head: one number a cluster, or a plane of them for each query head,
 /// `[group, clusters]`.
 #[derive(Default)]
 pub(super) struct Clusters {
     pub(super) len: usize,
+    group: usize,
     pub(super) count: Vec<f32>,
     pub(super) value_spread: Vec<f32>,
     pub(super) mean_error: Vec<f32>,
+    /// Squared norms of the value means.
+    norm: Vec<f32>,
     /// Planes: scores of the centroids before the soft-cap. A row's score is this and its residual's, capped together.
     pub(super) uncapped: Vec<f32>,
+    /// Planes: the same after it; empty where there is none.
+    capped: Vec<f32>,
     /// Planes: variance of the scores inside the cluster, after the soft-cap.
     pub(super) within: Vec<f32>,
-    /// Planes: weights with the allowance for the spread of the scores inside (Jensen), for clusters that are not opened.
-    pub(super) estimate: Vec<f32>,
-    /// Planes: scores of the centroids; how much more than the centre's weight a row's may be; weights that the scores of
-    /// the centroids alone give.
-    centre: Vec<f32>,
-    above: Vec<f32>,
-    mass: Vec<f32>,
-    /// The largest share of the mass that a cluster could hold, over the heads of the group.
-    mass_above: Vec<f32>,
+    /// Three times as many planes: the masses, the estimates and the shifts of [`ClusterWeights`].
+    weights: Vec<f32>,
+    /// Logarithm of the largest share of the mass that a cluster could hold, over the heads of the group.
+    most: Vec<f32>,
     /// Whether a cluster's value mean was read, and those of which it was, ascending. The mean of all values stands for
     /// the others.
     pub(super) mean_read: Vec<bool>,
@@ -44,11 +46,11 @@ pub(super) struct Clusters {
     pub(super) top: Vec<f32>,
     /// Weight of the steady rows against `top`, per head.
     pub(super) steady: Vec<f32>,
-    /// Squared distances of means to the answer, `[means, group]`.
+    /// Of the means that were read: squared gains, and what they are computed from.
+    gains: Vec<f32>,
     off: Vec<f32>,
-    coded: CodedMeans,
-    scores: Vec<f32>,
-    key_spread: Vec<f32>,
+    listed: [Vec<f32>; 4],
+    sums: MeanSums,
 }
 
 impl Clusters {
@@ -61,86 +63,124 @@ impl Clusters {
         softcap: Softcap,
         steady: &Steady,
     ) {
-        let (group, len) = (head.group, head.clusters);
-        self.len = len;
-        for numbers in [&mut self.count, &mut self.value_spread, &mut self.mean_error, &mut self.mass_above] {
-            numbers.resize(len, 0.0);
-        }
-        self.mass_above.fill(0.0);
-        // What is left in the planes from an earlier call is written over.
-        let planes = [&mut self.uncapped, &mut self.within, &mut self.centre, &mut self.above];
-        for plane in planes.into_iter().chain([&mut self.mass, &mut self.estimate]) {
-            plane.resize(group * len, 0.0);
-        }
-        self.means.clear();
-        self.opened.clear();
-        for flags in [&mut self.mean_read, &mut self.is_open] {
-            flags.clear();
-            flags.resize(len, false);
-        }
-        self.top.clone_from(&steady.lse);
+        self.begin(head.group, head.clusters);
         for segment in &head.segments {
-            let dim = queries.data.len() / group;
-            segment.score_centroids(kernels, &head.bases, queries, dim, &mut self.scores);
-            self.key_spread.clear();
-            for (at, local) in segment.clusters().zip(0..) {
-                let summary = segment.ladder.cluster(local);
-                self.count[at] = summary.count;
-                self.value_spread[at] = summary.value_spread;
-                self.mean_error[at] = summary.mean_error;
-                self.key_spread.push(summary.key_spread);
-            }
-            for (g, variance) in segment.unit_variance(&head.bases).into_iter().enumerate() {
-                let places = g * len + segment.first..g * len + segment.clusters().end;
-                let scores = self.scores[g..].iter().step_by(group);
-                self.uncapped[places.clone()].iter_mut().zip(scores).for_each(|(to, score)| *to = *score);
-                let within = self.within[places].iter_mut().zip(&self.key_spread);
-                within.for_each(|(within, spread)| *within = variance * spread);
-            }
+            self.score_segment(kernels, head, segment, queries);
         }
-        self.centre.clone_from(&self.uncapped);
+        self.capped.clear();
         if softcap.0.is_some() {
-            for (centre, within) in self.centre.iter_mut().zip(&mut self.within) {
+            self.capped.extend_from_slice(&self.uncapped);
+            for (centre, within) in self.capped.iter_mut().zip(&mut self.within) {
                 *within *= softcap.slope(*centre, Z_CLUSTER * within.sqrt()).powi(2);
                 *centre = softcap.apply(*centre);
             }
         }
-        for (top, centres) in self.top.iter_mut().zip(self.centre.chunks_exact(len.max(1))) {
-            *top = centres.iter().fold(*top, |top, &centre| if centre > top { centre } else { top });
+        self.top.clone_from(&steady.lse);
+        for g in 0..self.group {
+            let centres = plane(if softcap.0.is_some() { &self.capped } else { &self.uncapped }, self.len, g);
+            kernels.max_per_head(centres, 1, &mut self.top[g..=g]);
         }
         let weights = steady.lse.iter().zip(&self.top).map(|(lse, top)| (lse - top).exp());
         self.steady.clear();
         self.steady.extend(weights);
-        self.weigh(kernels, group);
+        self.weigh(kernels);
+        for segment in &head.segments {
+            let most = self.most[segment.clusters()].iter_mut();
+            most.zip(&segment.numbers.ln_count).for_each(|(most, ln_count)| *most += ln_count);
+        }
     }
 
-    fn weigh(&mut self, kernels: &Kernels, group: usize) {
-        let limits = Limits { deviations: Z_CLUSTER, rise: RISE_MAX, centre: ABOVE_MAX, spread: SKETCH_MAX };
-        for g in 0..group {
-            let plane = g * self.len..(g + 1) * self.len;
+    /// Makes room. What is left in the planes from an earlier call is written over.
+    fn begin(&mut self, group: usize, len: usize) {
+        (self.group, self.len) = (group, len);
+        for numbers in [&mut self.count, &mut self.value_spread, &mut self.mean_error, &mut self.norm] {
+            numbers.clear();
+        }
+        self.uncapped.resize(group * len, 0.0);
+        self.within.resize(group * len, 0.0);
+        self.weights.resize(3 * group * len, 0.0);
+        self.most.clear();
+        self.most.resize(len, f32::NEG_INFINITY);
+        self.means.clear();
+        self.opened.clear();
+        self.closed.clear();
+        for flags in [&mut self.mean_read, &mut self.is_open] {
+            flags.clear();
+            flags.resize(len, false);
+        }
+    }
+
+    fn score_segment(
+        &mut self,
+        kernels: &Kernels,
+        head: &Head<'_>,
+        segment: &HeadSegment<'_>,
+        queries: &HeadQueries,
+    ) {
+        let numbers = segment.numbers;
+        self.count.extend_from_slice(&numbers.count);
+        self.value_spread.extend_from_slice(&numbers.value_spread);
+        self.mean_error.extend_from_slice(&numbers.mean_error);
+        self.norm.extend_from_slice(&numbers.norm);
+        let planes = &mut self.uncapped[segment.first..];
+        segment.score_centroids(kernels, &head.bases, queries, self.len, planes);
+        for g in 0..self.group {
+            let variance = segment.unit_variance(&head.bases, g);
+            let within = &mut self.within[g * self.len + segment.first..][..numbers.key_spread.len()];
+            within
+                .iter_mut()
+                .zip(&numbers.key_spread)
+                .for_each(|(within, spread)| *within = variance * spread);
+        }
+    }
+
+    fn weigh(&mut self, kernels: &Kernels) {
+        let planes = self.group * self.len;
+        let (masses, rest) = self.weights.split_at_mut(planes);
+        let (estimates, shifts) = rest.split_at_mut(planes);
+        for g in 0..self.group {
+            let places = g * self.len..(g + 1) * self.len;
+            let centres = if self.capped.is_empty() { &self.uncapped } else { &self.capped };
             let spread = Spread {
-                centres: &self.centre[plane.clone()],
-                within: &self.within[plane.clone()],
+                centres: &centres[places.clone()],
+                within: &self.within[places.clone()],
                 counts: &self.count,
                 top: self.top[g],
             };
             let mut weights = ClusterWeights {
-                above: &mut self.above[plane.clone()],
-                mass: &mut self.mass[plane.clone()],
-                estimate: &mut self.estimate[plane.clone()],
+                mass: &mut masses[places.clone()],
+                estimate: &mut estimates[places.clone()],
+                shift: &mut shifts[places],
             };
-            kernels.weigh_clusters(&spread, &limits, &mut weights);
-            let mass = &self.mass[plane.clone()];
-            let total = mass.iter().sum::<f32>() + self.steady[g];
-            let shares =
-                mass.iter().zip(&self.above[plane]).map(|(mass, above)| mass / total * (1.0 + above));
-            self.mass_above.iter_mut().zip(shares).for_each(|(most, share)| *most = most.max(share));
+            let total = kernels.weigh_clusters(&spread, &LIMITS, &mut weights) + self.steady[g];
+            kernels.raise_most(&spread, &LIMITS, -total.ln(), &mut self.most);
         }
     }
 
     /// The plane of a query head.
     pub(super) fn plane<'a>(&self, planes: &'a [f32], g: usize) -> &'a [f32] {
-        &planes[g * self.len..(g + 1) * self.len]
+        plane(planes, self.len, g)
+    }
+
+    /// Planes: weights if every row scored as its centroid.
+    fn masses(&self) -> &[f32] {
+        &self.weights[..self.group * self.len]
+    }
+
+    /// Planes: weights with the allowance for the spread of the scores inside (Jensen), for clusters that are not opened.
+    pub(super) fn estimates(&self) -> &[f32] {
+        &self.weights[self.group * self.len..][..self.group * self.len]
+    }
+
+    /// Planes: by how much an estimate may lie too high or too low.
+    pub(super) fn shifts(&self) -> &[f32] {
+        &self.weights[2 * self.group * self.len..]
+    }
+
+    /// Sums over the means of the clusters that are not opened: with their estimates, then with their shifts.
+    pub(super) fn sum_closed(&self, kernels: &Kernels, head: &Head<'_>, dim: usize, sums: &mut MeanSums) {
+        sums.reset(head, 2 * self.group, dim);
+        sums.add(kernels, head, &self.closed, &self.weights[self.group * self.len..], self.len);
     }
 
     /// Refers the weights of head `g` to `top`; returns what all of them were multiplied with.
@@ -148,8 +188,8 @@ impl Clusters {
         let factor = (self.top[g] - top).exp();
         self.top[g] = top;
         self.steady[g] *= factor;
-        for plane in [&mut self.mass, &mut self.estimate] {
-            plane[g * self.len..(g + 1) * self.len].iter_mut().for_each(|weight| *weight *= factor);
+        for planes in self.weights.chunks_exact_mut(self.group * self.len) {
+            planes[g * self.len..(g + 1) * self.len].iter_mut().for_each(|weight| *weight *= factor);
         }
         factor
     }
@@ -168,67 +208,88 @@ impl Clusters {
     /// How much a row of a cluster that is not opened may weigh at most, as far as its summary tells.
     pub(super) fn row_at_most(&self, g: usize, cluster: usize) -> f32 {
         let at = g * self.len + cluster;
-        self.mass[at] / self.count[cluster] * (1.0 + self.above[at])
+        let within = self.within[at];
+        let rise = within.min(Z_CLUSTER * within.sqrt()).min(RISE_MAX);
+        self.masses()[at] / self.count[cluster] * rise.exp()
     }
 
     /// How many means [`Self::read_means`] reads.
     pub(super) fn means_wanted(&self, tau: f32) -> u64 {
-        self.mass_above.iter().filter(|&&most| most > MEAN * tau).count() as u64
+        let least = (MEAN * tau).ln();
+        self.most.iter().filter(|&&most| most > least).count() as u64
     }
 
     /// Has the value means of clusters read that could hold enough mass.
     pub(super) fn read_means(&mut self, tau: f32) {
-        self.means.clear();
-        for (cluster, (read, &most)) in (0..).zip(self.mean_read.iter_mut().zip(&self.mass_above)) {
-            *read |= most > MEAN * tau;
-            if *read {
-                self.means.push(cluster);
-            }
+        let (least, mut count) = ((MEAN * tau).ln(), 0);
+        self.means.resize(self.len, 0);
+        // Without a branch: which clusters are listed cannot be foreseen.
+        for (cluster, (read, &most)) in (0..).zip(self.mean_read.iter_mut().zip(&self.most)) {
+            *read |= most > least;
+            self.means[count] = cluster;
+            count += usize::from(*read);
         }
+        self.means.truncate(count);
     }
 
-    /// Chooses the clusters to open, among those whose mean was read: where not knowing a row's score could matter.
+    /// Finds what opening a cluster would gain, of those whose mean was read: where not knowing a row's score could matter.
     pub(super) fn probe(&mut self, kernels: &Kernels, head: &Head<'_>, steady: &Steady) {
         let dim = steady.output.len() / head.group;
-        let (mut coded, mut off) = (std::mem::take(&mut self.coded), std::mem::take(&mut self.off));
-        coded.reset(head, dim);
-        coded.add(kernels, head, self, &self.means, &self.mass);
-        let rough = Rough::of(head, self, &coded, &self.mass, &self.mass, steady, None);
+        let (mut sums, mut off) = (std::mem::take(&mut self.sums), std::mem::take(&mut self.off));
+        sums.reset(head, self.group, dim);
+        sums.add(kernels, head, &self.means, self.masses(), self.len);
+        let rough = Rough::of(head, self, &[&sums], (self.masses(), self.masses()), steady, None);
         rough.distances(kernels, head, self, &self.means, &mut off);
-        (self.coded, self.off) = (coded, off);
-        let per_total: Vec<f32> =
-            rough.total.iter().zip(&rough.norm).map(|(total, norm)| 1.0 / (total * norm)).collect();
-        for (&cluster, off) in self.means.iter().zip(self.off.chunks_exact_mut(head.group)) {
-            let cluster = cluster as usize;
-            let count = self.count[cluster];
-            let inside = self.value_spread[cluster] + count * self.mean_error[cluster];
-            let mut gain = 0.0f32;
-            for (g, off) in off.iter().enumerate() {
-                let at = g * self.len + cluster;
-                let row = self.mass[at] * per_total[g] / count * self.above[at];
-                gain += row * row * (off + inside);
-            }
-            // The first of a cluster's numbers now holds what opening it gains.
-            off[0] = gain.sqrt();
+        let [masses, withins, insides, counts] = &mut self.listed;
+        pick(&self.count, &self.means, counts);
+        insides.clear();
+        insides.extend(self.means.iter().zip(&*counts).map(|(&cluster, count)| {
+            self.value_spread[cluster as usize] + count * self.mean_error[cluster as usize]
+        }));
+        self.gains.clear();
+        self.gains.resize(self.means.len(), 0.0);
+        for (g, off) in off.chunks_exact(self.means.len().max(1)).enumerate() {
+            pick(plane(&self.weights, self.len, g), &self.means, masses);
+            pick(plane(&self.within, self.len, g), &self.means, withins);
+            let scale = 1.0 / (rough.total[g] * rough.norm[g]);
+            let probed = Probed { mass: masses, within: withins, off, inside: insides, counts, scale };
+            kernels.probe_gains(&probed, &LIMITS, &mut self.gains);
         }
+        (self.sums, self.off) = (sums, off);
     }
 
     /// Opens the clusters whose gain, as [`Self::probe`] found it, is large enough.
-    pub(super) fn open(&mut self, group: usize, tau: f32) {
-        self.opened.clear();
-        self.closed.clear();
+    pub(super) fn open(&mut self, tau: f32) {
+        let (least, mut open) = (PROBE * tau, 0);
         self.is_open.fill(false);
         self.kept_closed = 0;
-        for (&cluster, gain) in self.means.iter().zip(self.off.iter().step_by(group)) {
-            let gains = *gain > PROBE * tau;
-            let demoted = gains && self.demoted[cluster as usize];
-            self.kept_closed += u64::from(demoted);
-            if gains && !demoted {
-                self.is_open[cluster as usize] = true;
-                self.opened.push(cluster);
-            } else {
-                self.closed.push(cluster);
-            }
+        self.opened.resize(self.means.len(), 0);
+        self.closed.resize(self.means.len(), 0);
+        for (number, (&cluster, gain)) in self.means.iter().zip(&self.gains).enumerate() {
+            let (gains, demoted) = (gain.sqrt() > least, self.demoted[cluster as usize]);
+            self.kept_closed += u64::from(gains && demoted);
+            let opens = gains && !demoted;
+            self.is_open[cluster as usize] = opens;
+            self.opened[open] = cluster;
+            self.closed[number - open] = cluster;
+            open += usize::from(opens);
         }
+        self.opened.truncate(open);
+        self.closed.truncate(self.means.len() - open);
     }
+
+    /// Squared norms of the means of the listed clusters.
+    pub(super) fn norms(&self, list: &[u32], norms: &mut Vec<f32>) {
+        pick(&self.norm, list, norms);
+    }
+}
+
+fn plane(planes: &[f32], len: usize, g: usize) -> &[f32] {
+    &planes[g * len..(g + 1) * len]
+}
+
+/// The numbers of the listed clusters.
+fn pick(numbers: &[f32], list: &[u32], picked: &mut Vec<f32>) {
+    picked.clear();
+    picked.extend(list.iter().map(|&cluster| numbers[cluster as usize]));
 }

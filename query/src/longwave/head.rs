@@ -1,10 +1,11 @@
 //! What one KV head brings to a query: its clusters over all segments, and the query in each basis.
 
+use super::product;
 use crate::error::Error;
-use crate::view::{LayerSegment, LayerView, OpenedLadder, ValueNorms};
+use crate::view::{ClusterNumbers, LayerSegment, LayerView, OpenedLadder};
 use crate::work::HeadQueries;
 use longwave_index::ladder::HeadLadder;
-use longwave_kernels::codec::SketchQuery;
+use longwave_kernels::codec::{Laid, SketchQuery, Summaries};
 use longwave_kernels::{Kernels, Rows};
 use std::ops::Range;
 
@@ -76,9 +77,10 @@ impl<'v> Ladders<'v> {
 /// The query heads of a group in the coordinates of one basis.
 pub(super) struct BasisQuery {
     digest: u64,
-    /// `[group, key_dim]`, unscaled, and times the scales of centroids and key codes.
-    pub(super) coordinates: Vec<f32>,
-    pub(super) centroid: Vec<f32>,
+    /// Squares of the coordinates, `[group, key_dim]`.
+    squares: Vec<f32>,
+    /// The coordinates times the scales of centroids, and of key codes, `[group, key_dim]`.
+    centroid: Laid,
     pub(super) key: Vec<f32>,
     pub(super) sketch: SketchQuery,
     /// Squared norm of the coordinates, per head of the group.
@@ -90,7 +92,7 @@ pub(super) struct HeadSegment<'v> {
     pub(super) segment: &'v LayerSegment,
     pub(super) offsets: &'v [u32],
     pub(super) ladder: HeadLadder<'v>,
-    pub(super) norms: &'v ValueNorms,
+    pub(super) numbers: &'v ClusterNumbers,
     /// Number of the segment's first row among all rows of the head.
     pub(super) first_row: usize,
     /// Index into [`Head::bases`].
@@ -128,8 +130,8 @@ impl<'v> Head<'v> {
                 head.bases.len() - 1
             });
             let offsets = opened.view.postings().offsets(kv_head)?;
-            let (norms, first, first_row) = (opened.norms(kv_head, &ladder), head.clusters, head.rows);
-            head.segments.push(HeadSegment { segment, offsets, ladder, norms, first_row, basis, first });
+            let (numbers, first, first_row) = (opened.numbers(kv_head, &ladder), head.clusters, head.rows);
+            head.segments.push(HeadSegment { segment, offsets, ladder, numbers, first_row, basis, first });
             head.clusters += ladder.cluster_count();
             head.rows += ladder.rows();
         }
@@ -170,30 +172,26 @@ impl HeadSegment<'_> {
         self.first..self.first + self.ladder.cluster_count()
     }
 
-    /// Scores `[clusters, group]` of the coded centroids.
+    /// Scores of the coded centroids, in a plane of `len` for each head of the group, which `planes` has the rest of.
     pub(super) fn score_centroids(
         &self,
         kernels: &Kernels,
         bases: &[BasisQuery],
         queries: &HeadQueries,
-        dim: usize,
-        scores: &mut Vec<f32>,
+        len: usize,
+        planes: &mut [f32],
     ) {
-        let basis = &bases[self.basis];
-        scores.clear();
-        scores.resize(self.ladder.cluster_count() * queries.heads, 0.0);
-        kernels.scores4(&basis.centroid, queries.heads, dim, self.ladder.centroids, scores);
+        let dim = self.ladder.middle.len();
         let mut middle = vec![0.0; queries.heads];
         kernels.scores(&queries.data, queries.heads, dim, Rows::F32(self.ladder.middle), &mut middle);
-        for scores in scores.chunks_exact_mut(queries.heads) {
-            scores.iter_mut().zip(&middle).for_each(|(score, middle)| *score += middle);
-        }
+        let centroids = Summaries::all(self.ladder.centroids, dim);
+        kernels.scores_summaries(&bases[self.basis].centroid, centroids, &middle, len, planes);
     }
 
-    /// Variance of the scores inside a cluster of key spread 1, per head of the group.
-    pub(super) fn unit_variance(&self, bases: &[BasisQuery]) -> Vec<f32> {
-        let coordinates = bases[self.basis].coordinates.chunks_exact(self.ladder.shape.len());
-        coordinates.map(|q| q.iter().zip(self.ladder.shape).map(|(q, shape)| q * q * shape).sum()).collect()
+    /// Variance of the scores inside a cluster of key spread 1, for head `g` of the group.
+    pub(super) fn unit_variance(&self, bases: &[BasisQuery], g: usize) -> f32 {
+        let dim = self.ladder.shape.len();
+        product(&bases[self.basis].squares[g * dim..][..dim], self.ladder.shape)
     }
 }
 
@@ -219,14 +217,15 @@ impl BasisQuery {
                 .flat_map(|q| q.iter().zip(sigma).map(|(q, sigma)| q * sigma))
                 .collect()
         };
-        let norm2 = coordinates.chunks_exact(dim).map(|q| q.iter().map(|x| x * x).sum()).collect();
+        let mut centroid = Laid::default();
+        centroid.set(&coordinates, heads, ladder.centroid_sigma);
         BasisQuery {
             digest,
-            centroid: times(ladder.centroid_sigma),
+            centroid,
             key: times(ladder.key_sigma),
             sketch: SketchQuery::new(&ladder.layout, &times(ladder.sketch_sigma), queries.heads),
-            norm2,
-            coordinates,
+            norm2: coordinates.chunks_exact(dim).map(|q| product(q, q)).collect(),
+            squares: coordinates.iter().map(|x| x * x).collect(),
         }
     }
 }

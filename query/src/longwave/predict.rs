@@ -1,9 +1,10 @@
 //! The answer's own estimate of its error. Nothing more is read for it.
 
-use super::answer::{CodedMeans, Rough, add_scaled};
+use super::answer::{MeanSums, Rough};
 use super::clusters::Clusters;
 use super::constants::VALUE_NOISE;
 use super::head::Head;
+use super::product;
 use super::zone::{Zone, of};
 use longwave_kernels::Kernels;
 use longwave_kernels::ladder::Estimated;
@@ -16,10 +17,8 @@ pub(super) struct Prediction {
     /// Planes of clusters: squared distances to the answer, and weights that rest on the mean value.
     off: Vec<f32>,
     unread: Vec<f32>,
-    /// Planes of clusters: shares by which the estimate may lie too high or too low.
-    shift: Vec<f32>,
+    /// Of the means that were read, `[group, means]`.
     distances: Vec<f32>,
-    bias: CodedMeans,
     rows: Vec<f32>,
     /// One number a cluster: squared error of the value that stands for it, and 1 where it is not open.
     mean_error: Vec<f32>,
@@ -27,7 +26,8 @@ pub(super) struct Prediction {
 }
 
 impl Prediction {
-    /// Predicted relative error of each head of the group, from four terms: value noise, key noise, the spread of scores
+    /// Predicted relative error of each head of the group; `closed` has the sums over the means of the clusters that are not
+    /// open. It is made of four terms: value noise, key noise, the spread of scores
     /// outside the zone, and its bias; and the coding error of the value means, which a whole cluster shares.
     pub(super) fn errors(
         &mut self,
@@ -35,14 +35,14 @@ impl Prediction {
         head: &Head<'_>,
         clusters: &Clusters,
         zone: &Zone,
-        answer: &Rough,
+        (answer, closed): (&Rough, &MeanSums),
     ) -> Vec<f32> {
         self.squared.clear();
         self.squared.resize(head.group, 0.0);
         self.distances(kernels, head, clusters, answer);
         self.zone_noise(head, clusters, zone, answer);
         self.cluster_noise(kernels, head, clusters, zone, answer);
-        self.bias(kernels, head, clusters, answer);
+        self.bias(head, clusters, answer, closed);
         self.squared.iter().zip(&answer.norm).map(|(squared, norm)| squared.sqrt() / norm).collect()
     }
 
@@ -56,9 +56,10 @@ impl Prediction {
             }
         }
         answer.distances(kernels, head, clusters, &clusters.means, &mut self.distances);
-        for (&cluster, distances) in clusters.means.iter().zip(self.distances.chunks_exact(head.group)) {
-            for (g, distance) in distances.iter().enumerate() {
-                self.off[g * clusters.len + cluster as usize] = *distance;
+        let planes = self.off.chunks_exact_mut(clusters.len.max(1));
+        for (plane, distances) in planes.zip(self.distances.chunks_exact(clusters.means.len().max(1))) {
+            for (&cluster, distance) in clusters.means.iter().zip(distances) {
+                plane[cluster as usize] = *distance;
             }
         }
     }
@@ -66,9 +67,10 @@ impl Prediction {
     /// Noise of values and keys of the opened clusters.
     fn zone_noise(&mut self, head: &Head<'_>, clusters: &Clusters, zone: &Zone, answer: &Rough) {
         self.unread.clone_from(&zone.cluster_weight);
+        let mut with_values = zone.values.numbers().peekable();
         for (number, opened) in zone.opened.iter().enumerate() {
             let spread = clusters.value_spread[opened.cluster];
-            let read = zone.values.of(number).next().is_some();
+            let read = with_values.next_if_eq(&number).is_some();
             for g in 0..head.group {
                 let (at, sums) = (g * clusters.len + opened.cluster, zone.sums[number * head.group + g]);
                 let mut squared = sums.squared;
@@ -101,7 +103,6 @@ impl Prediction {
         zone: &Zone,
         answer: &Rough,
     ) {
-        self.shift.resize(head.group * clusters.len, 0.0);
         self.mean_error.clone_from(&clusters.mean_error);
         for segment in &head.segments {
             for cluster in segment.clusters().filter(|&cluster| !clusters.mean_read[cluster]) {
@@ -110,7 +111,7 @@ impl Prediction {
         }
         self.closed.clear();
         self.closed.extend(clusters.is_open.iter().map(|&open| if open { 0.0 } else { 1.0 }));
-        for (g, shifts) in self.shift.chunks_exact_mut(clusters.len.max(1)).enumerate() {
+        for g in 0..head.group {
             let estimated = Estimated {
                 weights: clusters.plane(&zone.cluster_weight, g),
                 on_mean: clusters.plane(&self.unread, g),
@@ -122,24 +123,21 @@ impl Prediction {
                 counts: &clusters.count,
                 scale: 1.0 / answer.total[g],
             };
-            self.squared[g] += kernels.cluster_noise(&estimated, shifts);
+            self.squared[g] += kernels.cluster_noise(&estimated);
         }
     }
 
     /// The error that remains if all estimates lie too high or too low together.
-    fn bias(&mut self, kernels: &Kernels, head: &Head<'_>, clusters: &Clusters, answer: &Rough) {
+    fn bias(&mut self, head: &Head<'_>, clusters: &Clusters, answer: &Rough, closed: &MeanSums) {
         let dim = answer.output.len() / head.group;
-        self.bias.reset(head, dim);
-        self.bias.add(kernels, head, clusters, &clusters.closed, &self.shift);
         let mut bias = vec![0.0; answer.output.len()];
+        // Behind the sums with the estimates.
+        closed.add_to(head, head.group, &mut bias);
         let mut total = vec![0.0; head.group];
-        let mut known = vec![false; head.bases.len()];
         for segment in &head.segments {
-            if !std::mem::replace(&mut known[segment.basis], true) {
-                add_scaled(&mut bias, &self.bias.sums[segment.basis], segment.ladder.value_mean_sigma);
-            }
             for (g, bias) in bias.chunks_exact_mut(dim).enumerate() {
-                let shift = super::answer::sum(&clusters.plane(&self.shift, g)[segment.clusters()]);
+                let shifts = &clusters.plane(clusters.shifts(), g)[segment.clusters()];
+                let shift = product(shifts, &self.closed[segment.clusters()]);
                 total[g] += shift;
                 let global = bias.iter_mut().zip(segment.ladder.global_value);
                 global.for_each(|(bias, global)| *bias += shift * global);
@@ -148,7 +146,7 @@ impl Prediction {
         let outputs = answer.output.chunks_exact(dim).zip(bias.chunks_exact(dim));
         for (g, (output, bias)) in outputs.enumerate() {
             let terms = bias.iter().zip(output).map(|(b, o)| (b - total[g] * o).powi(2));
-            self.squared[g] += terms.sum::<f32>();
+            self.squared[g] += terms.sum::<f32>() / (answer.total[g] * answer.total[g]);
         }
     }
 }

@@ -69,10 +69,8 @@ impl Reader<'_, '_> {
             }
         }
         zone.keys = keys;
-        for number in 0..zone.opened.len() {
-            if zone.keys.of(number).next().is_some() {
-                zone.sum_again(self.kernels, clusters, number, self.head.group);
-            }
+        for number in zone.keys.numbers().collect::<Vec<_>>() {
+            zone.sum_again(self.kernels, clusters, number, self.head.group);
         }
         Ok(())
     }

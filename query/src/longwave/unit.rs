@@ -1,6 +1,6 @@
 //! One position and KV head under way: its attempts, and what they cost together.
 
-use super::answer::{CodedMeans, Rough, RowValues, Steady};
+use super::answer::{MeanSums, Rough, RowValues, Steady};
 use super::clusters::Clusters;
 use super::head::{Head, Ladders};
 use super::predict::Prediction;
@@ -85,9 +85,15 @@ pub(super) struct Room {
     pub(super) clusters: Clusters,
     pub(super) zone: Zone,
     pub(super) touched: Touched,
-    /// Sums over the means of the clusters that are not opened, and over all.
-    closed: CodedMeans,
-    coded: CodedMeans,
+    /// Sums over the means of the clusters that are not opened, of those that are, and over what rows read in full take
+    /// from the latter.
+    closed: MeanSums,
+    opened: MeanSums,
+    taken: MeanSums,
+    /// Planes of clusters: what those rows take, as a weight.
+    less: Vec<f32>,
+    /// Squared distances of the opened clusters' means to the answer, by head and by cluster.
+    distances: Vec<f32>,
     off: Vec<f32>,
     gains: Gains,
     buffers: Buffers,
@@ -162,8 +168,8 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         for attempts in 1.. {
             let answer = call.attempt(&mut threshold)?;
             let started = Instant::now();
-            let Room { clusters, zone, prediction, .. } = &mut call.room;
-            let predicted = prediction.errors(kernels, &call.reader.head, clusters, zone, &answer);
+            let Room { clusters, zone, prediction, closed, .. } = &mut call.room;
+            let predicted = prediction.errors(kernels, &call.reader.head, clusters, zone, (&answer, closed));
             let bytes = Self::traffic(&view.shape, &call.reader.head, &call.room.touched).bytes();
             let bytes_share = bytes as f64 / whole.max(1.0);
             let attempt =
@@ -246,13 +252,12 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         threshold.raise(fixed, 1, |tau| clusters.means_wanted(tau) * record);
         clusters.read_means(threshold.tau);
         clusters.probe(kernels, head, steady);
-        clusters.open(head.group, threshold.tau);
+        clusters.open(threshold.tau);
         threshold.raise(fixed, 2, |tau| {
-            clusters.open(head.group, tau);
+            clusters.open(tau);
             clusters.means_wanted(tau) * record + sketch_bytes(head, &clusters.opened)
         });
-        closed.reset(head, self.reader.view.shape.value_dim);
-        closed.add(kernels, head, clusters, &clusters.closed, &clusters.estimate);
+        clusters.sum_closed(kernels, head, self.reader.view.shape.value_dim, closed);
         self.timings.add(Operator::Plan, started.elapsed());
         started = Instant::now();
         zone.scan(kernels, Softcap(self.reader.view.scoring.softcap), head, clusters)?;
@@ -262,19 +267,23 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
 
     /// The answer as it stands when every cluster's rows have its mean value.
     fn rough(&mut self) -> Rough {
-        let Room { clusters, zone, closed, coded, .. } = &mut self.room;
-        coded.copy(closed);
+        let Room { clusters, zone, closed, opened, .. } = &mut self.room;
+        let head = &self.reader.head;
         let weights = &zone.cluster_weight;
-        coded.add(self.reader.kernels, &self.reader.head, clusters, &clusters.opened, weights);
-        Rough::of(&self.reader.head, clusters, coded, weights, weights, &self.steady, None)
+        opened.reset(head, head.group, self.reader.view.shape.value_dim);
+        opened.add(self.reader.kernels, head, &clusters.opened, weights, clusters.len);
+        Rough::of(head, clusters, &[closed, opened], (weights, weights), &self.steady, None)
     }
 
-    /// Chooses the keys to read.
-    pub(super) fn select_keys(&mut self, threshold: &mut Threshold) {
+    /// Chooses the keys to read; returns the answer that they were chosen by.
+    pub(super) fn select_keys(&mut self, threshold: &mut Threshold) -> Rough {
         let started = Instant::now();
         let rough = self.rough();
-        let Room { clusters, zone, off, gains, .. } = &mut self.room;
-        rough.distances(self.reader.kernels, &self.reader.head, clusters, &clusters.opened, off);
+        let Room { clusters, zone, distances, off, gains, .. } = &mut self.room;
+        rough.distances(self.reader.kernels, &self.reader.head, clusters, &clusters.opened, distances);
+        let count = clusters.opened.len();
+        off.clear();
+        off.extend((0..count).flat_map(|number| distances[number..].iter().step_by(count)));
         gains.select_keys(self.reader.kernels, zone, clusters, (&rough, off), threshold.tau);
         let fixed = Self::fixed(&self.reader.view.shape, &self.reader.head).bytes();
         threshold.raise(fixed, 3, |tau| {
@@ -282,17 +291,17 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             Self::chosen_bytes(&self.reader.view.shape, &self.reader.head, clusters, zone)
         });
         self.timings.add(Operator::Select, started.elapsed());
+        rough
     }
 
-    /// Chooses the values to read.
-    pub(super) fn select_values(&mut self, threshold: &mut Threshold) {
+    /// Chooses the values to read, by the answer `rough` as it stands.
+    pub(super) fn select_values(&mut self, threshold: &mut Threshold, rough: &Rough) {
         let started = Instant::now();
-        let rough = self.rough();
         let Room { clusters, zone, gains, .. } = &mut self.room;
-        gains.select_values(self.reader.kernels, zone, clusters, &rough, threshold.tau);
+        gains.select_values(self.reader.kernels, zone, clusters, rough, threshold.tau);
         let fixed = Self::fixed(&self.reader.view.shape, &self.reader.head).bytes();
         threshold.raise(fixed, 4, |tau| {
-            gains.select_values(self.reader.kernels, zone, clusters, &rough, tau);
+            gains.select_values(self.reader.kernels, zone, clusters, rough, tau);
             Self::chosen_bytes(&self.reader.view.shape, &self.reader.head, clusters, zone)
         });
         self.timings.add(Operator::Select, started.elapsed());
@@ -300,25 +309,44 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
 
     /// Chooses and reads rows.
     fn read(&mut self, threshold: &mut Threshold) -> Result<Rough, Error> {
-        self.select_keys(threshold);
+        let mut rough = self.select_keys(threshold);
         let mut started = Instant::now();
         let Room { clusters, zone, buffers, closed, .. } = &mut self.room;
         let tops = clusters.top.clone();
         self.reader.read_keys(zone, clusters, buffers)?;
         closed.rescale(&tops, &clusters.top);
+        if zone.keys.numbers().next().is_some() {
+            rough = self.rough();
+        }
         self.timings.add(Operator::Read, started.elapsed());
-        self.select_values(threshold);
+        self.select_values(threshold, &rough);
 
         started = Instant::now();
-        let Room { clusters, zone, closed, coded, buffers, values, on_mean, .. } = &mut self.room;
+        let Room { clusters, zone, buffers, values, on_mean, .. } = &mut self.room;
         self.reader.read_values(zone, clusters, (values, on_mean), buffers)?;
-        coded.copy(closed);
-        coded.add(self.reader.kernels, &self.reader.head, clusters, &clusters.opened, on_mean);
-        let rows = Some(&*values);
-        let weights = &zone.cluster_weight;
-        let answer = Rough::of(&self.reader.head, clusters, coded, weights, on_mean, &self.steady, rows);
+        let answer = self.finished();
         self.timings.add(Operator::Read, started.elapsed());
         Ok(answer)
+    }
+
+    /// The answer with all rows read. The sums over opened clusters are those that the values were chosen by; what rows read
+    /// in full take from a mean comes off.
+    fn finished(&mut self) -> Rough {
+        let (kernels, head) = (self.reader.kernels, &self.reader.head);
+        let Room { clusters, zone, closed, opened, taken, less, values, on_mean, .. } = &mut self.room;
+        let mut taking: Vec<u32> =
+            zone.values.full.iter().map(|row| zone.opened[row.opened as usize].cluster as u32).collect();
+        taking.dedup();
+        less.resize(on_mean.len(), 0.0);
+        for &cluster in &taking {
+            for place in (cluster as usize..on_mean.len()).step_by(clusters.len) {
+                less[place] = on_mean[place] - zone.cluster_weight[place];
+            }
+        }
+        taken.reset(head, head.group, self.reader.view.shape.value_dim);
+        taken.add(kernels, head, &taking, less, clusters.len);
+        let weights = (&zone.cluster_weight[..], &on_mean[..]);
+        Rough::of(head, clusters, &[closed, opened, taken], weights, &self.steady, Some(values))
     }
 
     /// Bytes of means, sketches and rows that an attempt reads.

@@ -6,10 +6,8 @@ use super::head::Head;
 use super::softcap::Softcap;
 use crate::error::Error;
 use longwave_kernels::Kernels;
+use longwave_kernels::codec::{SCAN_STEP, ScanOf, ScanPlanes, SketchQuery};
 use longwave_kernels::ladder::RowSums;
-
-/// Rows of a cluster begin at a multiple of this in the planes of a zone. Places between clusters are no row's.
-const ROW_STEP: usize = 8;
 
 /// An opened cluster.
 #[derive(Clone, Copy)]
@@ -19,7 +17,7 @@ pub(super) struct Opened {
     /// First row in the segment, and the number of rows.
     pub(super) first: usize,
     pub(super) rows: usize,
-    /// Place of the first row in the planes of the zone.
+    /// Place of the first row in the planes of the zone, a multiple of [`SCAN_STEP`]. Places between clusters are no row's.
     pub(super) start: usize,
 }
 
@@ -80,43 +78,71 @@ impl Zone {
             plane.resize(group * self.len, 0.0);
         }
         self.sums.clear();
-        self.cluster_weight.clone_from(&clusters.estimate);
+        self.sums.resize(self.opened.len() * group, RowSums::default());
+        self.cluster_weight.clear();
+        self.cluster_weight.extend_from_slice(clusters.estimates());
         for (number, run) in head.runs(&clusters.opened) {
             let segment = &head.segments[number];
             segment.ladder.expect_sketches(run.iter().map(|&cluster| cluster as usize - segment.first));
         }
+        let mut noises = vec![0.0; group];
+        let mut centres = vec![0.0; group];
         for number in 0..self.opened.len() {
             let opened = self.opened[number];
             let segment = &head.segments[opened.segment];
             let basis = &head.bases[segment.basis];
-            let record = segment.ladder.sketch(opened.cluster - segment.first)?;
-            self.factors.clear();
-            self.factors.resize(opened.rows, 0.0);
-            let scores = &mut self.score[opened.start..];
-            kernels.scores_sketch(&basis.sketch, record, opened.rows, self.len, scores, &mut self.factors);
             for g in 0..group {
-                let noise = basis.norm2[g].sqrt() * segment.ladder.sketch_noise;
-                let places = g * self.len + opened.start..g * self.len + opened.start + opened.rows;
-                let centre = clusters.uncapped[g * clusters.len + opened.cluster];
-                let (scores, weights) = (&mut self.score[places.clone()], &mut self.weight[places.clone()]);
-                let deviations = &mut self.deviation[places];
-                for (score, weight) in scores.iter_mut().zip(&mut *weights) {
-                    *score += centre;
-                    *weight = *score;
-                }
-                deviations.iter_mut().zip(&self.factors).for_each(|(d, factor)| *d = noise * factor);
-                if softcap.0.is_some() {
-                    for (score, deviation) in weights.iter_mut().zip(&mut *deviations) {
-                        *deviation *= softcap.slope(*score, Z_ROW * *deviation);
-                        *score = softcap.apply(*score);
-                    }
-                }
-                let sums = kernels.weigh_rows(weights, deviations, clusters.top[g], SKETCH_MAX);
+                noises[g] = basis.norm2[g].sqrt() * segment.ladder.sketch_noise;
+                centres[g] = clusters.uncapped[g * clusters.len + opened.cluster];
+            }
+            let of = ScanOf { centres: &centres, noises: &noises, tops: &clusters.top, most: SKETCH_MAX };
+            let record = segment.ladder.sketch(opened.cluster - segment.first)?;
+            if softcap.0.is_some() {
+                self.scan_capped(kernels, softcap, (&basis.sketch, record), number, &of);
+            } else {
+                let mut planes = ScanPlanes {
+                    stride: self.len,
+                    scores: &mut self.score[opened.start..],
+                    weights: &mut self.weight[opened.start..],
+                    deviations: &mut self.deviation[opened.start..],
+                };
+                let sums = &mut self.sums[number * group..][..group];
+                kernels.scan_sketch(&basis.sketch, record, opened.rows, &of, &mut planes, sums);
+            }
+            for (g, sums) in self.sums[number * group..][..group].iter().enumerate() {
                 self.cluster_weight[g * clusters.len + opened.cluster] = sums.weight;
-                self.sums.push(sums);
             }
         }
         Ok(())
+    }
+
+    /// Scans a cluster whose scores are capped: the cap bends each row's deviation by itself.
+    fn scan_capped(
+        &mut self,
+        kernels: &Kernels,
+        softcap: Softcap,
+        (query, record): (&SketchQuery, &[u8]),
+        number: usize,
+        of: &ScanOf<'_>,
+    ) {
+        let (opened, group) = (self.opened[number], of.tops.len());
+        self.factors.clear();
+        self.factors.resize(opened.rows, 0.0);
+        let scores = &mut self.score[opened.start..];
+        kernels.scores_sketch(query, record, opened.rows, self.len, scores, &mut self.factors);
+        for g in 0..group {
+            let places = g * self.len + opened.start..g * self.len + opened.start + opened.rows;
+            let (scores, weights) = (&mut self.score[places.clone()], &mut self.weight[places.clone()]);
+            let deviations = &mut self.deviation[places];
+            let rows = scores.iter_mut().zip(&mut *weights).zip(&mut *deviations).zip(&self.factors);
+            for (((score, weight), deviation), factor) in rows {
+                *score += of.centres[g];
+                *deviation = of.noises[g] * factor;
+                *deviation *= softcap.slope(*score, Z_ROW * *deviation);
+                *weight = softcap.apply(*score);
+            }
+            self.sums[number * group + g] = kernels.weigh_rows(weights, deviations, of.tops[g], of.most);
+        }
     }
 
     /// No cluster is open.
@@ -137,7 +163,7 @@ impl Zone {
                 let offsets = &segment.offsets[cluster - segment.first..][..2];
                 let (first, rows) = (offsets[0] as usize, (offsets[1] - offsets[0]) as usize);
                 self.opened.push(Opened { cluster, segment: number, first, rows, start: self.len });
-                self.len += rows.next_multiple_of(ROW_STEP);
+                self.len += rows.next_multiple_of(SCAN_STEP);
                 self.rows += rows;
             }
         }
@@ -195,6 +221,20 @@ impl Choice {
         self.half.clear();
         self.code.clear();
         self.full.clear();
+    }
+
+    /// Numbers of the opened clusters of which a row was chosen, ascending.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = usize> {
+        let numbers = |list: &[Chosen]| list.first().map_or(u32::MAX, |chosen| chosen.opened);
+        let after = |list: &mut &[Chosen], number: u32| {
+            *list = &list[list.iter().take_while(|chosen| chosen.opened == number).count()..];
+        };
+        let mut lists = [&self.half[..], &self.code[..], &self.full[..]];
+        std::iter::from_fn(move || {
+            let number = lists.iter().map(|list| numbers(list)).fold(u32::MAX, u32::min);
+            lists.iter_mut().for_each(|list| after(list, number));
+            (number < u32::MAX).then_some(number as usize)
+        })
     }
 
     /// All rows chosen of an opened cluster, by resolution.
