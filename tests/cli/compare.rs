@@ -5,7 +5,8 @@ use crate::{Setting, assert_keys};
 use serde_json::{Value, json};
 
 pub(crate) const EVAL_KEYS: &str = "method budget tau layers queries error_mean error_p50 error_p95 error_p999 error_max \
-                         bytes_share page_share bound_covered bound_p50 ratio_p50 ratio_p99";
+                         bytes_share page_share means_share zone_share coded_share read_share \
+                         bound_covered bound_p50 ratio_p50 ratio_p99";
 
 pub(crate) fn number(row: &Value, key: &str) -> f64 {
     row[key].as_f64().unwrap_or_else(|| panic!("{key} is no number in {row}"))
@@ -40,12 +41,19 @@ fn eval_compares_methods_with_exact_attention() {
     for pair in rows[1..4].windows(2) {
         assert!(number(&pair[1], "error_mean") < number(&pair[0], "error_mean"), "{pair:?}");
         assert!(number(&pair[1], "bytes_share") > number(&pair[0], "bytes_share"), "{pair:?}");
+        for share in ["means_share", "zone_share", "coded_share"] {
+            let [large, small] = [0, 1].map(|at| number(&pair[at], share));
+            assert!(0.0 < large && large < small && small < 1.0, "{share}: {pair:?}");
+        }
     }
     assert!(number(exact, "error_max") < 1e-4, "{exact}");
     assert_eq!(number(exact, "bytes_share"), 1.0);
+    assert_eq!((number(exact, "read_share"), number(exact, "zone_share")), (1.0, 0.0), "{exact}");
     // 35 clusters a head: centroids of all, value means of a quarter, one cluster in full; it leaves out most rows.
     assert!((0.03..0.3).contains(&number(retroinfer, "bytes_share")), "{retroinfer}");
     assert!((1e-4..1.0).contains(&number(retroinfer, "error_mean")), "{retroinfer}");
+    assert!((0.01..0.1).contains(&number(retroinfer, "read_share")), "{retroinfer}");
+    assert_eq!((number(retroinfer, "means_share"), number(retroinfer, "zone_share")), (0.0, 0.0));
 }
 
 #[test]
@@ -157,7 +165,11 @@ fn bench_attend_times_methods_beside_a_plain_read() {
     let rows = run(&["--threads", "2"]);
     assert_eq!(rows.len(), 3);
     for row in &rows {
-        assert_keys(row, "method tau tokens ms_p50 ms_p95 bytes gb_per_s read_gb_per_s speedup_vs_exact");
+        assert_keys(
+            row,
+            "method tau tokens ms_p50 ms_p95 bytes gb_per_s read_gb_per_s speedup_vs_exact \
+                          means_share zone_share coded_share read_share",
+        );
         assert_eq!(row["tokens"], 3000);
         assert!(number(row, "ms_p50") > 0.0 && number(row, "ms_p95") >= number(row, "ms_p50"), "{row}");
         let rate = number(row, "bytes") / number(row, "ms_p50") / 1e6;
@@ -167,6 +179,7 @@ fn bench_attend_times_methods_beside_a_plain_read() {
     let (exact, longwave, retroinfer) = (&rows[0], &rows[1], &rows[2]);
     assert_eq!((&longwave["method"], &longwave["tau"]), (&json!("longwave"), &json!(0.0016)));
     assert_eq!(number(exact, "speedup_vs_exact"), 1.0);
+    assert_eq!((number(exact, "read_share"), number(exact, "coded_share")), (1.0, 0.0), "{exact}");
     // Every key and value of every head, tail included.
     assert_eq!(exact["bytes"], 3000 * 2 * (24 + 24) * 2);
     let share = number(retroinfer, "bytes") / number(exact, "bytes");

@@ -13,6 +13,7 @@ mod opening;
 mod output;
 mod progress;
 mod rebuild;
+mod rungs;
 mod trace;
 
 use clap::{Parser, Subcommand};

@@ -4,6 +4,7 @@ use super::layer::{Layer, QUERIES_MAX};
 use crate::method::{IndexKind, MethodName, Shares, TAUS};
 use crate::output;
 use crate::progress;
+use crate::rungs::RungShares;
 use anyhow::Result;
 use longwave::{Budget, Context, Dtype, Kernels, LayerKind, Operator, Report, Snapshot, Store};
 use rayon::prelude::*;
@@ -136,6 +137,7 @@ fn build(
 struct Times {
     ms: Vec<f64>,
     bytes: Vec<f64>,
+    rungs: Vec<RungShares>,
     /// Milliseconds of each operator, one number a call.
     operators: [Vec<f64>; Operator::ALL.len()],
 }
@@ -152,6 +154,9 @@ struct Row {
     gb_per_s: f64,
     read_gb_per_s: f64,
     speedup_vs_exact: f64,
+    /// The mean over the calls.
+    #[serde(flatten)]
+    rungs: RungShares,
 }
 
 /// Times the methods and the plain read in turn, so that a change of the machine's speed meets them all.
@@ -177,6 +182,7 @@ fn measure(
             let report = attend(arguments, snapshot, &query, budget)?;
             times.ms.push(started.elapsed().as_secs_f64() * 1e3);
             times.bytes.push(bytes(arguments, &report) as f64);
+            times.rungs.push(RungShares::of(&report, arguments.layer.head_dim));
             for (operator, ms) in Operator::ALL.iter().zip(&mut times.operators) {
                 ms.push(report.timings.of(*operator).as_secs_f64() * 1e3);
             }
@@ -204,6 +210,7 @@ fn measure(
             gb_per_s: bytes / ms_p50 / 1e6,
             read_gb_per_s,
             speedup_vs_exact: exact_ms / ms_p50,
+            rungs: RungShares::mean(times.rungs.iter().copied()),
         }
     });
     let rows = rows.collect();
@@ -248,12 +255,21 @@ fn read(buffer: &[u64], pool: &rayon::ThreadPool) -> u64 {
 
 fn table(rows: &[Row]) -> String {
     let mut text = format!(
-        "{:<12} {:>8} {:>9} {:>10} {:>10} {:>13} {:>8} {:>10} {:>9}\n",
-        "method", "tau", "tokens", "ms p50", "ms p95", "bytes", "GB/s", "read GB/s", "speed-up"
+        "{:<12} {:>8} {:>9} {:>10} {:>10} {:>13} {:>8} {:>10} {:>9} {}\n",
+        "method",
+        "tau",
+        "tokens",
+        "ms p50",
+        "ms p95",
+        "bytes",
+        "GB/s",
+        "read GB/s",
+        "speed-up",
+        RungShares::TITLES
     );
     for row in rows {
         text += &format!(
-            "{:<12} {:>8} {:>9} {:>10.3} {:>10.3} {:>13} {:>8.2} {:>10.2} {:>8.1}x\n",
+            "{:<12} {:>8} {:>9} {:>10.3} {:>10.3} {:>13} {:>8.2} {:>10.2} {:>8.1}x {}\n",
             row.method,
             row.tau.map_or("-".to_string(), |tau| tau.to_string()),
             row.tokens,
@@ -262,7 +278,8 @@ fn table(rows: &[Row]) -> String {
             row.bytes,
             row.gb_per_s,
             row.read_gb_per_s,
-            row.speedup_vs_exact
+            row.speedup_vs_exact,
+            row.rungs.columns()
         );
     }
     text

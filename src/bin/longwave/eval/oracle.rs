@@ -7,6 +7,7 @@
 //! mean of their keys and the mean of their values, exact means of just these rows.
 
 use super::summary::{Sample, error};
+use crate::rungs::RungShares;
 use crate::trace::{Trace, TraceLayer, stored};
 use anyhow::{Context as _, Result};
 use longwave::storage::{Column, ColumnKind};
@@ -182,6 +183,8 @@ pub(super) struct Read {
     value_dim: usize,
     bytes_share: f64,
     page_share: f64,
+    /// Rows taken, over all rows.
+    read_share: f64,
 }
 
 impl Known {
@@ -197,6 +200,7 @@ impl Known {
             output: heads.flat_map(|((head, known), taken)| known.answer(oracle, head, taken)).collect(),
             value_dim: oracle.value_dim,
             bytes_share: (count * row_bytes) as f64 / full,
+            read_share: count as f64 / (oracle.rows() * oracle.heads.len()) as f64,
             page_share: (oracle.pages(&self.order[..count]) * 4096) as f64 / full,
         }
     }
@@ -283,6 +287,7 @@ impl Read {
                 error: error(output.iter().copied(), truth),
                 bytes_share: self.bytes_share,
                 page_share: self.page_share,
+                rungs: RungShares { read_share: self.read_share, ..RungShares::default() },
                 predicted: None,
                 bound: None,
                 stated: Vec::new(),

@@ -2,6 +2,7 @@
 
 use super::bounds::{Bounds, STATED};
 use crate::output;
+use crate::rungs::RungShares;
 use anyhow::Result;
 use longwave::{Answer, Budget};
 use std::collections::BTreeSet;
@@ -15,6 +16,7 @@ pub(crate) struct Sample {
     pub(crate) error: f64,
     pub(crate) bytes_share: f64,
     pub(crate) page_share: f64,
+    pub(crate) rungs: RungShares,
     /// The error that the method predicts for itself.
     pub(crate) predicted: Option<f64>,
     /// The bound at the confidence asked for, where the method is calibrated.
@@ -36,6 +38,7 @@ impl Sample {
     ) -> Vec<Sample> {
         let report = &answer.report;
         let dim = answer.output.len() / answer.lse.len();
+        let rungs = RungShares::of(report, dim);
         let heads = answer.output.chunks_exact(dim).zip(truth.chunks_exact(dim)).enumerate();
         heads
             .map(|(head, (output, truth))| {
@@ -46,6 +49,7 @@ impl Sample {
                     error: error(output.iter().map(|&x| f64::from(x)), truth),
                     bytes_share: report.bytes_share(),
                     page_share: report.page_share(),
+                    rungs,
                     predicted: report.predicted_error.get(head).map(|&x| f64::from(x)),
                     bound: bounds.asked,
                     stated: bounds.stated,
@@ -121,6 +125,8 @@ pub(crate) struct Row {
     error_max: f64,
     pub(crate) bytes_share: f64,
     page_share: f64,
+    #[serde(flatten)]
+    rungs: RungShares,
     bound_covered: Option<f64>,
     bound_p50: Option<f64>,
     ratio_p50: Option<f64>,
@@ -158,6 +164,7 @@ impl Row {
             error_max: percentile(&errors, 1.0),
             bytes_share: mean(|sample| sample.bytes_share),
             page_share: mean(|sample| sample.page_share),
+            rungs: RungShares::mean(samples.iter().map(|sample| sample.rungs)),
             bound_covered: covered(&samples, |sample| sample.bound),
             bound_p50: some(&bounds, 0.5),
             ratio_p50: some(&ratios, 0.5),
@@ -188,7 +195,7 @@ pub(crate) fn print(rows: &[Row], json: bool) -> Result<()> {
 fn table(rows: &[Row]) -> String {
     let width = rows.iter().map(|row| row.budget.len()).fold(6, usize::max);
     let mut text = format!(
-        "{:<10} {:<width$} {:>5} {:>7} {:>10} {:>8} {:>8} {:>8} {:>8} {:>7} {:>7} {:>7} {:>8} {:>9} {:>9}\n",
+        "{:<10} {:<width$} {:>5} {:>7} {:>10} {:>8} {:>8} {:>8} {:>8} {:>7} {:>7} {} {:>7} {:>8} {:>9} {:>9}\n",
         "method",
         "budget",
         "layer",
@@ -200,6 +207,7 @@ fn table(rows: &[Row]) -> String {
         "max",
         "bytes",
         "pages",
+        RungShares::TITLES,
         "covered",
         "bound",
         "ratio p50",
@@ -210,7 +218,7 @@ fn table(rows: &[Row]) -> String {
     let percent = |x: f64| format!("{:.2}%", 100.0 * x);
     for row in rows {
         text += &format!(
-            "{:<10} {:<width$} {:>5} {:>7} {:>10.2e} {:>8.1e} {:>8.1e} {:>8.1e} {:>8.1e} {:>7} {:>7} {:>7} {:>8} \
+            "{:<10} {:<width$} {:>5} {:>7} {:>10.2e} {:>8.1e} {:>8.1e} {:>8.1e} {:>8.1e} {:>7} {:>7} {} {:>7} {:>8} \
              {:>9} {:>9}\n",
             row.method,
             row.budget,
@@ -223,6 +231,7 @@ fn table(rows: &[Row]) -> String {
             row.error_max,
             percent(row.bytes_share),
             percent(row.page_share),
+            row.rungs.columns(),
             row.bound_covered.map_or("-".to_string(), percent),
             figure(row.bound_p50),
             ratio(row.ratio_p50),
@@ -252,6 +261,7 @@ mod tests {
             error,
             bytes_share,
             page_share: 0.5,
+            rungs: RungShares { zone_share: bytes_share * 5.0, ..RungShares::default() },
             predicted: None,
             bound: None,
             stated: Vec::new(),
@@ -265,6 +275,7 @@ mod tests {
         assert_eq!((row.method, row.layers, row.queries), ("retroinfer", 2, 2));
         assert!((row.error_mean - 0.3).abs() < 1e-12 && (row.bytes_share - 0.04).abs() < 1e-12);
         assert_eq!((row.error_p50, row.error_max), (0.3, 0.5));
+        assert!((row.rungs.zone_share - 0.2).abs() < 1e-12, "{:?}", row.rungs);
         assert_eq!((row.bound_covered, row.bound_p50, row.ratio_p50, row.tau), (None, None, None, None));
     }
 

@@ -200,6 +200,7 @@ mod tests {
             error,
             bytes_share,
             page_share: 0.0,
+            rungs: crate::rungs::RungShares::default(),
             predicted: None,
             bound: None,
             stated,
