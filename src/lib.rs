@@ -32,6 +32,7 @@
 
 mod accuracy;
 mod background;
+mod batch;
 mod check;
 mod context;
 mod error;
@@ -56,6 +57,7 @@ mod tensor;
 pub use accuracy::{
     BANDS, Band, CONFIDENCE, Calibration, KvHeadSpending, QueryHeadSpending, Spending, WINDOW,
 };
+pub use batch::{BatchCall, attend_batch};
 pub use check::check;
 pub use context::Context;
 pub use error::Error;

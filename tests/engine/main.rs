@@ -4,6 +4,7 @@
 mod accuracy;
 mod adoption;
 mod bad_input;
+mod batch;
 mod compaction;
 mod damage;
 mod determinism;
