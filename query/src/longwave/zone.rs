@@ -236,11 +236,6 @@ impl Choice {
             (number < u32::MAX).then_some(number as usize)
         })
     }
-
-    /// All rows chosen of an opened cluster, by resolution.
-    pub(super) fn of(&self, number: usize) -> impl Iterator<Item = &Chosen> {
-        [&self.half, &self.code, &self.full].into_iter().flat_map(move |list| of(list, number))
-    }
 }
 
 /// The rows of an opened cluster in a list.
