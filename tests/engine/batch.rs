@@ -10,7 +10,7 @@ fn contexts() -> Vec<(ModelSpec, Snapshot)> {
     let build = |(number, (shape, tokens)): (usize, ([usize; 4], usize))| {
         let model = model(shape, Dtype::F16, 2);
         let options = small_options().with_segment_rows(300, 90);
-        let mut context = store.create_with(&format!("context {number}"), &model, options).unwrap();
+        let mut context = store.create_with(&format!("context-{number}"), &model, options).unwrap();
         for layer in 0..2 {
             Kv::new((10 * number + layer) as u64, tokens, &model).append(&mut context, layer, 0..tokens);
         }
