@@ -17,8 +17,8 @@ const DRIFT_PERIOD: f32 = 32768.0;
 /// How far a query points to the sinks, which then draw a good part of the attention.
 const SINK_PULL: f32 = 0.5;
 /// How sharply the query heads of a group tell rows apart, one after the other: the deviation of an element of a query. Some
-/// heads of a model look at few rows and some at many. These were set so that, of 131,072 rows, as large a share of value means,
-/// sketches, codes and full rows is read at a tau as of the 32K trace of a model; docs/benchmarks.md has both.
+/// heads of a model look at few rows and some at many. These were set so that, of 131,072 rows, about the share of value means,
+/// sketches, codes and full rows is read that the bytes of a model's 32K trace suggest; docs/benchmarks.md has both.
 const SHARPNESS: [f32; 4] = [2.6, 1.7, 1.3, 0.9];
 
 /// A seeded source of rows and queries. The same arguments give the same numbers.
