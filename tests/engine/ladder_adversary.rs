@@ -201,3 +201,27 @@ fn one_row_with_all_the_mass() {
         assert!(found.is_none(), "{rise} above all: {}", found.unwrap());
     }
 }
+
+#[test]
+fn keys_of_any_length_give_numbers() {
+    let model = spec(Dtype::F32);
+    for seed in 1..=30 {
+        let mut draw = Sample::new(seed * 7919);
+        let mut power =
+            |from: f32, to: f32| 10f32.powf(from + (to - from) * (draw.number() / 3.0 + 1.0) / 2.0);
+        let (spread, scale, sharp) = (power(-2.0, 0.3), power(0.5, 4.0), power(-0.5, 0.7));
+        let mut kv = islands(seed * 7919, &model, spread);
+        kv.keys.iter_mut().for_each(|key| *key *= scale);
+        let case = build(&model, kv, 32);
+        for query in 0..3 {
+            let asked: Vec<f32> = queries(seed ^ query << 7, 1, &model).iter().map(|x| sharp * x).collect();
+            for tau in TAUS {
+                let answer = case.snapshot.attend(0, &query_view(&asked, &model), &Budget::Tau(tau)).unwrap();
+                let numbers = answer.output.iter().chain(&answer.lse).chain(&answer.report.predicted_error);
+                let place =
+                    format!("seed {seed}, keys {spread} wide times {scale}, queries {sharp}, tau {tau}");
+                assert!(numbers.copied().all(f32::is_finite), "{place}");
+            }
+        }
+    }
+}

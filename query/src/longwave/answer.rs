@@ -149,6 +149,12 @@ impl Rough {
         Rough { output, norm, total, dim }
     }
 
+    /// Whether the weights hold an answer. They do not where all scores turned out so far below what the centroids gave reason
+    /// to expect that every exponential is 0, as keys of norms far beyond a model's can make them.
+    pub(super) fn is_known(&self) -> bool {
+        self.total.iter().all(|total| *total > 0.0 && total.is_finite())
+    }
+
     /// Squared distances, in a plane of the length of `list` for each head, to the listed clusters' means, all of which have
     /// been read.
     pub(super) fn distances(

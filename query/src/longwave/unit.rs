@@ -170,6 +170,9 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             let started = Instant::now();
             let Room { clusters, zone, prediction, closed, .. } = &mut call.room;
             let predicted = prediction.errors(kernels, &call.reader.head, clusters, zone, (&answer, closed));
+            if !answer.is_known() || predicted.iter().any(|error| !error.is_finite()) {
+                return call.read_all(attempts, scratch);
+            }
             let bytes = Self::traffic(&view.shape, &call.reader.head, &call.room.touched).bytes();
             let bytes_share = bytes as f64 / whole.max(1.0);
             let attempt =
