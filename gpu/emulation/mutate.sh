@@ -11,7 +11,7 @@ kernels="$work/cuda"
 caught=0 survived=0
 
 # The tests are built once; they load the library that is made here, as build.rs makes it.
-binary=$(cargo test -p longwave-gpu --test device --no-run 2>&1 | sed -nE 's/.*\((.*device-[0-9a-f]+)\).*/\1/p')
+binary=$(cargo test --workspace --test device --no-run 2>&1 | sed -nE 's/.*\((.*device-[0-9a-f]+)\).*/\1/p')
 [[ -x $binary ]] || { echo "the tests do not build: cargo test -p longwave-gpu --test device"; exit 1; }
 # A copy: a build that runs beside this would replace the tests, and tests that are not there would look like tests that fail.
 cp "$binary" "$work/tests" && binary="$work/tests"
@@ -19,8 +19,25 @@ flags=(-std=c++17 -O2 -fPIC -w -DCUEMU -I"$work/device" -I"$kernels")
 [[ $(uname -m) == x86_64 ]] && flags+=(-march=x86-64-v3)
 compile() { for source in "$@"; do c++ "${flags[@]}" -x c++ -c "$source" -o "$work/$(basename "$source").o" || return 1; done; }
 link() { c++ -shared -Wl,-soname,libcuda.so -Wl,-z,defs -o "$work/libcuda.so" "$work"/*.o -lpthread; }
-# Those tests that look at kernels.
-run_tests() { LONGWAVE_EMULATED_LIBCUDA="$work/libcuda.so" timeout 300 "$binary" attend:: probe:: ladder:: >"$work/log" 2>&1; }
+run_test() { LONGWAVE_EMULATED_LIBCUDA="$work/libcuda.so" timeout 300 "$binary" --exact "$1" >"$work/log" 2>&1; }
+# Runs every test that looks at kernels, and notes how long it takes.
+run_whole() {
+  local name
+  for name in $("$binary" --list attend:: probe:: ladder:: zone:: | sed -n 's/: test$//p'); do
+    local from=${EPOCHREALTIME/./}
+    run_test "$name" || return 1
+    echo "$((${EPOCHREALTIME/./} - from)) $name"
+  done | sort -n >"$work/tests_by_time"
+  return "${PIPESTATUS[0]}"
+}
+# The tests that look at the kernels of a source; of a header, those of all. The quickest first: most faults are noticed by any.
+run_tests() { # source
+  local name
+  while read -r _ name; do
+    [[ $1 == *.cuh || $name == "${1%.cu}"::* ]] || continue
+    run_test "$name" || return 1
+  done <"$work/tests_by_time"
+}
 
 fault() { # name, file, sed expression
   [[ $1 == *"$only"* ]] || return 0
@@ -36,7 +53,7 @@ fault() { # name, file, sed expression
   elif ! compile "${changed[@]}" >"$work/log" 2>&1; then
     echo "NO KERNEL  $1: $(grep -m1 error "$work/log")"
     survived=$((survived + 1))
-  elif link && run_tests; then
+  elif link && run_tests "$2"; then
     echo "SURVIVED   $1"
     survived=$((survived + 1))
   else
@@ -47,9 +64,9 @@ fault() { # name, file, sed expression
   cp "$work"/objects/*.o "$work"
 }
 
-compile "$kernels"/*.cu "$work"/device/*.cpp && link && run_tests || { tail -40 "$work/log"; echo "the tests fail before anything is broken"; exit 1; }
+compile "$kernels"/*.cu "$work"/device/*.cpp && link && run_whole || { tail -40 "$work/log"; echo "the tests fail before anything is broken"; exit 1; }
 
-A=attend.cu P=probe.cu L=ladder.cu H=compat.cuh
+A=attend.cu P=probe.cu L=ladder.cu Z=zone.cu H=compat.cuh B=block.cuh C=codes.cuh
 fault "attend: no barrier before teams merge" $A '/^__device__ __forceinline__ void finish/,/^}/ s/^  __syncthreads\(\);$//'
 fault "attend: weights gathered are not lowered" $A 's/state\.sum\[g\] \*= fall;//'
 fault "attend: outputs gathered are not lowered" $A 's/state\.out\[g\]\[i\] \*= fall;//'
@@ -72,27 +89,72 @@ fault "merge: log-sum-exp without its top" $A 's/top \+ logf\(sum\) : -CUK_INF;/
 fault "lanes: one step of the sum is missing" $H 's/for \(int step = L \/ 2; step > 0/for (int step = L \/ 4; step > 0/'
 fault "lanes: half of the warp sums" $H 's/x \+= __shfl_xor_sync\(kAll, x, step\)/x += __shfl_xor_sync(0x0000ffffu, x, step)/'
 fault "pairs: elements swapped" $H 's/f\[0\] = a\.x; f\[1\] = a\.y;/f[0] = a.y; f[1] = a.x;/'
-fault "probe: first centroid of the unit is left out" $P 's/\(firsts\[unit\] \+ cluster\)/cluster/'
+fault "probe: entries counted from the beginning of all lists" $P 's/at < last \? list\[at\]/at < last ? list[at - begin]/'
+fault "probe: entries of no row are scored" $P 's/= taken \? capped\(dot, softcap\) : -CUK_INF/= capped(dot, softcap)/'
 fault "probe: queries of the first unit for all" $P 's/queries\[\(\(size_t\)unit \* group \+ g\)/queries[((size_t)0 * group + g)/'
-fault "softmax: no barrier after a block's maxima are read" $P '/^__device__ __forceinline__ float over_block/,/^}/ s/^  __syncthreads\(\);\n  return x;//; /^__device__ __forceinline__ float over_block/,/^}/ { /shared\[w\]\) : x \+ shared\[w\];/{n; s/__syncthreads\(\);//} }'
+fault "softmax: no barrier after a block's maxima are read" $B '/^__device__ __forceinline__ float over_block/,/^}/ s/^  __syncthreads\(\);\n  return x;//; /^__device__ __forceinline__ float over_block/,/^}/ { /shared\[w\]\) : x \+ shared\[w\];/{n; s/__syncthreads\(\);//} }'
 fault "softmax: no barrier before shares" $P '/^CUK_KERNEL.*softmax_shares/,/^}/ s/^  __syncthreads\(\);$//'
 fault "softmax: shares are not divided by the sum" $P 's/sum > 0\.f \? 1\.f \/ sum : 0\.f;/1.f;/'
 fault "select: ties are taken from behind" $P 's/ties_top \&\& over_top \+ top_rank < top/ties_top/'
-fault "select: ranks forget the warps before" $P 's/if \(w < \(int\)warp\) before \+= shared\[w\];//'
-fault "select: no barrier before ranks are read" $P '/^__device__ __forceinline__ unsigned rank_in_block/,/^}/ { /if \(lane == 0\) shared\[warp\]/{n; s/__syncthreads\(\);//} }'
-fault "select: no barrier after ranks are read" $P '/^__device__ __forceinline__ unsigned rank_in_block/,/^}/ { /^  __syncthreads\(\);$/{N; s/__syncthreads\(\);\n  return before;/return before;/} }'
-fault "select: at least instead of above" $P 's/c < count \&\& gain > most;/c < count \&\& gain >= most;/'
+fault "select: ranks forget the warps before" $B 's/if \(w < \(int\)warp\) before \+= shared\[w\];//'
+fault "select: no barrier before ranks are read" $B '/^__device__ __forceinline__ unsigned rank_in_block/,/^}/ { /if \(lane == 0\) shared\[warp\]/{n; s/__syncthreads\(\);//} }'
+fault "select: no barrier after ranks are read" $B '/^__device__ __forceinline__ unsigned rank_in_block/,/^}/ { /^  __syncthreads\(\);$/{N; s/__syncthreads\(\);\n  return before;/return before;/} }'
+fault "select: at least instead of above" $P 's/c < count \&\& gain > first;/c < count \&\& gain >= first;/'
+fault "select: levels by the second threshold alone" $P 's/\(gain > second\) \+ \(gain > third\)/(gain > second)/'
+fault "select: places counted from the beginning of their round" $P 's/level << 30 \| c;/level << 30 | threadIdx.x;/'
 fault "scan: low and high halves swapped" $L 's/mine\[byte \& 15\] \+ mine\[16 \+ \(byte >> 4\)\]/mine[byte >> 4] + mine[16 + (byte \& 15)]/'
-fault "scan: rows that fill a block get results" $L 's/counts = lane < \(int\)block\.z;/counts = lane < (int)block.y;/'
+fault "scan: lanes without a row get results" $L 's/holds = lane < \(int\)block\.y;/holds = true;/'
 fault "scan: columns of 32 rows always" $L 's/columns\[at \* block\.y \+ lane\]/columns[at * 32 + lane]/'
 fault "scan: no barrier before tables are read" $L '/void scan_body/,/^}/ s/^  __syncthreads\(\);$//'
 fault "tables: no barrier before least entries are summed" $L '/sketch_tables/,/^}/ s/^      __syncthreads\(\);$//'
 fault "tables: one warp's widths" $L 's/for \(int w = 0; w < cuk::kThreads \/ 32; \+\+w\) widest/for (int w = 0; w < 1; ++w) widest/'
-fault "codes: signs of levels turned" $L 's/return code \& 8 \? level : -level;/return code \& 8 ? -level : level;/'
+fault "codes: signs of levels turned" $C 's/return code \& 8 \? level : -level;/return code \& 8 ? -level : level;/'
+fault "halves: signs of levels turned" $C 's/return upper >= 2 \? level : -level;/return upper >= 2 ? -level : level;/'
+fault "halves: the levels of whole codes" $C 's/kWhole \? levels : levels \+ 16/kWhole ? levels : levels/'
+fault "planes: lower bits in place of the upper ones" $C 's/upper = two_bytes\(record \+ 2 \+ lane \* 2\)/upper = two_bytes(record + 2 + dim \/ 4 + lane * 2)/'
+fault "planes: the factor where that of a summary lies" $C 's/form == kPairs \? record \+ dim \/ 2 : record/record + dim \/ 2/'
+fault "planes: whole records where they are cut off, of keys" $L 's/\(size_t\)\(taken \? row : 0\) \* stride/(size_t)(taken ? row : 0) * (dim \/ 2 + 2)/'
+fault "planes: whole records where they are cut off, of values" $L 's/\(size_t\)row \* stride/(size_t)row * (dim \/ 2 + 2)/'
 fault "codes: factor of a key left out" $L 's/taken \? dot \* factor : -CUK_INF/taken ? dot : -CUK_INF/'
-fault "codes: bytes swapped" $L 's/two_bytes\(record \+ lane \* 4\) \| two_bytes\(record \+ lane \* 4 \+ 2\) << 16/two_bytes(record + lane * 4 + 2) | two_bytes(record + lane * 4) << 16/'
-fault "codes: no barrier before teams' sums are read" $L '/void sum_codes_body/,/^}/ s/^  __syncthreads\(\);$//'
+fault "codes: bytes swapped" $C 's/two_bytes\(record \+ lane \* 4\) \| two_bytes\(record \+ lane \* 4 \+ 2\) << 16/two_bytes(record + lane * 4 + 2) | two_bytes(record + lane * 4) << 16/'
+fault "codes: no barrier before teams' sums are read" $L '/void sum_body/,/^}/ s/^  __syncthreads\(\);$//'
 fault "codes: a team skips its second row" $L 's/for \(unsigned at = first \+ team; at < last; at \+= kTeams\)/for (unsigned at = first + team; at < last; at += 2 * kTeams)/'
+fault "codes: no barrier before levels are read" $C '/void fill_levels/,/^}/ s/^  __syncthreads\(\);$//'
+fault "full rows: every lane reads the first elements" $L 's/ldg_stream16\(row \+ lane \* 16\)/ldg_stream16(row)/'
+fault "scan: the layout of the first unit for all" $L 's/bytes = layouts\[unit\]\.w/bytes = layouts[0].w/'
+fault "tables: the layout of the first unit for all" $L 's/fours = layouts\[unit\]\.x/fours = layouts[0].x/'
+fault "zone: the middle of centroids is left out" $Z 's/coded\[at\] \+ add/coded[at]/'
+fault "zone: all means are read" $Z 's/shares\[c\] > least \? clusters\[c\] : kEmpty/clusters[c]/'
+fault "zone: shares of the last head alone" $Z 's/g == 0 \? share : fmaxf\(shares\[c\], share\)/share/'
+fault "zone: steady rows are no part of the mass" $Z 's/over_block<false>\(sum, shared\) \+ exact/over_block<false>(sum, shared)/'
+fault "zone: estimates without an allowance" $Z 's/ \+ fminf\(within \* 0\.25f, 1\.f\)//'
+fault "zone: a soft-cap leaves deviations as they are" $Z 's/within \*= slope \* slope;//'
+fault "rough: scales of the first head for all" $Z 's/s \* kv_heads \+ unit % kv_heads/s * kv_heads/'
+fault "rough: coded values are left out" $Z 's/if \(has_rows\) out = /if (!has_rows) out = /'
+fault "rough: not divided by the total" $Z 's/(steady_out\[\(size_t\)blockIdx\.x \* dim \+ d\], out\)) \/ total/\1/'
+fault "rough: weights in place of those on means" $Z 's/mean \+= on_mean\[/mean += weights[/'
+fault "rough: products of the first strip for all" $Z 's/to_global\[strip \* group \+ g\] = product/to_global[unit * strips * group + g] = product/'
+fault "gains: distance to the other side" $Z 's/mean_norm2 - 2\.f \* product/mean_norm2 + 2.f * product/'
+fault "gains: opened whatever the gain" $Z 's/gain > least \? cluster/gain >= 0.f ? cluster/'
+fault "gains: the error of a mean is left out" $Z 's/summary\.z \+ summary\.x \* summary\.w/summary.z/'
+fault "rows: half of the lanes are summed" $Z 's/sum = sum_lanes<32>\(sum\);/sum = sum_lanes<16>(sum);/'
+fault "rows: deviations of the first strip for all" $Z 's/noise\[mine\.w \* group \+ g\]/noise[g]/'
+fault "rows: the top of the first unit for all" $Z 's/tops\[mine\.w \/ strips \* group \+ g\]/tops[g]/'
+fault "rows: scores without their centroid are kept" $Z 's/^      scores\[at\] = uncapped;$//'
+fault "row gains: values without their deviation" $Z 's/is_value \? expf\(fminf\(deviation \* deviation, up\)\)/is_value ? 1.f/'
+fault "row gains: keys as values" $Z 's/ : expf\(up\) - 1\.f;/ : expf(fminf(deviation * deviation, up));/'
+fault "keys: scores in the order of reads" $Z 's/at = \(size_t\)mine\.z \* group/at = (size_t)i * group/'
+fault "keys: codes without their sketch" $Z 's/\(mine\.y == 2 \? 0\.f : scores\[row\]\)/0.f/'
+fault "keys: full rows added to their sketch" $Z 's/\(mine\.y == 2 \? 0\.f : scores\[row\]\)/scores[row]/'
+fault "keys: halves leave no more than whole codes" $Z 's/mine\.y == 1 \? left_whole : left_half/left_whole/'
+fault "keys: nothing added for what codes leave" $Z 's/known \+ fminf\(deviation \* deviation \* 0\.5f, most_raised\)/known/'
+fault "keys: raised without a limit" $Z 's/known \+ fminf\(deviation \* deviation \* 0\.5f, most_raised\)/known + deviation * deviation * 0.5f/'
+fault "keys: weights stay against the old top" $Z 's/weights\[\(size_t\)r \* group \+ g\] \*= factor;/;/'
+fault "keys: no barrier behind a new top" $Z '/weigh_keys\(/,/^}/ s/^      __syncthreads\(\);$//'
+fault "keys: no barrier before sums are taken again" $Z '/weigh_keys\(/,/^}/ s/^  __syncthreads\(\);$//'
+fault "keys: deviations stay" $Z 's/^      deviations\[row\] = deviation;$//'
+fault "values: what is coded leaves its mean, too" $Z 's/if \(i >= first_full\) marks/marks/'
+fault "values: one entry too many counts as full" $Z 's/if \(i >= first_full\)/if (i + 1 >= first_full)/'
 
 echo "$caught caught, $survived survived"
 [[ $survived == 0 ]]

@@ -13,10 +13,11 @@ use std::sync::Arc;
 pub type Buffer<T> = CudaSlice<T>;
 
 /// The kernels as PTX, by source file. Made by `cargo xtask ptx`.
-pub const PTX: [(&str, &str); 3] = [
+pub const PTX: [(&str, &str); 4] = [
     ("attend", include_str!("../../kernels/cuda/ptx/attend.ptx")),
     ("ladder", include_str!("../../kernels/cuda/ptx/ladder.ptx")),
     ("probe", include_str!("../../kernels/cuda/ptx/probe.ptx")),
+    ("zone", include_str!("../../kernels/cuda/ptx/zone.ptx")),
 ];
 
 /// Version of CUDA whose drivers read the PTX: 1000 times the major and 10 times the minor number.
@@ -118,6 +119,46 @@ impl Device {
     ) -> Result<(), Error> {
         let copied = self.compute.memcpy_dtod(from, to);
         copied.map_err(|error| Error::driver("copying in device memory", error))
+    }
+
+    /// Copies the first `len` numbers of one buffer into another, from number `at` on, for kernels launched from now on.
+    pub(crate) fn copy_part<T: DeviceRepr>(
+        &self,
+        from: &Buffer<T>,
+        to: &mut Buffer<T>,
+        (at, len): (usize, usize),
+    ) -> Result<(), Error> {
+        let copied = self.compute.memcpy_dtod(&from.slice(..len), &mut to.slice_mut(at..at + len));
+        copied.map_err(|error| Error::driver("copying in device memory", error))
+    }
+
+    /// Copies numbers into a buffer, from number `at` on, for kernels launched from now on.
+    pub(crate) fn upload_part<T: DeviceRepr>(
+        &self,
+        numbers: &[T],
+        to: &mut Buffer<T>,
+        at: usize,
+    ) -> Result<(), Error> {
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        let copied = self.compute.memcpy_htod(numbers, &mut to.slice_mut(at..at + numbers.len()));
+        copied.map_err(|error| Error::driver("copying to the device", error))
+    }
+
+    /// As [`Device::download`], of a part of a buffer.
+    pub(crate) fn download_part<T: DeviceRepr + Clone + Default>(
+        &self,
+        buffer: &Buffer<T>,
+        part: std::ops::Range<usize>,
+    ) -> Result<Vec<T>, Error> {
+        let mut numbers = vec![T::default(); part.len()];
+        if !numbers.is_empty() {
+            let copied = self.compute.memcpy_dtoh(&buffer.slice(part), &mut numbers);
+            copied.map_err(|error| Error::driver("copying from the device", error))?;
+        }
+        self.synchronize()?;
+        Ok(numbers)
     }
 
     pub(crate) fn context(&self) -> &Arc<CudaContext> {

@@ -123,7 +123,6 @@ impl Drop for Staging {
 #[derive(Debug)]
 pub struct Spans {
     pub(crate) starts: Buffer<u32>,
-    pub(crate) host: Vec<u32>,
     pub(crate) units: usize,
     pub(crate) len: usize,
 }
@@ -137,7 +136,7 @@ impl Spans {
     pub fn new(device: &Device, starts: &[u32]) -> Result<Spans, Error> {
         assert!(starts.first() == Some(&0) && starts.is_sorted(), "starts rise from 0");
         let len = starts[starts.len() - 1] as usize;
-        Ok(Spans { starts: device.upload(starts)?, host: starts.to_vec(), units: starts.len() - 1, len })
+        Ok(Spans { starts: device.upload(starts)?, units: starts.len() - 1, len })
     }
 
     /// Units: query positions times KV heads.
@@ -155,7 +154,7 @@ impl Spans {
 #[derive(Debug)]
 pub struct RowList {
     pub(crate) rows: Buffer<u32>,
-    pub(crate) spans: Spans,
+    pub(crate) spans: Arc<Spans>,
     /// One more than the largest row.
     bound: usize,
 }
@@ -170,7 +169,18 @@ impl RowList {
         let spans = Spans::new(device, starts)?;
         assert!(spans.len == rows.len(), "{} rows, and starts for {}", rows.len(), spans.len);
         let bound = rows.iter().filter(|&&row| row != EMPTY).max().map_or(0, |&row| row as usize + 1);
-        Ok(RowList { rows: device.upload(rows)?, spans, bound })
+        Ok(RowList { rows: device.upload(rows)?, spans: Arc::new(spans), bound })
+    }
+
+    /// The list with some of its rows replaced by [`EMPTY`], as a kernel has made it.
+    pub(crate) fn masked(&self, rows: Buffer<u32>) -> RowList {
+        assert!(rows.len() >= self.spans.len, "a mask of {} rows for {}", rows.len(), self.spans.len);
+        RowList { rows, spans: self.spans.clone(), bound: self.bound }
+    }
+
+    /// The rows as they lie on the device.
+    pub fn rows(&self) -> &Buffer<u32> {
+        &self.rows
     }
 
     pub(crate) fn assert_within(&self, rows: usize) {

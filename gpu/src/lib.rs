@@ -7,9 +7,13 @@
 //! See docs/gpu.md for layouts, what was computed and what was measured.
 
 pub mod cache;
+#[cfg(feature = "device")]
+mod coordinates;
 mod error;
 mod explained;
 pub mod placement;
+#[cfg(feature = "device")]
+mod resident;
 #[cfg(feature = "device")]
 mod rows;
 mod shape;
@@ -34,6 +38,9 @@ mod measure;
 mod probe;
 #[cfg(feature = "device")]
 pub mod timings;
+#[cfg(feature = "device")]
+#[expect(unsafe_code, reason = "launches go through the macro of `launch`")]
+pub mod zone;
 
 pub use error::Error;
 pub use explained::{Explained, PlacedStep};
@@ -42,10 +49,12 @@ pub use shape::{DIMS, EMPTY, GROUP_MAX, RowShape};
 #[cfg(feature = "device")]
 pub use device::{Buffer, Device, PTX};
 #[cfg(feature = "device")]
-pub use ladder::{SketchBlocks, SketchTables};
+pub use ladder::{CodeForm, SketchBlocks, SketchTables, Weighted};
 #[cfg(feature = "device")]
 pub use launch::{Parts, RowList, Spans, Staging};
 #[cfg(feature = "device")]
 pub use measure::{Effort, copy_bytes_per_s};
 #[cfg(feature = "device")]
-pub use tier::{Division, Metrics, Tier, TierAnswer, TierReport};
+pub use probe::{PLACES_MAX, place_and_level};
+#[cfg(feature = "device")]
+pub use tier::{Caches, Division, Metrics, Sources, Tier, TierAnswer, TierReport, Wanted};

@@ -2,38 +2,38 @@
 
 use crate::device::{Buffer, Device};
 use crate::error::Error;
-use crate::launch::{Spans, assert_len, blocks_of, launch, typed};
+use crate::launch::{RowList, Spans, assert_len, blocks_of, launch, typed};
 use crate::shape::{BLOCK_THREADS, RowShape};
 use cudarc::driver::PushKernelArg;
 
+/// As many places as an entry of [`Device::select_above`] has room for.
+pub const PLACES_MAX: usize = 1 << 30;
+
+/// An entry of [`Device::select_above`]: a place within its unit, and how many of the second and third threshold its gain is above.
+pub fn place_and_level(entry: u32) -> (u32, usize) {
+    (entry % PLACES_MAX as u32, (entry / PLACES_MAX as u32) as usize)
+}
+
 impl Device {
-    /// Scores `[clusters of all units, group]` of centroids stored as rows: unit u's are the rows from `firsts[u]` on.
+    /// Scores `[list, group]` of listed rows, be they centroids or full keys; minus infinity where an entry stands for none.
     ///
     /// # Errors
     /// As [`Device::room`].
     ///
     /// # Panics
-    /// If a length or a centroid does not fit.
+    /// If a length or a row does not fit.
     pub fn score_rows(
         &self,
         shape: &RowShape,
         queries: &Buffer<f32>,
-        centroids: &Buffer<u16>,
-        firsts: &[u32],
-        spans: &Spans,
+        stored: &Buffer<u16>,
+        rows: &RowList,
         softcap: f32,
     ) -> Result<Buffer<f32>, Error> {
-        assert!(firsts.len() == spans.units, "a first centroid for each unit");
-        let ends = firsts.iter().zip(spans.host.windows(2)).map(|(first, span)| first + (span[1] - span[0]));
-        let most = ends.max().unwrap_or(0) as usize;
-        assert!(
-            most <= centroids.len() / shape.dim(),
-            "centroid {most} of {}",
-            centroids.len() / shape.dim()
-        );
+        let spans = &rows.spans;
+        rows.assert_within(stored.len() / shape.dim());
         assert_len(queries, spans.units * shape.group() * shape.dim(), "queries");
         let mut scores = self.room(spans.len * shape.group())?;
-        let firsts = self.upload(firsts)?;
         if spans.units > 0 {
             let (group, dim) = (shape.group() as i32, shape.dim() as i32);
             launch!(
@@ -42,7 +42,7 @@ impl Device {
                 (spans.units, blocks_of(spans)),
                 BLOCK_THREADS,
                 0,
-                [queries, centroids, &firsts, &spans.starts, &group, &dim, &softcap, &mut scores]
+                [queries, stored, &rows.rows, &spans.starts, &group, &dim, &softcap, &mut scores]
             );
         }
         Ok(scores)
@@ -120,24 +120,25 @@ impl Device {
         Ok((read, estimated))
     }
 
-    /// Places of the gains above `most`, those of the others above `least`, and of each unit how many: `[units, 2]`. The
-    /// lists of unit u begin where its gains begin.
+    /// Places within the unit of the gains above the first of three rising thresholds, each with how many of the others its gain is
+    /// above, see [`place_and_level`]; and of each unit how many. The list of unit u begins where its gains begin.
     ///
     /// # Errors
     /// As [`Device::room`].
     ///
     /// # Panics
-    /// If there is not one gain for each entry.
+    /// If there is not one gain for each entry, there are more than [`PLACES_MAX`], or thresholds fall.
     pub fn select_above(
         &self,
         gains: &Buffer<f32>,
         spans: &Spans,
-        least: f32,
-        most: f32,
-    ) -> Result<[Buffer<u32>; 3], Error> {
+        thresholds: [f32; 3],
+    ) -> Result<[Buffer<u32>; 2], Error> {
         assert_len(gains, spans.len, "gains");
-        let (mut above, mut between) = (self.room(spans.len)?, self.room(spans.len)?);
-        let mut counts = self.room(2 * spans.units)?;
+        assert!(spans.len <= PLACES_MAX, "{} gains", spans.len);
+        assert!(thresholds.is_sorted(), "thresholds {thresholds:?}");
+        let (mut above, mut counts) = (self.room(spans.len)?, self.room(spans.units)?);
+        let [first, second, third] = thresholds;
         if spans.units > 0 {
             launch!(
                 self,
@@ -145,9 +146,9 @@ impl Device {
                 (spans.units, 1),
                 BLOCK_THREADS,
                 0,
-                [gains, &spans.starts, &least, &most, &mut above, &mut between, &mut counts]
+                [gains, &spans.starts, &first, &second, &third, &mut above, &mut counts]
             );
         }
-        Ok([above, between, counts])
+        Ok([above, counts])
     }
 }

@@ -1,5 +1,5 @@
 //! Whole calls on the rows of a real model: SmolLM2-135M-Instruct reads this repository's documents, and its own queries are asked of
-//! RetroInfer's method by the CPU, by the (emulated) device, and divided between them at every proportion.
+//! both methods by the CPU, by the (emulated) device, and divided between them at every proportion.
 //!
 //! `LONGWAVE_MODEL` names the GGUF file.
 
@@ -10,9 +10,9 @@ use longwave::{
 use longwave_candle::stored::model_spec;
 use longwave_candle::trace::{LayerTrace, Trace, TraceOptions};
 use longwave_candle::{Model, ModelFile, ModelOptions, Tokenizer};
-use longwave_gpu::cache::{BlockCache, LeastRecentlyUsed, RowKind, RowSource, StoredRows};
+use longwave_gpu::cache::{BlockCache, LeastRecentlyUsed, RowKind, StoredRows};
 use longwave_gpu::placement::Machine;
-use longwave_gpu::{Device, Division, Tier, TierAnswer};
+use longwave_gpu::{Caches, Device, Division, Sources, Tier, TierAnswer};
 use longwave_gpu_emulation::install;
 use std::sync::Arc;
 
@@ -23,6 +23,7 @@ const LAYERS: [usize; 2] = [2, 9];
 /// Positions whose queries are asked, the last ones.
 const POSITIONS: usize = 3;
 const RETROINFER: Budget = Budget::RETROINFER;
+const LADDER: Budget = Budget::LONGWAVE;
 const MACHINE: Machine = Machine {
     transfer_bytes_per_s: 20e9,
     device_bytes_per_s: 2000e9,
@@ -43,11 +44,14 @@ fn recorded() -> (longwave::ModelSpec, Trace) {
     (model_spec(&model, &tokenizer, Dtype::F16), trace)
 }
 
-/// A context that holds one layer of the trace.
-fn stored(spec: &longwave::ModelSpec, rows: &LayerTrace) -> Snapshot {
+/// A context that holds one layer of the trace, with the index of a budget's method.
+fn stored(spec: &longwave::ModelSpec, rows: &LayerTrace, budget: &Budget) -> Snapshot {
     let store = Store::in_memory(StoreOptions::default()).unwrap();
     let spec = longwave::ModelSpec { layers: 1, ..spec.clone() };
-    let options = ContextOptions::default().with_clusters(ClusterOptions::retroinfer()).with_ladder(false);
+    let options = match budget {
+        Budget::Tau(_) => ContextOptions::default(),
+        _ => ContextOptions::default().with_clusters(ClusterOptions::retroinfer()).with_ladder(false),
+    };
     let mut context = store.create_with("real", &spec, options).unwrap();
     let (heads, dim) = (spec.kv_heads, spec.key_dim);
     // The queries before those that are asked: the metric of a context that has been used.
@@ -71,6 +75,27 @@ fn stored(spec: &longwave::ModelSpec, rows: &LayerTrace) -> Snapshot {
     }
     context.commit(Durability::None).unwrap();
     context.snapshot().unwrap()
+}
+
+fn sources(snapshot: &Snapshot) -> Sources {
+    let (segments, shape) = (snapshot.shared_segments(0).unwrap(), snapshot.view(0).unwrap().shape);
+    let source = |kind| Arc::new(StoredRows::new(shape, kind, &segments));
+    let (clusters, codes, rows) = (source(RowKind::Clusters), source(RowKind::Codes), source(RowKind::Full));
+    Sources { clusters, codes, rows }
+}
+
+/// A tier with room for everything that a call reads.
+fn tier(device: &Arc<Device>, dim: usize) -> Tier {
+    let cache = |slots, rows, dim| {
+        Some(Arc::new(BlockCache::new(device, Box::new(LeastRecentlyUsed), slots, rows, dim).unwrap()))
+    };
+    let (clusters, codes, rows) = (cache(600, 8, dim), cache(6000, 1, dim / 4 + 1), cache(600, 1, dim));
+    Tier::new(device, MACHINE, Caches { clusters, codes, rows }, 1 << 20).unwrap()
+}
+
+fn settle(tier: &Tier) {
+    let Caches { clusters, codes, rows } = tier.caches();
+    [clusters, codes, rows].into_iter().flatten().for_each(|cache| cache.settle());
 }
 
 /// The bound: 1e-5 of the output's length for each head, and 1e-5 of the log-sum-exp.
@@ -109,33 +134,33 @@ fn real_rows_are_answered_alike_by_both_sides_at_every_proportion() {
     for (layer, rows) in trace.layers() {
         let queries: Vec<f32> = rows.queries.iter().map(|q| q.to_f32()).collect();
         let row = spec.query_heads * spec.key_dim;
-        let snapshot = stored(&spec, rows);
-        let view = snapshot.view(0).unwrap();
-        assert!(view.segments.iter().map(|segment| segment.rows()).sum::<usize>() > 1000);
-        let cache = BlockCache::new(&device, Box::new(LeastRecentlyUsed), 600, 8, spec.key_dim).unwrap();
-        let cache = Arc::new(cache);
-        let source: Arc<dyn RowSource> =
-            Arc::new(StoredRows::new(view.shape, RowKind::Clusters, &snapshot.shared_segments(0).unwrap()));
-        let tier = Tier::new(&device, MACHINE, Some(cache.clone()), 1 << 20).unwrap();
-        for positions in [1, POSITIONS] {
-            let data = &queries[queries.len() - positions * row..];
-            let batch = QueryBatch { data, first_position: (TOKENS - positions) as u64, positions };
-            for per_mille in (0..=1000).step_by(100) {
-                let what = format!("layer {layer}, {positions} positions, {per_mille} of 1000 on the CPU");
-                let division = Division::HostPerMille(per_mille);
-                let answer = tier.attend(0, &view, &batch, &RETROINFER, division).unwrap();
-                assert!(answer.report.placement.is_some(), "{what}");
-                worst = worst.max(expect(&view, &batch, &RETROINFER, &answer, &what));
-                if per_mille == 500 {
-                    // From here on, what was read is in slots.
-                    cache.note(u64::from(per_mille), answer.report.wanted, &source);
-                    cache.settle();
+        for budget in [LADDER, RETROINFER] {
+            let snapshot = stored(&spec, rows, &budget);
+            let view = snapshot.view(0).unwrap();
+            assert!(view.segments.iter().map(|segment| segment.rows()).sum::<usize>() > 1000);
+            let tier = tier(&device, spec.key_dim);
+            for positions in [1, POSITIONS] {
+                let data = &queries[queries.len() - positions * row..];
+                let batch = QueryBatch { data, first_position: (TOKENS - positions) as u64, positions };
+                for per_mille in (0..=1000).step_by(100) {
+                    let division = Division::HostPerMille(per_mille);
+                    let what = format!(
+                        "layer {layer}, {budget}, {positions} positions, {per_mille} of 1000 on the CPU"
+                    );
+                    let answer = tier.attend(0, &view, &batch, &budget, division).unwrap();
+                    assert!(answer.report.placement.is_some(), "{what}");
+                    worst = worst.max(expect(&view, &batch, &budget, &answer, &what));
+                    if per_mille == 500 {
+                        // From here on, most is in slots.
+                        tier.note(u64::from(per_mille), &answer.report.wanted, &sources(&snapshot));
+                        settle(&tier);
+                    }
                 }
             }
+            let metrics = tier.metrics();
+            assert_eq!((metrics.calls_device, metrics.calls_host, metrics.fallbacks), (22, 0, 0));
+            assert!(metrics.bytes.iter().all(|&bytes| bytes > 0), "{metrics}");
         }
-        let metrics = tier.metrics();
-        assert_eq!((metrics.calls_device, metrics.calls_host, metrics.fallbacks), (22, 0, 0));
-        assert!(metrics.bytes.iter().all(|&bytes| bytes > 0), "{metrics}");
     }
     println!("the sides differ by {worst:.1e} of an output's length at most");
 }

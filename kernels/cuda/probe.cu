@@ -1,14 +1,16 @@
 // Probing: scores of a KV head's query heads against its centroids, and the softmax over them.
 //
-// Clusters of unit u are numbered starts[u]..starts[u + 1] in scores, shares and gains; its first centroid is row firsts[u].
+// Clusters of unit u are numbered starts[u]..starts[u + 1] in scores, shares and gains.
 //
-// score_rows_*    grid (units, blocks): scores[cluster][group] of centroids stored as rows.
+// score_rows_*    grid (units, blocks): scores[entry][group] of listed rows: centroids stored as rows, or full keys. Minus
+//                 infinity where an entry stands for none.
 // softmax_parts   grid (units, blocks): of each block its largest score and its sum of weights, per head.
 // softmax_shares  grid (units, blocks): each cluster's softmax share summed over the group, and the log-sum-exp per head.
 // select_top      grid (units): the clusters with the largest shares, and the next ones.
-// select_above    grid (units): those whose number lies above one threshold, and above a second one.
+// select_above    grid (units): those whose number lies above a threshold, and above how many of two others.
 //
 // Lists are in rising order, whatever the threads do.
+#include "block.cuh"
 #include "compat.cuh"
 #include "shapes.cuh"
 
@@ -16,8 +18,8 @@ namespace {
 using namespace cuk;
 
 template <typename T, int L, int G>
-__device__ __forceinline__ void score_body(const float* __restrict__ queries, const T* __restrict__ centroids,
-                                           const unsigned* __restrict__ firsts, const unsigned* __restrict__ starts,
+__device__ __forceinline__ void score_body(const float* __restrict__ queries, const T* __restrict__ rows,
+                                           const unsigned* __restrict__ list, const unsigned* __restrict__ starts,
                                            int group, int dim, float softcap, float* __restrict__ scores) {
   constexpr int kTeams = kThreads / L;
   const int unit = blockIdx.x, team = threadIdx.x / L, lane = threadIdx.x % L;
@@ -28,56 +30,24 @@ CUK_UNROLL
 CUK_UNROLL
     for (int i = 0; i < 8; ++i)
       query[g][i] = holds && g < group ? queries[((size_t)unit * group + g) * dim + lane * 8 + i] : 0.f;
-  const unsigned begin = starts[unit], count = starts[unit + 1] - begin;
-  for (unsigned base = blockIdx.y * kTeams; base < count; base += gridDim.y * kTeams) {
-    const unsigned cluster = base + team;
-    const bool taken = cluster < count;
+  const unsigned begin = starts[unit], last = starts[unit + 1];
+  for (unsigned base = begin + blockIdx.y * kTeams; base < last; base += gridDim.y * kTeams) {
+    const unsigned at = base + team, row = at < last ? list[at] : kEmpty;
+    const bool taken = row != kEmpty;
     uint4 raw = make_uint4(0, 0, 0, 0);
-    if (taken && holds) raw = ldg_stream16(centroids + (size_t)(firsts[unit] + cluster) * dim + lane * 8);
-    float row[8];
-    widen8<T>(raw, row);
+    if (taken && holds) raw = ldg_stream16(rows + (size_t)row * dim + lane * 8);
+    float x[8];
+    widen8<T>(raw, x);
 CUK_UNROLL
     for (int g = 0; g < G; ++g) {
       float dot = 0.f;
 CUK_UNROLL
-      for (int i = 0; i < 8; ++i) dot = fmaf(query[g][i], row[i], dot);
+      for (int i = 0; i < 8; ++i) dot = fmaf(query[g][i], x[i], dot);
       dot = sum_lanes<L>(dot);
-      if (taken && lane == 0 && g < group) scores[(size_t)(begin + cluster) * group + g] = capped(dot, softcap);
+      if (at < last && lane == 0 && g < group)
+        scores[(size_t)at * group + g] = taken ? capped(dot, softcap) : -CUK_INF;
     }
   }
-}
-
-// Sum over the block, or the largest; the same bits in every thread. `shared` has kThreads / 32 floats.
-template <bool kLargest>
-__device__ __forceinline__ float over_block(float x, float* shared) {
-CUK_UNROLL
-  for (int step = 16; step > 0; step >>= 1) {
-    const float other = __shfl_xor_sync(kAll, x, step);
-    x = kLargest ? fmaxf(x, other) : x + other;
-  }
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
-  __syncthreads();
-  x = shared[0];
-CUK_UNROLL
-  for (int w = 1; w < kThreads / 32; ++w) x = kLargest ? fmaxf(x, shared[w]) : x + shared[w];
-  __syncthreads();
-  return x;
-}
-
-// How many threads before this one have `flag` set, and how many in all. `shared` has kThreads / 32 numbers.
-__device__ __forceinline__ unsigned rank_in_block(bool flag, unsigned* shared, unsigned& total) {
-  const unsigned votes = __ballot_sync(kAll, flag), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (lane == 0) shared[warp] = __popc(votes);
-  __syncthreads();
-  unsigned before = __popc(votes & ((1u << lane) - 1));
-  total = 0;
-CUK_UNROLL
-  for (int w = 0; w < kThreads / 32; ++w) {
-    if (w < (int)warp) before += shared[w];
-    total += shared[w];
-  }
-  __syncthreads();
-  return before;
 }
 
 // How many of the numbers are at least `least`. They are not negative, so that their bits order as they do.
@@ -108,9 +78,9 @@ __device__ __forceinline__ unsigned nth_largest(const float* numbers, unsigned c
 
 #define DEFINE_SCORE(NAME, T, L, G)                                                                                   \
   CUK_KERNEL void __launch_bounds__(cuk::kThreads) score_rows_##NAME##_l##L##_g##G(                                   \
-      const float* queries, const T* centroids, const unsigned* firsts, const unsigned* starts, int group, int dim,   \
+      const float* queries, const T* rows, const unsigned* list, const unsigned* starts, int group, int dim,          \
       float softcap, float* scores) {                                                                                 \
-    score_body<T, L, G>(queries, centroids, firsts, starts, group, dim, softcap, scores);                             \
+    score_body<T, L, G>(queries, rows, list, starts, group, dim, softcap, scores);                                    \
   }                                                                                                                   \
   CUK_REGISTER(score_rows_##NAME##_l##L##_g##G)
 LW_TYPED_SHAPES(DEFINE_SCORE)
@@ -195,30 +165,23 @@ CUK_KERNEL void __launch_bounds__(cuk::kThreads) select_top(const float* shares,
 }
 CUK_REGISTER(select_top)
 
-// Numbers within the unit of the gains above `most`, and of those above `least` but not above `most`. Both lists begin at
-// starts[unit]; counts[2 * unit] and the one behind it say how long they are.
-CUK_KERNEL void __launch_bounds__(cuk::kThreads) select_above(const float* gains, const unsigned* starts, float least,
-                                                              float most, unsigned* above_most, unsigned* above_least,
-                                                              unsigned* counts) {
+// Numbers within the unit of the gains above the first of three rising thresholds, each with how many of the others its gain is
+// above in its upper two bits. A list begins at starts[unit]; counts[unit] says how long it is.
+CUK_KERNEL void __launch_bounds__(cuk::kThreads) select_above(const float* gains, const unsigned* starts, float first,
+                                                              float second, float third, unsigned* above, unsigned* counts) {
   __shared__ unsigned shared[cuk::kThreads / 32];
   const unsigned unit = blockIdx.x, begin = starts[unit], count = starts[unit + 1] - begin;
-  unsigned mosts = 0, leasts = 0;
+  unsigned taken = 0;
   for (unsigned base = 0; base < count; base += cuk::kThreads) {
     const unsigned c = base + threadIdx.x;
     const float gain = c < count ? gains[begin + c] : 0.f;
     unsigned total;
-    const bool is_most = c < count && gain > most;
-    const unsigned at_most = mosts + rank_in_block(is_most, shared, total);
-    mosts += total;
-    if (is_most) above_most[begin + at_most] = c;
-    const bool is_least = c < count && gain > least && !is_most;
-    const unsigned at_least = leasts + rank_in_block(is_least, shared, total);
-    leasts += total;
-    if (is_least) above_least[begin + at_least] = c;
+    const bool is_above = c < count && gain > first;
+    const unsigned at = taken + rank_in_block(is_above, shared, total);
+    taken += total;
+    const unsigned level = (gain > second) + (gain > third);
+    if (is_above) above[begin + at] = level << 30 | c;
   }
-  if (threadIdx.x == 0) {
-    counts[2 * unit] = mosts;
-    counts[2 * unit + 1] = leasts;
-  }
+  if (threadIdx.x == 0) counts[unit] = taken;
 }
 CUK_REGISTER(select_above)

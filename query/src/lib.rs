@@ -26,6 +26,7 @@ mod work;
 
 pub use budget::{Budget, Method};
 pub use error::Error;
+pub use longwave::constants;
 pub use plan::{ClusterId, HeadPlan, Plan, PlannedRows, RowId};
 pub use report::{Answer, Operator, PositionReport, Report, Timings, Traffic};
 pub use rule::{Attempt, FixedTau, Next, TauRule};

@@ -57,8 +57,8 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
 
 /// Steps, and the modules of tests that each runs.
 const PARTS: [(&str, &[&str]); 3] = [
-    ("kernels", &["attend::", "probe::", "ladder::", "ptx::"]),
-    ("calls", &["split::"]),
+    ("kernels", &["attend::", "probe::", "ladder::", "zone::", "ptx::"]),
+    ("calls", &["split::", "longwave::"]),
     ("constants", &["check::"]),
 ];
 

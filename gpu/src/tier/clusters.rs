@@ -4,7 +4,7 @@
 //! CPU reads its own share, estimates from summaries and reads the tail. Both sides give partial states, which merge.
 
 use super::{
-    Division, Staged, Tier, TierAnswer, TierReport, finished, query_error, rows_error, slots_of,
+    Division, Staged, Tier, TierAnswer, TierReport, Wanted, finished, query_error, rows_error, slots_of,
     steady_states,
 };
 use crate::cache::{BlockId, Scored, Slots, segment_key};
@@ -28,7 +28,7 @@ impl Tier {
         division: Division,
     ) -> Result<TierAnswer, Error> {
         let call = Call::plan(layer, view, queries, budget)?;
-        let slots = slots_of(self.cache.as_ref());
+        let slots = slots_of(self.caches.clusters.as_ref());
         let items: Vec<Item> = call
             .reads
             .iter()
@@ -36,7 +36,7 @@ impl Tier {
             .collect();
         let placement = self.divide(&items, division);
         let mut staged = self.staged.lock();
-        let started = self.start(&call, &placement, &slots, &mut staged)?;
+        let started = self.start(&call, &placement, &slots, &mut staged.rows)?;
         let mut states = call.host(queries, &placement)?;
         if let Some(parts) = started {
             let (out, lse) = self.device.merge(&parts)?;
@@ -50,13 +50,15 @@ impl Tier {
         for (item, place) in items.iter().zip(&placement.places) {
             bytes[*place as usize] += item.bytes;
         }
-        let wanted = call.reads.iter().map(|read| Scored {
+        let clusters = call.reads.iter().map(|read| Scored {
             block: read.block,
             rows: read.rows.len() as u32,
             score: 0.0,
             wanted: true,
         });
-        let report = TierReport::new(self, placement, bytes, wanted.collect());
+        let wanted = Wanted { clusters: clusters.collect(), ..Wanted::default() };
+        let mut report = TierReport::new(self, placement, bytes, wanted);
+        report.opened = call.reads.len() as u64;
         Ok(TierAnswer { output, lse, report })
     }
 
@@ -72,7 +74,7 @@ impl Tier {
             return Ok(None);
         }
         let (shape, heads) = (&call.shape, call.plans.len());
-        let slot_rows = self.cache.as_ref().map_or(1, |cache| cache.slot_rows());
+        let slot_rows = self.caches.clusters.as_ref().map_or(1, |cache| cache.slot_rows());
         let mut lists = [(Vec::new(), vec![0u32]), (Vec::new(), vec![0u32])];
         let mut elements = 0;
         for head in 0..heads {
@@ -106,7 +108,7 @@ impl Tier {
         let pooled = |pool: &Buffer<u16>, parts: &mut Parts| {
             self.device.attend(shape, &queries, pool, slot_rows, &hits, softcap, (0, count), parts)
         };
-        match &self.cache {
+        match &self.caches.clusters {
             Some(cache) => cache.with_pool(|pool| pooled(pool, &mut parts))?,
             None => pooled(&staged.pool, &mut parts)?,
         }

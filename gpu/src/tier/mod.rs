@@ -1,8 +1,11 @@
-//! One attention call on CPU and device together: RetroInfer's clusters, each read where the placement says.
+//! One attention call on CPU and device together: RetroInfer's clusters, and the rows of the ladder, each read where the placement
+//! says.
 //!
 //! What fails on the device is answered by the CPU alone.
 
 mod clusters;
+mod ladder;
+mod picks;
 mod report;
 
 use crate::cache::{BlockCache, RowKind, Slots};
@@ -12,10 +15,14 @@ use crate::explained::Explained;
 use crate::launch::Staging;
 use crate::measure::Effort;
 use crate::placement::{Item, Machine, Place, Placement};
-use longwave_kernels::AttentionState;
+use crate::resident::Resident;
+use crate::zone::Resolution;
+use longwave_kernels::codec::Depth;
+use longwave_kernels::{AttentionState, rotate};
 use longwave_query::{Budget, LayerSegment, LayerView, QueryBatch, read_steady};
 use parking_lot::Mutex;
-pub use report::{Metrics, TierAnswer, TierReport};
+pub use report::{Metrics, Sources, TierAnswer, TierReport, Wanted};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// How clusters and rows are divided between the sides.
@@ -27,17 +34,48 @@ pub enum Division {
     HostPerMille(u32),
 }
 
+/// What a tier keeps in device memory from call to call.
+#[derive(Clone, Debug, Default)]
+pub struct Caches {
+    /// Clusters' rows, for RetroInfer's method.
+    pub clusters: Option<Arc<BlockCache>>,
+    /// Codes of rows, for the ladder: blocks of one row whose key and value are records of codes.
+    pub codes: Option<Arc<BlockCache>>,
+    /// Full rows, for the ladder: blocks of one row.
+    pub rows: Option<Arc<BlockCache>>,
+}
+
 /// A device, with what one layer's calls need of it.
 #[derive(Debug)]
 pub struct Tier {
     device: Arc<Device>,
     machine: Machine,
-    cache: Option<Arc<BlockCache>>,
-    staged: Mutex<Staged>,
+    caches: Caches,
+    staged: Mutex<StagedPools>,
+    /// The ladders that are on the device, by layer.
+    resident: Mutex<HashMap<u32, Arc<Resident>>>,
     metrics: Mutex<Metrics>,
 }
 
-/// Where transferred clusters are put: a pool of one slot for each row.
+/// Where transferred rows are put: full ones, codes, and halves of codes.
+#[derive(Debug)]
+struct StagedPools {
+    rows: Staged,
+    codes: Staged,
+    halves: Staged,
+}
+
+impl StagedPools {
+    fn of(&mut self, resolution: Resolution) -> &mut Staged {
+        match resolution {
+            Resolution::Code(Depth::Half) => &mut self.halves,
+            Resolution::Code(Depth::Whole) => &mut self.codes,
+            Resolution::Full => &mut self.rows,
+        }
+    }
+}
+
+/// A pool of one slot for each row.
 #[derive(Debug)]
 struct Staged {
     staging: Staging,
@@ -59,18 +97,21 @@ impl Staged {
 }
 
 impl Tier {
-    /// A tier that transfers up to `staged` elements (16 bits each) in a call, and keeps clusters in `cache`.
+    /// A tier that transfers up to `staged` elements (16 bits each) in a call, as many of codes, and as many of halves of codes.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] or [`Error::Driver`].
-    pub fn new(
-        device: &Arc<Device>,
-        machine: Machine,
-        cache: Option<Arc<BlockCache>>,
-        staged: usize,
-    ) -> Result<Tier, Error> {
-        let staged = Mutex::new(Staged::new(device, staged)?);
-        Ok(Tier { device: device.clone(), machine, cache, staged, metrics: Mutex::default() })
+    pub fn new(device: &Arc<Device>, machine: Machine, caches: Caches, staged: usize) -> Result<Tier, Error> {
+        let pool = || Staged::new(device, staged);
+        let pools = StagedPools { rows: pool()?, codes: pool()?, halves: pool()? };
+        Ok(Tier {
+            device: device.clone(),
+            machine,
+            caches,
+            staged: Mutex::new(pools),
+            resident: Mutex::default(),
+            metrics: Mutex::default(),
+        })
     }
 
     /// As [`Tier::new`], with the constants measured now; see [`Machine::measure`].
@@ -80,14 +121,14 @@ impl Tier {
     pub fn measured(
         device: &Arc<Device>,
         effort: Effort,
-        cache: Option<Arc<BlockCache>>,
+        caches: Caches,
         staged: usize,
     ) -> Result<Tier, Error> {
         let machine = Machine::measure(device, effort)?;
         for (name, value) in machine.constants() {
             tracing::info!(name, value, "measured");
         }
-        Tier::new(device, machine, cache, staged)
+        Tier::new(device, machine, caches, staged)
     }
 
     /// The plan of a call, with where it would be read now and how long that should take. Nothing is answered.
@@ -101,8 +142,16 @@ impl Tier {
         queries: &QueryBatch<'_>,
         budget: &Budget,
     ) -> Result<Explained, longwave_query::Error> {
-        let slots = slots_of(self.cache.as_ref());
-        let is_resident = |kind: RowKind, block| kind == RowKind::Clusters && slots.contains_key(&block);
+        let Caches { clusters, codes, rows } = &self.caches;
+        let slots = [clusters, codes, rows].map(|cache| slots_of(cache.as_ref()));
+        let is_resident = |kind: RowKind, block| {
+            let of_kind = match kind {
+                RowKind::Clusters => &slots[0],
+                RowKind::Codes => &slots[1],
+                RowKind::Full => &slots[2],
+            };
+            of_kind.contains_key(&block)
+        };
         Explained::new(view, queries, budget, (layer, self.machine), &is_resident)
     }
 
@@ -111,15 +160,20 @@ impl Tier {
         self.machine
     }
 
+    /// What it keeps in device memory.
+    pub fn caches(&self) -> &Caches {
+        &self.caches
+    }
+
     /// What the calls so far have done.
     pub fn metrics(&self) -> Metrics {
         let mut metrics = self.metrics.lock().clone();
-        metrics.cache = self.cache.as_ref().map(|cache| cache.report());
+        metrics.caches = report::cache_reports(&self.caches);
         metrics.machine = Some(self.machine);
         metrics
     }
 
-    /// Answers queries of `layer`: those of [`Budget::RetroInfer`] together with the device. Calls that it has no
+    /// Answers queries of `layer`: those of [`Budget::RetroInfer`] and [`Budget::Tau`] together with the device. Calls that it has no
     /// kernels for are answered by the CPU without a word; those in which it fails, with a warning.
     ///
     /// # Errors
@@ -134,9 +188,10 @@ impl Tier {
     ) -> Result<TierAnswer, longwave_query::Error> {
         let tried = match *budget {
             Budget::RetroInfer { .. } => self.attend_clusters(layer, view, queries, budget, division),
+            Budget::Tau(tau) if tau > 0.0 => self.attend_ladder(layer, view, queries, tau as f32, division),
             _ => Err(Error::Unsupported {
                 what: "a budget",
-                expected: "RetroInfer's shares",
+                expected: "RetroInfer's shares or a tau above 0",
                 found: budget.to_string(),
             }),
         };
@@ -152,7 +207,7 @@ impl Tier {
             }
         }
         let answer = longwave_query::attend(view, queries, budget)?;
-        let report = TierReport::of_host(self.machine, self.cache.as_ref().map(|cache| cache.report()));
+        let report = TierReport::of_host(self.machine, report::cache_reports(&self.caches));
         Ok(TierAnswer { output: answer.output, lse: answer.lse, report })
     }
 
@@ -173,6 +228,24 @@ impl Tier {
         });
         let places = places.collect();
         Placement { places, predicted: self.machine.predict(bytes[0], bytes[1], bytes[2]) }
+    }
+
+    /// The ladders of `segments` on the device; they are copied when a call first needs them.
+    fn resident(
+        &self,
+        layer: u32,
+        view: &LayerView<'_>,
+        segments: &[&LayerSegment],
+    ) -> Result<Arc<Resident>, Error> {
+        let mut resident = self.resident.lock();
+        if let Some(known) = resident.get(&layer).filter(|known| known.is_of(segments)) {
+            return Ok(known.clone());
+        }
+        // The old one's memory is given back first, unless a call still reads it.
+        resident.remove(&layer);
+        let new = Arc::new(Resident::new(&self.device, &view.shape, segments)?);
+        resident.insert(layer, new.clone());
+        Ok(new)
     }
 }
 
@@ -211,4 +284,16 @@ fn finished(view: &LayerView<'_>, unit: usize, mut state: AttentionState) -> (Ve
     let (mut output, mut lse) = (vec![0.0; group * dim], vec![0.0; group]);
     state.finish(&mut output, &mut lse);
     (output, lse)
+}
+
+/// The steady rows of all units as the ladder takes them in: log-sum-exps, and outputs, rotated.
+fn rotated_steady(view: &LayerView<'_>, states: Vec<AttentionState>) -> (Vec<f32>, Vec<f32>) {
+    let (mut outputs, mut lses) = (Vec::new(), Vec::new());
+    for (unit, state) in states.into_iter().enumerate() {
+        let (output, lse) = finished(view, unit, state);
+        outputs.extend(output);
+        lses.extend(lse);
+    }
+    rotate(&mut outputs, view.shape.value_dim, false);
+    (lses, outputs)
 }

@@ -1,9 +1,10 @@
 //! What a call on both sides did, and what all calls did.
 
-use super::Tier;
-use crate::cache::{CacheReport, Scored};
+use super::{Caches, Tier};
+use crate::cache::{CacheReport, RowSource, Scored};
 use crate::placement::{Machine, Place, Placement};
 use std::fmt;
+use std::sync::Arc;
 
 /// An answer of both sides.
 #[derive(Clone, Debug)]
@@ -20,26 +21,75 @@ pub struct TierAnswer {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct TierReport {
-    /// Where clusters were read, in the order in which they were chosen; none where the device did not take part.
+    /// Where clusters or rows were read, in the order in which they were chosen; none where the device did not take part.
     pub placement: Option<Placement>,
     /// The constants that the placement follows from.
     pub machine: Machine,
     /// Bytes of rows read from slots, after a transfer, and by the CPU.
     pub bytes: [u64; 3],
-    /// The clusters that were to be read: what [`crate::cache::BlockCache::note`] takes.
-    pub wanted: Vec<Scored>,
-    /// What the cache has done so far, if there is one.
-    pub cache: Option<CacheReport>,
+    /// Clusters that the call opened or read.
+    pub opened: u64,
+    /// Keys read as half a code, as a whole one and in full, and values likewise.
+    pub rows: [u64; 6],
+    /// What was to be read, for the caches; see [`Tier::note`].
+    pub wanted: Wanted,
+    /// The caches of clusters, codes and full rows, as far as there are any.
+    pub caches: [Option<CacheReport>; 3],
+}
+
+/// Blocks that a call was to read.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Clusters.
+    pub clusters: Vec<Scored>,
+    /// Codes of rows.
+    pub codes: Vec<Scored>,
+    /// Full rows.
+    pub rows: Vec<Scored>,
 }
 
 impl TierReport {
-    pub(super) fn new(tier: &Tier, placement: Placement, bytes: [u64; 3], wanted: Vec<Scored>) -> TierReport {
-        let (placement, cache) = (Some(placement), tier.cache.as_ref().map(|cache| cache.report()));
-        TierReport { placement, machine: tier.machine, bytes, wanted, cache }
+    pub(super) fn new(tier: &Tier, placement: Placement, bytes: [u64; 3], wanted: Wanted) -> TierReport {
+        let (placement, caches) = (Some(placement), cache_reports(&tier.caches));
+        TierReport { placement, machine: tier.machine, bytes, opened: 0, rows: [0; 6], wanted, caches }
     }
 
-    pub(super) fn of_host(machine: Machine, cache: Option<CacheReport>) -> TierReport {
-        TierReport { placement: None, machine, bytes: [0; 3], wanted: Vec::new(), cache }
+    pub(super) fn of_host(machine: Machine, caches: [Option<CacheReport>; 3]) -> TierReport {
+        let wanted = Wanted::default();
+        TierReport { placement: None, machine, bytes: [0; 3], opened: 0, rows: [0; 6], wanted, caches }
+    }
+}
+
+impl Tier {
+    /// Tells the caches what the call in decode step `step` was to read, so that they bring it in. Returns at once.
+    pub fn note(&self, step: u64, wanted: &Wanted, sources: &Sources) {
+        let Caches { clusters, codes, rows } = &self.caches;
+        for (cache, wanted, source) in [
+            (clusters, &wanted.clusters, &sources.clusters),
+            (codes, &wanted.codes, &sources.codes),
+            (rows, &wanted.rows, &sources.rows),
+        ] {
+            if let Some(cache) = cache {
+                cache.note(step, wanted.clone(), source);
+            }
+        }
+    }
+}
+
+/// Where each cache reads its blocks.
+#[derive(Clone)]
+pub struct Sources {
+    /// Clusters.
+    pub clusters: Arc<dyn RowSource>,
+    /// Codes of rows.
+    pub codes: Arc<dyn RowSource>,
+    /// Full rows.
+    pub rows: Arc<dyn RowSource>,
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sources")
     }
 }
 
@@ -55,8 +105,8 @@ pub struct Metrics {
     pub fallbacks: u64,
     /// Bytes of rows read from slots, after a transfer, and by the CPU.
     pub bytes: [u64; 3],
-    /// The cache, if there is one.
-    pub cache: Option<CacheReport>,
+    /// The caches of clusters, codes and full rows, as far as there are any.
+    pub caches: [Option<CacheReport>; 3],
     /// The constants in use.
     pub machine: Option<Machine>,
 }
@@ -68,6 +118,8 @@ impl Metrics {
     }
 }
 
+/// Names of the caches, in the order of [`Metrics::caches`].
+const CACHES: [&str; 3] = ["clusters", "codes", "rows"];
 /// Names of the places, in the order of [`Metrics::bytes`].
 const PLACES: [(Place, &str); 3] =
     [(Place::Slots, "slots"), (Place::Transfer, "transfer"), (Place::Host, "cpu")];
@@ -81,7 +133,8 @@ impl fmt::Display for Metrics {
             let bytes = self.bytes[place as usize];
             writeln!(f, "longwave_device_read_bytes_total{{place=\"{name}\"}} {bytes}")?;
         }
-        if let Some(report) = self.cache {
+        for (name, report) in CACHES.iter().zip(&self.caches) {
+            let Some(report) = report else { continue };
             for (what, count) in [
                 ("wanted_total", report.wanted),
                 ("hits_total", report.hits),
@@ -89,9 +142,9 @@ impl fmt::Display for Metrics {
                 ("moved_bytes_total", report.bytes_moved),
                 ("evictions_total", report.evictions),
             ] {
-                writeln!(f, "longwave_cache_{what} {count}")?;
+                writeln!(f, "longwave_cache_{what}{{cache=\"{name}\"}} {count}")?;
             }
-            writeln!(f, "longwave_cache_hit_ratio {:.4}", report.hit_ratio())?;
+            writeln!(f, "longwave_cache_hit_ratio{{cache=\"{name}\"}} {:.4}", report.hit_ratio())?;
         }
         let Some(machine) = self.machine else { return Ok(()) };
         for (what, value) in machine.constants() {
@@ -99,4 +152,9 @@ impl fmt::Display for Metrics {
         }
         Ok(())
     }
+}
+
+/// What the caches have done, as far as there are any.
+pub(super) fn cache_reports(caches: &Caches) -> [Option<CacheReport>; 3] {
+    [&caches.clusters, &caches.codes, &caches.rows].map(|cache| cache.as_ref().map(|cache| cache.report()))
 }

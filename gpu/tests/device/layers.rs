@@ -1,9 +1,9 @@
 //! Layers with sealed segments and a tail, and the CPU's answers to compare with.
 
 use crate::data::{Numbers, stored};
-use longwave_gpu::cache::{BlockId, RowKind, RowSource, StoredRows, segment_key};
+use longwave_gpu::cache::{BlockCache, BlockId, LeastRecentlyUsed, RowKind, StoredRows, segment_key};
 use longwave_gpu::placement::{Machine, Place};
-use longwave_gpu::{Division, Tier, TierAnswer};
+use longwave_gpu::{Caches, Device, Division, Sources, Tier, TierAnswer};
 use longwave_index::ladder::{LadderInput, Moment, MomentSource};
 use longwave_index::{ClusterOptions, HeadInput, build_segment};
 use longwave_kernels::{Dtype, Rows};
@@ -33,6 +33,8 @@ pub struct Layer {
     tail: Vec<(Vec<u16>, Vec<u16>)>,
     queries: Vec<f32>,
     pub positions: usize,
+    /// Clusters that stay closed, as a view has them.
+    pub demoted: Vec<Vec<bool>>,
 }
 
 const ROWS: [usize; 3] = [230, 170, 40];
@@ -65,7 +67,7 @@ impl Layer {
         let tail = (0..KV_HEADS)
             .map(|_| (noise(dtype, TAIL * dim, &mut numbers), noise(dtype, TAIL * dim, &mut numbers)));
         let (tail, queries) = (tail.collect(), numbers.units(positions * KV_HEADS * GROUP * dim, 3.0));
-        Layer { shape, scoring, segments: segments.into(), tail, queries, positions }
+        Layer { shape, scoring, segments: segments.into(), tail, queries, positions, demoted: vec![] }
     }
 
     pub fn view(&self) -> LayerView<'_> {
@@ -77,14 +79,8 @@ impl Layer {
             values: self.tail.iter().map(|(_, values)| rows(values)).collect(),
         };
         let segments = self.segments.iter().map(Arc::as_ref).collect();
-        LayerView {
-            shape: self.shape,
-            scoring: &self.scoring,
-            segments,
-            blocks: vec![block],
-            demoted: vec![],
-            watched: false,
-        }
+        let (demoted, scoring) = (self.demoted.clone(), &self.scoring);
+        LayerView { shape: self.shape, scoring, segments, blocks: vec![block], demoted, watched: false }
     }
 
     pub fn batch(&self) -> QueryBatch<'_> {
@@ -140,9 +136,18 @@ impl Layer {
         reads
     }
 
-    pub fn source(&self) -> Arc<dyn RowSource> {
-        Arc::new(StoredRows::new(self.shape, RowKind::Clusters, &self.segments))
+    pub fn sources(&self) -> Sources {
+        let source = |kind| Arc::new(StoredRows::new(self.shape, kind, &self.segments));
+        let (clusters, codes, rows) =
+            (source(RowKind::Clusters), source(RowKind::Codes), source(RowKind::Full));
+        Sources { clusters, codes, rows }
     }
+}
+
+/// Caches of `slots` rows for codes and for full rows, and none of clusters.
+pub fn row_caches(device: &Arc<Device>, dim: usize, slots: usize) -> Caches {
+    let cache = |dim| Arc::new(BlockCache::new(device, Box::new(LeastRecentlyUsed), slots, 1, dim).unwrap());
+    Caches { clusters: None, codes: Some(cache(dim / 4 + 1)), rows: Some(cache(dim)) }
 }
 
 fn noise(dtype: Dtype, count: usize, numbers: &mut Numbers) -> Vec<u16> {

@@ -7,6 +7,8 @@ mod data;
 mod emulated;
 mod ladder;
 mod layers;
+mod longwave;
 mod probe;
 mod ptx;
 mod split;
+mod zone;

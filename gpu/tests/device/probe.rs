@@ -1,7 +1,7 @@
 //! Scores of centroids, their softmax and the selections, against float64 and against sorting.
 
 use crate::data::{Numbers, rows_of, shapes, stored, under_all_schedules};
-use longwave_gpu::{Device, EMPTY, Spans};
+use longwave_gpu::{Device, EMPTY, RowList, Spans, place_and_level};
 use longwave_gpu_emulation::install;
 use longwave_kernels::oracle::{self, EXP_ERROR, SOFTCAP_ERROR, UNIT};
 
@@ -15,12 +15,16 @@ fn scores_and_shares_of_every_shape_are_within_their_bounds() {
         let centroids = stored(shape.dtype(), &numbers.units(60 * dim, 1.0));
         // Two positions of one KV head, a head without clusters, and another head.
         let (firsts, starts) = ([3u32, 3, 0, 40], [0u32, 37, 74, 74, 94]);
+        let listed: Vec<u32> = (0..4)
+            .flat_map(|unit| (0..starts[unit + 1] - starts[unit]).map(move |i| firsts[unit] + i))
+            .collect();
         let queries = numbers.units(4 * group * dim, 0.7);
         let softcap = if number % 2 == 0 { 0.0 } else { 3.0 };
         let result = under_all_schedules(&emulation, &device, &format!("{shape:?}"), |device| {
             let spans = Spans::new(device, &starts).unwrap();
+            let list = RowList::new(device, &listed, &starts).unwrap();
             let (queries, centroids) = (device.upload(&queries).unwrap(), device.upload(&centroids).unwrap());
-            let scores = device.score_rows(&shape, &queries, &centroids, &firsts, &spans, softcap).unwrap();
+            let scores = device.score_rows(&shape, &queries, &centroids, &list, softcap).unwrap();
             let (shares, lse) = device.softmax(group, &scores, &spans).unwrap();
             vec![
                 device.download(&scores).unwrap(),
@@ -45,6 +49,38 @@ fn scores_and_shares_of_every_shape_are_within_their_bounds() {
                 &result[2][unit * group..][..group],
                 found,
             );
+        }
+    }
+}
+
+#[test]
+fn rows_are_scored_in_the_order_of_their_list_and_entries_of_no_row_are_minus_infinity() {
+    let emulation = install();
+    let device = Device::open(0).unwrap();
+    for (number, shape) in shapes().enumerate().step_by(5) {
+        let (group, dim) = (shape.group(), shape.dim());
+        let mut numbers = Numbers(31 + number as u64);
+        let rows = stored(shape.dtype(), &numbers.units(40 * dim, 1.0));
+        let listed: Vec<u32> =
+            (0..29).map(|at| if at % 7 == 2 { EMPTY } else { numbers.below(40) as u32 }).collect();
+        let starts = [0u32, 20, 20, 29];
+        let queries = numbers.units(3 * group * dim, 0.7);
+        let result = under_all_schedules(&emulation, &device, &format!("{shape:?}"), |device| {
+            let list = RowList::new(device, &listed, &starts).unwrap();
+            let (queries, rows) = (device.upload(&queries).unwrap(), device.upload(&rows).unwrap());
+            vec![device.download(&device.score_rows(&shape, &queries, &rows, &list, 0.0).unwrap()).unwrap()]
+        });
+        for (at, &row) in listed.iter().enumerate() {
+            let (unit, found) = (if at < 20 { 0 } else { 2 }, &result[0][at * group..][..group]);
+            if row == EMPTY {
+                assert!(found.iter().all(|&score| score == f32::NEG_INFINITY), "{shape:?} {at}");
+                continue;
+            }
+            let mine = &queries[unit * group * dim..][..group * dim];
+            let row = rows_of(shape.dtype(), &rows[row as usize * dim..][..dim]);
+            oracle::scores(mine, group, dim, row)
+                .check(found)
+                .unwrap_or_else(|e| panic!("{shape:?} {at}: {e}"));
         }
     }
 }
@@ -130,29 +166,27 @@ fn thresholds_divide_what_is_listed() {
     let device = Device::open(0).unwrap();
     let mut numbers = Numbers(23);
     let starts = [0u32, 1, 400, 400, 671];
-    let gains: Vec<f32> = (0..671).map(|_| numbers.below(64) as f32 / 64.0).collect();
-    let (least, most) = (0.25, 0.75);
-    let result = under_all_schedules(&emulation, &device, "select_above", |device| {
-        let spans = Spans::new(device, &starts).unwrap();
-        let [above, between, counts] =
-            device.select_above(&device.upload(&gains).unwrap(), &spans, least, most).unwrap();
-        let counts = device.download(&counts).unwrap();
-        let lists = [device.download(&above).unwrap(), device.download(&between).unwrap()];
-        let mut all = vec![counts.iter().map(|&c| c as f32).collect()];
-        for (which, list) in lists.iter().enumerate() {
-            for unit in 0..4 {
-                let count = counts[2 * unit + which] as usize;
-                all.push(list[starts[unit] as usize..][..count].iter().map(|&c| c as f32).collect());
-            }
+    let mut gains: Vec<f32> = (0..671).map(|_| numbers.below(64) as f32 / 64.0).collect();
+    (gains[500], gains[501]) = (f32::INFINITY, f32::NAN);
+    for thresholds in [[0.25, 0.5, 0.75], [0.5, 0.5, f32::INFINITY]] {
+        let result = under_all_schedules(&emulation, &device, "select_above", |device| {
+            let spans = Spans::new(device, &starts).unwrap();
+            let [above, counts] =
+                device.select_above(&device.upload(&gains).unwrap(), &spans, thresholds).unwrap();
+            let (above, counts) = (device.download(&above).unwrap(), device.download(&counts).unwrap());
+            let of_unit = |unit: usize| {
+                let list = &above[starts[unit] as usize..][..counts[unit] as usize];
+                let entries = list.iter().map(|&entry| place_and_level(entry));
+                entries.flat_map(|(place, level)| [place as f32, level as f32]).collect()
+            };
+            (0..4).map(of_unit).collect()
+        });
+        for unit in 0..4 {
+            let mine = &gains[starts[unit] as usize..starts[unit + 1] as usize];
+            let above = |gain: f32| thresholds.iter().filter(|&&least| gain > least).count();
+            let listed = mine.iter().enumerate().filter(|(_, gain)| above(**gain) > 0);
+            let expected = listed.flat_map(|(i, gain)| [i as f32, above(*gain) as f32 - 1.0]);
+            assert_eq!(result[unit], expected.collect::<Vec<_>>(), "unit {unit}, {thresholds:?}");
         }
-        all
-    });
-    for unit in 0..4 {
-        let mine = &gains[starts[unit] as usize..starts[unit + 1] as usize];
-        let places = |keep: &dyn Fn(f32) -> bool| -> Vec<f32> {
-            mine.iter().enumerate().filter(|(_, gain)| keep(**gain)).map(|(i, _)| i as f32).collect()
-        };
-        assert_eq!(result[1 + unit], places(&|gain| gain > most), "unit {unit}");
-        assert_eq!(result[5 + unit], places(&|gain| gain > least && gain <= most), "unit {unit}");
     }
 }

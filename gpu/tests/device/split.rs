@@ -1,12 +1,15 @@
 //! Whole calls on RetroInfer's clusters: by the CPU, by the device, and divided at every proportion.
 
-use crate::layers::{LAYER, Layer, MACHINE, SHARES, places};
+use crate::layers::{Layer, MACHINE, SHARES, places};
 use longwave_gpu::cache::{BlockCache, LeastRecentlyUsed, Scored};
-use longwave_gpu::placement::Place;
-use longwave_gpu::{Device, Division, Effort, Error, Tier};
+use longwave_gpu::{Caches, Device, Division, Error, Tier};
 use longwave_gpu_emulation::install;
 use longwave_kernels::Dtype;
 use std::sync::Arc;
+
+fn with(cache: &Arc<BlockCache>) -> Caches {
+    Caches { clusters: Some(cache.clone()), ..Caches::default() }
+}
 
 #[test]
 fn every_division_gives_the_same_answer() {
@@ -19,10 +22,10 @@ fn every_division_gives_the_same_answer() {
         let reads = layer.reads();
         assert!(reads.len() > 10);
         let cache = Arc::new(BlockCache::new(&device, Box::new(LeastRecentlyUsed), 200, 8, dim).unwrap());
-        let tier = Tier::new(&device, MACHINE, Some(cache.clone()), 1 << 17).unwrap();
+        let tier = Tier::new(&device, MACHINE, with(&cache), 1 << 17).unwrap();
         for pinned in [0, reads.len() / 2, reads.len()] {
             for &(block, rows) in &reads[..pinned] {
-                cache.pin(block, rows as u32, &layer.source());
+                cache.pin(block, rows as u32, &layer.sources().clusters);
             }
             cache.settle();
             assert_eq!(cache.slots().len(), pinned);
@@ -51,7 +54,7 @@ fn what_was_read_is_there_the_next_time_and_is_not_copied_again() {
     let device = Arc::new(Device::open(0).unwrap());
     let layer = Layer::new(Dtype::F16, 64, None);
     let cache = Arc::new(BlockCache::new(&device, Box::new(LeastRecentlyUsed), 200, 4, 64).unwrap());
-    let tier = Tier::new(&device, MACHINE, Some(cache.clone()), 1 << 16).unwrap();
+    let tier = Tier::new(&device, MACHINE, with(&cache), 1 << 16).unwrap();
     let first = layer.ask(&tier, &SHARES, Division::HostPerMille(0));
     assert_eq!(places(&first), [0, layer.reads().len(), 0]);
     let scored = layer.reads().into_iter().map(|(block, rows)| Scored {
@@ -60,7 +63,7 @@ fn what_was_read_is_there_the_next_time_and_is_not_copied_again() {
         score: 0.1,
         wanted: true,
     });
-    cache.note(0, scored.collect(), &layer.source());
+    cache.note(0, scored.collect(), &layer.sources().clusters);
     cache.settle();
     let copied = emulation.is_emulated().then(|| emulation.copied());
     let second = layer.ask(&tier, &SHARES, Division::HostPerMille(0));
@@ -83,11 +86,11 @@ fn blocks_that_leave_are_not_served_from_slots_that_others_have() {
     // Room for a third of what is read: every step throws out what the one before brought in.
     let slots = reads.iter().map(|(_, rows)| rows.div_ceil(4)).sum::<usize>() / 3;
     let cache = Arc::new(BlockCache::new(&device, Box::new(LeastRecentlyUsed), slots, 4, 64).unwrap());
-    let tier = Tier::new(&device, MACHINE, Some(cache.clone()), 1 << 16).unwrap();
+    let tier = Tier::new(&device, MACHINE, with(&cache), 1 << 16).unwrap();
     for step in 0..12 {
         let some = reads.iter().skip(step % 4).step_by(4);
         let scored = some.map(|&(block, rows)| Scored { block, rows: rows as u32, score: 0.1, wanted: true });
-        cache.note(step as u64, scored.collect(), &layer.source());
+        cache.note(step as u64, scored.collect(), &layer.sources().clusters);
         // Answered while the thread is at work, and when it is done.
         layer.expect(
             &layer.ask(&tier, &SHARES, Division::HostPerMille(0)),
@@ -108,79 +111,12 @@ fn blocks_that_leave_are_not_served_from_slots_that_others_have() {
 fn calls_without_kernels_are_the_cpus_and_no_failure() {
     let _emulation = install();
     let device = Arc::new(Device::open(0).unwrap());
-    let tier = Tier::new(&device, MACHINE, None, 1 << 16).unwrap();
+    let tier = Tier::new(&device, MACHINE, Caches::default(), 1 << 16).unwrap();
     let layer = Layer::new(Dtype::F16, 80, None);
     let answer = layer.ask(&tier, &SHARES, Division::HostPerMille(0));
     assert!(answer.report.placement.is_none());
     layer.expect(&answer, &SHARES, "80 elements");
     assert_eq!(tier.metrics().fallbacks, 0);
-}
-
-#[test]
-fn several_positions_are_answered_in_one_call() {
-    let _emulation = install();
-    let device = Arc::new(Device::open(0).unwrap());
-    for (dtype, dim, positions) in [(Dtype::F16, 64, 2), (Dtype::Bf16, 96, 7)] {
-        let layer = Layer::with_positions(dtype, dim, None, positions);
-        let tier = Tier::new(&device, MACHINE, None, 1 << 20).unwrap();
-        for per_mille in [0, 250, 500, 1000] {
-            let what = format!("{positions} positions, {per_mille} of 1000 on the CPU");
-            let answer = layer.ask(&tier, &SHARES, Division::HostPerMille(per_mille));
-            assert!(answer.report.placement.is_some(), "{what}");
-            layer.expect(&answer, &SHARES, &what);
-        }
-    }
-}
-
-#[test]
-fn a_plan_says_where_each_cluster_would_be_read_and_how_long_that_takes() {
-    let _emulation = install();
-    let device = Arc::new(Device::open(0).unwrap());
-    let layer = Layer::new(Dtype::F16, 64, None);
-    let cache = Arc::new(BlockCache::new(&device, Box::new(LeastRecentlyUsed), 200, 8, 64).unwrap());
-    let tier = Tier::new(&device, MACHINE, Some(cache.clone()), 1 << 17).unwrap();
-    let explain = || tier.explain(LAYER, &layer.view(), &layer.batch(), &SHARES).unwrap();
-    let before = explain();
-    let [step] = &before.steps[..] else { panic!("{before}") };
-    assert_eq!((step.what, step.placement.places.len()), ("clusters", layer.reads().len()));
-    assert!(step.placement.places.iter().all(|&place| place != Place::Slots), "the cache is empty");
-    assert_eq!(step.placement.predicted, MACHINE.predict(step.bytes[0], step.bytes[1], step.bytes[2]));
-    let answer = layer.ask(&tier, &SHARES, Division::Cost);
-    assert_eq!(answer.report.placement.as_ref(), Some(&step.placement), "what was planned is what was done");
-    assert_eq!((answer.report.bytes, answer.report.machine), (step.bytes, MACHINE));
-    cache.note(0, answer.report.wanted, &layer.source());
-    cache.settle();
-    let after = explain();
-    assert!(after.steps[0].placement.places.iter().all(|&place| place == Place::Slots), "{after}");
-    assert!(after.total_s() < before.total_s());
-    let text = after.to_string();
-    assert!(
-        text.contains("machine: link 20.0 GB/s, device 2000.0 GB/s, cpu 1.0 GB/s, launch 10.0 us"),
-        "{text}"
-    );
-    assert!(text.contains("clusters placement slots ") && text.contains("predicted in all "), "{text}");
-}
-
-#[test]
-fn constants_are_measured_where_none_are_given_and_stand_in_the_report() {
-    let _emulation = install();
-    let device = Arc::new(Device::open(0).unwrap());
-    let layer = Layer::new(Dtype::F16, 64, None);
-    let cache = Arc::new(BlockCache::new(&device, Box::new(LeastRecentlyUsed), 20, 8, 64).unwrap());
-    let effort = Effort { bytes: 1 << 16, rounds: 1 };
-    let tier = Tier::measured(&device, effort, Some(cache), 1 << 17).unwrap();
-    let machine = tier.machine();
-    assert!(machine.constants().iter().all(|(_, value)| value.is_finite() && *value > 0.0), "{machine:?}");
-    let answer = layer.ask(&tier, &SHARES, Division::Cost);
-    assert_eq!(answer.report.machine, machine);
-    assert_eq!(answer.report.cache, Some(tier.metrics().cache.unwrap()));
-    let text = tier.metrics().to_string();
-    let line = format!("longwave_machine_launch_s {:e}", machine.launch_s);
-    for expected in
-        ["longwave_device_calls_total{side=\"device\"} 1", "longwave_cache_hit_ratio 0.0000", &line]
-    {
-        assert!(text.lines().any(|found| found == expected), "{expected} in\n{text}");
-    }
 }
 
 /// What needs a device that does as it is told.
@@ -192,7 +128,7 @@ mod emulated {
         let emulation = install();
         let device = Arc::new(Device::open(0).unwrap());
         let layer = Layer::new(Dtype::F16, 64, None);
-        let tier = Tier::new(&device, MACHINE, None, 1 << 16).unwrap();
+        let tier = Tier::new(&device, MACHINE, Caches::default(), 1 << 16).unwrap();
         for nth in 1..=6 {
             emulation.fail_allocation(nth);
             let answer = layer.ask(&tier, &SHARES, Division::HostPerMille(0));
@@ -219,7 +155,7 @@ mod emulated {
         assert!(answer.report.placement.is_some() && tier.metrics().fallbacks == 9, "the device goes on");
         layer.expect(&answer, &SHARES, "afterwards");
         // Clusters that do not fit into the staging area are the CPU's, too.
-        let small = Tier::new(&device, MACHINE, None, 64).unwrap();
+        let small = Tier::new(&device, MACHINE, Caches::default(), 64).unwrap();
         layer.expect(&layer.ask(&small, &SHARES, Division::HostPerMille(0)), &SHARES, "no room to stage");
         assert_eq!(small.metrics().fallbacks, 1);
     }

@@ -3,22 +3,28 @@
 
 /// Thresholds in units of tau: probe a cluster, read its value mean; read half a code, the whole of it, or the row itself, of a
 /// key and of a value.
-pub(super) const PROBE: f32 = 0.2;
-pub(super) const MEAN: f32 = 0.2;
-pub(super) const KEY: [f32; 3] = [0.7, 2.0, 20.0];
-pub(super) const VALUE: [f32; 3] = [0.35, 1.4, 10.0];
+pub const PROBE: f32 = 0.2;
+/// See [`PROBE`].
+pub const MEAN: f32 = 0.2;
+/// See [`PROBE`].
+pub const KEY: [f32; 3] = [0.7, 2.0, 20.0];
+/// See [`PROBE`].
+pub const VALUE: [f32; 3] = [0.35, 1.4, 10.0];
 /// How far above its estimate a score is allowed for, in standard deviations. In sharp heads the row that matters
 /// lies 2 to 4 deviations above its cluster's centre; with expected instead of upper estimates such heads fail.
-pub(super) const Z_CLUSTER: f32 = 3.0;
-pub(super) const Z_ROW: f32 = 1.5;
+pub const Z_CLUSTER: f32 = 3.0;
+/// See [`Z_CLUSTER`].
+pub const Z_ROW: f32 = 1.5;
 /// Share of the variance that half a code and a whole one leave: of values, and of keys after the sketch, which leaves
 /// tails that are heavier than those of a Gaussian.
-pub(super) const VALUE_NOISE: [f32; 2] = [0.12, 0.0095];
-pub(super) const KEY_NOISE: [f32; 2] = [0.145, 0.0135];
+pub const VALUE_NOISE: [f32; 2] = [0.12, 0.0095];
+/// See [`VALUE_NOISE`].
+pub const KEY_NOISE: [f32; 2] = [0.145, 0.0135];
 /// The most that a row's score is raised by for what its resolution leaves open.
-pub(super) const JENSEN_MAX: f32 = 1.0;
+pub const JENSEN_MAX: f32 = 1.0;
 /// Limits on exponents, so that one wild estimate cannot overflow a sum.
-pub(super) const ABOVE_MAX: f32 = 20.0;
-pub(super) const SKETCH_MAX: f32 = 10.0;
+pub const ABOVE_MAX: f32 = 20.0;
+/// See [`ABOVE_MAX`].
+pub const SKETCH_MAX: f32 = 10.0;
 /// How far above its estimate a score is allowed for at most: what its exponential still holds.
-pub(super) const RISE_MAX: f32 = 80.0;
+pub const RISE_MAX: f32 = 80.0;

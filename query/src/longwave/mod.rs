@@ -14,7 +14,7 @@
 
 mod answer;
 mod clusters;
-mod constants;
+pub mod constants;
 mod head;
 mod pages;
 mod predict;

@@ -3,15 +3,16 @@
 //! The kernels of a call run one behind the other with lists that were made before, over rows whose numbers do not matter: this
 //! times the device's part, not the planning. A floor is the bytes read at the bandwidth of a copy, which is measured.
 
+mod ladder;
+
 use crate::device::Device;
 use crate::error::Error;
-use crate::ladder::SketchBlocks;
-use crate::launch::{Parts, RowList, Spans};
+use crate::launch::{Parts, RowList};
 use crate::measure::{DeviceRows, Effort, SLOT_ROWS, copy_bytes_per_s, listed, numbers, quickest, row_bytes};
 use crate::placement::Machine;
 use crate::shape::RowShape;
+use ladder::LadderLayer;
 use longwave_kernels::Dtype;
-use longwave_kernels::codec::{SketchLayout, record_len};
 use std::fmt;
 
 /// What is timed.
@@ -135,8 +136,7 @@ impl<'d> Layer<'d> {
     /// RetroInfer's call: all centroids, the softmax over them and the choice; then clusters and summaries.
     fn time_clusters(&self, rounds: usize) -> Result<Timed, Error> {
         let (device, shape, units, clusters) = (self.device, &self.rows.shape, self.units(), self.clusters);
-        let starts: Vec<u32> = (0..=units).map(|unit| (unit * clusters) as u32).collect();
-        let (spans, firsts) = (Spans::new(device, &starts)?, &starts[..units]);
+        let all = listed(device, units, clusters, |_| true)?;
         let summaries = device.upload(&numbers(units * clusters * shape.dim()))?;
         let counts = device.upload(&vec![CLUSTER_ROWS as f32; units * clusters])?;
         let read = self.rows.list(device, |row| is_one_of(row / CLUSTER_ROWS, RETROINFER[0]))?;
@@ -145,9 +145,9 @@ impl<'d> Layer<'d> {
         let (reads, estimates) = (chosen(&read) / CLUSTER_ROWS, chosen(&estimated));
         let heads = units * shape.group();
         let run = || {
-            let scores = device.score_rows(shape, &self.rows.queries, &summaries, firsts, &spans, 0.0)?;
-            let (shares, _) = device.softmax(shape.group(), &scores, &spans)?;
-            device.select_top(&shares, &spans, reads, estimates)?;
+            let scores = device.score_rows(shape, &self.rows.queries, &summaries, &all, 0.0)?;
+            let (shares, _) = device.softmax(shape.group(), &scores, &all.spans)?;
+            device.select_top(&shares, &all.spans, reads, estimates)?;
             let mut parts = Parts::new(device, 2 * self.splits, heads, shape.dim())?;
             self.rows.attend_into(device, &read, (0, self.splits), &mut parts)?;
             let second = (self.splits, self.splits);
@@ -161,39 +161,11 @@ impl<'d> Layer<'d> {
         Ok(("RetroInfer", bytes as u64, seconds))
     }
 
-    /// The ladder's call: coded centroids and means, sketches of opened clusters, codes and rows.
+    /// The ladder's call: coded centroids and means, sketches of opened clusters, codes and rows, and what is decided in between.
     fn time_ladder(&self, rounds: usize) -> Result<Timed, Error> {
-        let (device, shape, units, clusters) = (self.device, &self.rows.shape, self.units(), self.clusters);
-        let (dim, record) = (shape.dim(), record_len(shape.dim()));
-        // A factor of 0x2a2a is a small f16.
-        let coded = |count: usize| device.upload(&vec![0x2au8; count * record]);
-        let (summaries, codes) = (coded(units * clusters)?, coded(units * self.rows.rows)?);
-        let layout = SketchLayout::new(&vec![1; dim]);
-        let one = layout.record_len(CLUSTER_ROWS);
-        let sketches = device.upload(&vec![0x35u8; units * clusters * one])?;
-        let opened = |unit: usize| {
-            let mine = (0..clusters).filter(|&cluster| is_one_of(cluster, LADDER[0]));
-            mine.map(|cluster| ((unit * clusters + cluster) * one, CLUSTER_ROWS)).collect()
-        };
-        let blocks = SketchBlocks::new(device, &layout, &(0..units).map(opened).collect::<Vec<_>>())?;
-        let all = listed(device, units, clusters, |_| true)?;
-        let some = self.rows.list(device, |row| is_one_of(row, LADDER[1]))?;
-        let few = self.rows.list(device, |row| is_one_of(row, LADDER[2]))?;
-        let queries = &self.rows.queries;
-        let run = || {
-            let shares = device.score_codes(shape, queries, &summaries, &all)?;
-            let tables = device.sketch_tables(shape, &layout, queries, units)?;
-            device.scan_sketches(shape, &sketches, &blocks, &tables)?;
-            let weights = device.score_codes(shape, queries, &codes, &some)?;
-            device.sum_codes(shape, &shares, &summaries, &all, self.splits)?;
-            device.sum_codes(shape, &weights, &codes, &some, self.splits)?;
-            self.rows.attend(device, &few, self.splits)
-        };
-        let seconds = quickest(device, rounds, run)?;
-        let bytes = 2 * (all.spans.list_len() + some.spans.list_len()) * record
-            + blocks.rows() * (layout.bytes() + 1)
-            + few.spans.list_len() * row_bytes(shape);
-        Ok(("longwave", bytes as u64, seconds))
+        let layer = LadderLayer::new(self)?;
+        let seconds = quickest(self.device, rounds, || layer.run())?;
+        Ok(("longwave", layer.bytes() as u64, seconds))
     }
 }
 
