@@ -21,7 +21,7 @@ const LIMITS: Limits = Limits {
     softcap: 0.0,
 };
 
-/// As much of a code as most rows are read in.
+/// As much of a code as the timed kernels read.
 const DEPTH: Depth = Depth::Half;
 
 /// What the kernels read.
