@@ -75,7 +75,7 @@ pub use longwave_query::{
     Answer, Budget, ClusterId, HeadPlan, LayerSegment, LayerView, Method, Operator, Plan, PlannedRows,
     PositionReport, QueryBatch, Report, RowBlock, RowId, Scoring, Shape, Timings, Traffic,
 };
-pub use longwave_storage::Durability;
+pub use longwave_storage::{Durability, RowForm};
 
 /// Storage, for tools that look at files: columns, checks, faults.
 pub mod storage {

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::forgetting::Forgetting;
 use longwave_index::ClusterOptions;
+use longwave_storage::RowForm;
 use std::sync::Arc;
 
 /// Options of an opened store. None of them is recorded.
@@ -91,6 +92,17 @@ pub struct ContextOptions {
     pub sample_positions: u32,
     /// When segments are built again by themselves.
     pub rebuild: Rebuild,
+    /// The form in which sealed rows are kept: what is exact about a context is exact over these. Full by default.
+    ///
+    /// In 8 bits an element every sealed row takes half the bytes of f16. With codes alone there is nothing of a row
+    /// beside the ladder's 4-bit codes: rows are coded once they are sealed in bulk, built again or merged, in the metric
+    /// of the context's queries; until then (while a rebuild is to come, and in segments of decoding) they are kept in
+    /// full. Rows that were coded and come back (a cut, a rebuild that is asked for, damage) are rounded to the model's
+    /// type, and lose once more when they are coded again; rows in 8 bits do not. Layers that are not clustered have no
+    /// codes: they stay in full.
+    pub rows: RowForm,
+    /// The same by layer, one a layer of the model; empty: as [`Self::rows`] says.
+    pub layer_rows: Vec<RowForm>,
     /// What the KV depends on besides the model and the token ids, in bytes of the engine's own: an adapter, an image, a
     /// tenant. Contexts that differ in it share no prefix. At most 4096.
     pub extra: Vec<u8>,
@@ -131,6 +143,8 @@ impl Default for ContextOptions {
             ladder: true,
             sample_positions: 128,
             rebuild: Rebuild::DEFAULT,
+            rows: RowForm::Full,
+            layer_rows: Vec::new(),
             extra: Vec::new(),
             forgetting: Forgetting::Never,
         }
@@ -177,6 +191,23 @@ impl ContextOptions {
         self
     }
 
+    /// Sets the form in which sealed rows of all layers are kept.
+    pub fn with_rows(mut self, form: RowForm) -> Self {
+        (self.rows, self.layer_rows) = (form, Vec::new());
+        self
+    }
+
+    /// Sets the form in which sealed rows are kept layer by layer, one a layer of the model.
+    pub fn with_layer_rows(mut self, forms: Vec<RowForm>) -> Self {
+        self.layer_rows = forms;
+        self
+    }
+
+    /// The form that is asked for in a layer.
+    pub(crate) fn rows_of(&self, layer: usize) -> RowForm {
+        self.layer_rows.get(layer).copied().unwrap_or(self.rows)
+    }
+
     /// Sets what the KV depends on besides the model and the token ids.
     pub fn with_extra(mut self, extra: impl Into<Vec<u8>>) -> Self {
         self.extra = extra.into();
@@ -189,11 +220,21 @@ impl ContextOptions {
         self
     }
 
-    pub(crate) fn check(&self) -> Result<(), Error> {
+    /// Checks the options of a context of `layers` layers.
+    pub(crate) fn check(&self, layers: usize) -> Result<(), Error> {
         self.forgetting.check()?;
         if self.forgetting != Forgetting::Never && !self.ladder {
             let (what, expected) = ("forgetting", "none without the ladder".to_string());
             return Err(Error::Invalid { what, expected, found: format!("{:?}", self.forgetting) });
+        }
+        if !self.layer_rows.is_empty() && self.layer_rows.len() != layers {
+            let expected = format!("none, or one for each of {layers} layers");
+            let found = self.layer_rows.len().to_string();
+            return Err(Error::Invalid { what: "layer_rows", expected, found });
+        }
+        if !self.ladder && (0..layers).any(|layer| self.rows_of(layer) == RowForm::Codes) {
+            let expected = "a ladder where codes alone are kept".to_string();
+            return Err(Error::Invalid { what: "rows", expected, found: "codes alone and no ladder".into() });
         }
         if self.extra.len() > longwave_storage::EXTRA_MAX {
             let (what, found) = ("extra", format!("{} bytes", self.extra.len()));

@@ -10,7 +10,7 @@ use longwave_index::ClusterOptions;
 use longwave_kernels::Dtype;
 use longwave_storage::{
     ElementKind, Error as StorageError, Geometry, LayerKind as LayerKindRecord, Manifest, ModelRecord,
-    SettingsRecord, StateRecord,
+    RowForm, SettingsRecord, StateRecord,
 };
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -122,8 +122,10 @@ pub(crate) fn settings_record(options: &ContextOptions) -> SettingsRecord {
 }
 
 /// The options of a stored context. They are checked as those from a caller are.
-pub(crate) fn context_options(manifest: &Manifest) -> Result<ContextOptions, Error> {
+pub(crate) fn context_options(manifest: &Manifest, file: &str) -> Result<ContextOptions, Error> {
     let settings = &manifest.settings;
+    let forms = row_forms(manifest, file)?;
+    let alike = forms.iter().all(|form| *form == forms[0]);
     let options = ContextOptions {
         sinks: settings.sinks,
         window: settings.window,
@@ -141,16 +143,53 @@ pub(crate) fn context_options(manifest: &Manifest) -> Result<ContextOptions, Err
             split_factor: settings.split_factor,
             seed: settings.seed,
         },
+        rows: if alike { forms.first().copied().unwrap_or_default() } else { RowForm::Full },
+        layer_rows: if alike { Vec::new() } else { forms },
         extra: manifest.extra.clone(),
         forgetting: stored_memory(manifest, longwave_storage::MANIFEST_FILE)?.0,
     };
-    options.check()?;
+    options.check(manifest.layers.len())?;
     Ok(options)
+}
+
+/// State of the manifest: the form that rows are kept in, a byte a layer. Not there where all are kept in full, so that
+/// builds that do not know it read it as that; they may go on with the context, and seal rows in full.
+const ROW_FORMS_KIND: u32 = 5;
+const ROW_FORMS_VERSION: u32 = 1;
+
+/// The forms of rows as they are recorded.
+pub(crate) fn row_forms_record(options: &ContextOptions, layers: usize) -> Option<StateRecord> {
+    let forms: Vec<RowForm> = (0..layers).map(|layer| options.rows_of(layer)).collect();
+    forms.iter().any(|form| *form != RowForm::Full).then(|| StateRecord {
+        kind: ROW_FORMS_KIND,
+        version: ROW_FORMS_VERSION,
+        bytes: forms.iter().map(|form| form.code()).collect(),
+    })
+}
+
+/// The form of rows of every layer; none where nothing is recorded.
+fn row_forms(manifest: &Manifest, file: &str) -> Result<Vec<RowForm>, Error> {
+    let (what, mut forms) = ("row forms", Vec::new());
+    let versions = ROW_FORMS_VERSION..=ROW_FORMS_VERSION;
+    for state in state_of(manifest, file, (what, ROW_FORMS_KIND, versions)) {
+        let (_, bytes) = state?;
+        let fault = |offset, expected: String, found: String| accuracy::Fault { offset, expected, found };
+        if bytes.len() != manifest.layers.len() {
+            let expected = format!("a byte for each of {} layers", manifest.layers.len());
+            return Err(damaged(file, what, fault(0, expected, format!("{} bytes", bytes.len()))));
+        }
+        forms.clear();
+        for (at, &code) in bytes.iter().enumerate() {
+            let unknown = || damaged(file, what, fault(at, "a form of 0 to 2".into(), code.to_string()));
+            forms.push(RowForm::from_code(code).ok_or_else(unknown)?);
+        }
+    }
+    Ok(forms)
 }
 
 /// Records of state that this build does not know.
 pub(crate) fn other_state(manifest: &Manifest) -> Vec<StateRecord> {
-    let known = [accuracy::KIND, accuracy::SPENDING_KIND, MARKS_KIND, FORGETTING_KIND];
+    let known = [accuracy::KIND, accuracy::SPENDING_KIND, MARKS_KIND, FORGETTING_KIND, ROW_FORMS_KIND];
     manifest.state.iter().filter(|record| !known.contains(&record.kind)).cloned().collect()
 }
 

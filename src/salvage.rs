@@ -10,13 +10,12 @@ use crate::rows::{Block, RowBuffer};
 use crate::store::{References, Store};
 use crate::tensor::TensorView;
 use half::f16;
-use longwave_kernels::Rows;
-use longwave_query::Shape;
+use longwave_query::{LayerSegment, Shape};
 use longwave_storage::check::{Fault, check_context};
 use longwave_storage::{
-    Backend, CONTEXTS_DIR, Column, ColumnKind, Durability, Error as StorageError, Expected, LOGS_DIR,
-    LogRecord, Manifest, PINNED_FILE, RecordKind, SEGMENTS_DIR, Segment, SegmentRecord, context_dir,
-    context_file, file_maker, read_manifest, segment_path, validate_name, write_manifest,
+    Backend, CONTEXTS_DIR, ColumnKind, Durability, Error as StorageError, Expected, LOGS_DIR, LogRecord,
+    Manifest, PINNED_FILE, RecordKind, SEGMENTS_DIR, Segment, SegmentRecord, context_dir, context_file,
+    file_maker, read_manifest, segment_path, validate_name, write_manifest,
 };
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -98,7 +97,7 @@ fn save(from: &Arc<dyn Backend>, into: &Store, name: String) -> Result<Salvaged,
         _ => {}
     }
     let model = record::model_spec(&manifest).and_then(|model| model.check().map(|()| model));
-    let (Ok(model), Ok(options)) = (model, record::context_options(&manifest)) else {
+    let (Ok(model), Ok(options)) = (model, record::context_options(&manifest, &saved.name)) else {
         return Ok(saved);
     };
     let source = Source::read(from, &saved.name, &manifest, &model);
@@ -286,7 +285,7 @@ impl<'a> Source<'a> {
         let wanted = (end - record.first_position).min(u64::from(record.rows)) as usize;
         let opened = Segment::open(Arc::clone(self.backend), &segment_path(&record.file), &expected);
         if let Ok(segment) = opened
-            && let Some(rows) = gather(&segment, &self.shape, wanted, &mut block)
+            && let Some(rows) = gather(&LayerSegment::new(segment), &self.shape, wanted, &mut block)
         {
             block.rows = rows;
         }
@@ -337,28 +336,25 @@ fn joined(heads: &[RowBuffer]) -> RowBuffer {
 
 /// Reads the first `wanted` rows of a segment in the order of their positions, and as many of them as are intact;
 /// `None` where not even the order is known.
-fn gather(segment: &Segment, shape: &Shape, wanted: usize, block: &mut Block) -> Option<usize> {
-    let (keys, values) = (segment.column(ColumnKind::KEYS).ok()?, segment.column(ColumnKind::VALUES).ok()?);
-    let column = segment.column(ColumnKind::POSITIONS).ok()?;
+fn gather(sealed: &LayerSegment, shape: &Shape, wanted: usize, block: &mut Block) -> Option<usize> {
+    let column = sealed.segment().column(ColumnKind::POSITIONS).ok()?;
     let positions = column.all().ok()?.as_chunks::<4>().0;
-    let rows = segment.header().rows as usize;
+    let rows = sealed.rows();
     let mut intact = wanted;
     for (head, positions) in positions.chunks_exact(rows).enumerate() {
         let mut stored_at = vec![None; rows];
         for (at, position) in positions.iter().enumerate() {
-            *stored_at.get_mut(u32::from_le_bytes(*position) as usize)? = Some(head * rows + at);
+            *stored_at.get_mut(u32::from_le_bytes(*position) as usize)? = Some(at);
         }
-        let parts = [
-            (&keys, shape.key_dim, &mut block.keys[head]),
-            (&values, shape.value_dim, &mut block.values[head]),
-        ];
-        for (column, dim, buffer) in parts {
-            for (position, at) in stored_at.iter().enumerate().take(intact) {
-                let Some(row) = row(column, shape, (*at)?, dim) else {
-                    intact = position;
-                    break;
-                };
-                buffer.extend(row);
+        for (position, at) in stored_at.iter().enumerate().take(intact) {
+            let at = (*at)?;
+            let read = sealed.read_rows(shape, head, at..at + 1, |_, keys, values| {
+                block.keys[head].extend(keys);
+                block.values[head].extend(values);
+            });
+            if read.is_err() {
+                intact = position;
+                break;
             }
         }
     }
@@ -369,11 +365,4 @@ fn gather(segment: &Segment, shape: &Shape, wanted: usize, block: &mut Block) ->
         }
     }
     Some(intact)
-}
-
-/// One row, if its blocks verify.
-fn row<'a>(column: &Column<'a>, shape: &Shape, at: usize, dim: usize) -> Option<Rows<'a>> {
-    let size = dim * shape.dtype.size_of();
-    let bytes = column.bytes(at.checked_mul(size)?..(at + 1).checked_mul(size)?).ok()?;
-    Rows::from_bytes(shape.dtype, bytes)
 }

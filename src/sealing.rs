@@ -5,14 +5,15 @@ use crate::error::Error;
 use crate::metric::Metric;
 use crate::rows::{Block, RowBuffer};
 use longwave_index::ladder::{Basis, LadderInput, LadderView};
-use longwave_index::{ClusterOptions, HeadInput, build_segment};
+use longwave_index::{ClusterOptions, HeadInput, build_segment, eight_bits, row_columns};
 use longwave_kernels::Rows;
 use longwave_query::{LayerSegment, Shape};
 use longwave_storage::{
-    Alignment, Backend, ColumnKind, Error as StorageError, Expected, NewColumn, Segment, SegmentHeader,
-    SegmentRecord, segment_file_name, segment_path, write_segment,
+    Alignment, Backend, ColumnKind, Error as StorageError, Expected, NewColumn, RowForm, Segment,
+    SegmentHeader, SegmentRecord, segment_file_name, segment_path, write_segment,
 };
 use parking_lot::Mutex;
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -35,6 +36,8 @@ pub(crate) struct SealJob {
     pub(crate) rows: SealRows,
     /// See [`SealRows::place`].
     pub(crate) offsets: Option<Arc<[u32]>>,
+    /// How the segment keeps its rows; with codes alone there is a ladder.
+    pub(crate) form: RowForm,
     /// Set when the context goes or the result is no longer wanted: what has not been started is then left.
     pub(crate) cancelled: Arc<AtomicBool>,
 }
@@ -173,25 +176,30 @@ impl SealJob {
             source: ladder.metric.source(),
         });
         let Shape { key_dim, value_dim, .. } = self.shape;
-        let built = build_segment(&heads, key_dim, value_dim, options, stream, ladder.as_ref());
+        let mut built = build_segment(&heads, key_dim, value_dim, options, stream, ladder.as_ref());
+        built.reduce(self.form, key_dim, value_dim);
         Ok(write_segment(self.backend.as_ref(), path, &self.header, &built.columns())?)
     }
 
-    fn write_plain(&self, path: &str, rows: &Block) -> Result<u64, Error> {
+    fn write_plain<'a>(&self, path: &str, rows: &'a Block) -> Result<u64, Error> {
         let offsets: Vec<u8> = (0..self.header.rows).flat_map(u32::to_le_bytes).collect();
-        let column = |kind, name, element_size, parts| {
-            let alignment =
-                if kind == ColumnKind::POSITIONS { Alignment::CacheLine } else { Alignment::Page };
-            NewColumn { kind, name, element_size, alignment, parts }
+        let Shape { key_dim, value_dim, dtype, kv_heads, .. } = self.shape;
+        let in_form = |rows: Rows<'a>, dim| match self.form {
+            RowForm::EightBits => Cow::Owned(eight_bits(dtype, rows.as_bytes(), dim)),
+            RowForm::Full | RowForm::Codes => Cow::Borrowed(rows.as_bytes()),
         };
-        let keys: Vec<&[u8]> = rows.keys.iter().map(|keys| Rows::as_bytes(&keys.rows())).collect();
-        let values: Vec<&[u8]> = rows.values.iter().map(|values| Rows::as_bytes(&values.rows())).collect();
-        let size = self.shape.dtype.size_of() as u32;
-        let columns = [
-            column(ColumnKind::KEYS, "keys", size, keys),
-            column(ColumnKind::VALUES, "values", size, values),
-            column(ColumnKind::POSITIONS, "positions", 4, vec![offsets.as_slice(); self.shape.kv_heads]),
-        ];
+        let keys: Vec<_> = rows.keys.iter().map(|keys| in_form(keys.rows(), key_dim)).collect();
+        let values: Vec<_> = rows.values.iter().map(|values| in_form(values.rows(), value_dim)).collect();
+        let [keys, values] =
+            [&keys, &values].map(|parts| parts.iter().map(|part| &**part).collect::<Vec<_>>());
+        let mut columns = row_columns(self.form, dtype, &keys, &values, rows.rows * kv_heads);
+        columns.push(NewColumn {
+            kind: ColumnKind::POSITIONS,
+            name: "positions",
+            element_size: 4,
+            alignment: Alignment::CacheLine,
+            parts: vec![offsets.as_slice(); kv_heads],
+        });
         Ok(write_segment(self.backend.as_ref(), path, &self.header, &columns)?)
     }
 }
@@ -203,11 +211,10 @@ pub(crate) fn bases_of(segment: &Segment) -> Result<Option<Vec<Basis>>, Error> {
     Ok(Some(heads.map(|head| ladder.basis(head)).collect::<Result<_, _>>()?))
 }
 
-/// The rows of a segment in the order of their positions.
+/// The rows of a segment in the order of their positions. What is not kept in full is rounded to the model's type.
 pub(crate) fn stored_rows(sealed: &LayerSegment, shape: &Shape) -> Result<Block, Error> {
     let segment = sealed.segment();
     let rows = sealed.rows();
-    let (keys, values) = (segment.column(ColumnKind::KEYS)?, segment.column(ColumnKind::VALUES)?);
     let column = segment.column(ColumnKind::POSITIONS)?;
     let positions = column.all()?.as_chunks::<4>().0;
     let mut block = Block::new(shape, sealed.first_position());
@@ -221,16 +228,13 @@ pub(crate) fn stored_rows(sealed: &LayerSegment, shape: &Shape) -> Result<Block,
                 _ => return Err(not_a_permutation(segment, u32::from_le_bytes(*position))),
             }
         }
-        let parts = [
-            (&keys, shape.key_dim, shape.key_bytes(), &mut block.keys[head]),
-            (&values, shape.value_dim, shape.value_bytes(), &mut block.values[head]),
-        ];
-        for (column, dim, row_bytes, buffer) in parts {
-            let bytes = column.bytes(head * rows * row_bytes..(head + 1) * rows * row_bytes)?;
-            let stored = Rows::from_bytes(shape.dtype, bytes)
-                .ok_or_else(|| StorageError::corrupt(segment.path(), 0, "aligned rows", "others"))?;
-            gather(stored, dim, &stored_at, buffer);
-        }
+        let mut stored = [RowBuffer::new(shape.dtype), RowBuffer::new(shape.dtype)];
+        sealed.read_rows(shape, head, 0..rows, |_, keys, values| {
+            stored[0].extend(keys);
+            stored[1].extend(values);
+        })?;
+        gather(stored[0].rows(), shape.key_dim, &stored_at, &mut block.keys[head]);
+        gather(stored[1].rows(), shape.value_dim, &stored_at, &mut block.values[head]);
     }
     Ok(block)
 }

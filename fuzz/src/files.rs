@@ -2,12 +2,13 @@
 
 use crate::reseal::reseal;
 use crate::{golden, golden_files};
-use longwave::ModelSpec;
+use longwave::{Dtype, LayerSegment, ModelSpec, Shape};
 use longwave_index::{IndexView, ladder::LadderView, validate};
 use longwave_storage::{
-    Alignment, Backend, ColumnKind, Durability, Expected, Identity, LogHeader, LogReader, LogWriter,
-    MemoryBackend, NewColumn, ProfileShape, Segment, SegmentHeader, context_dir, profile_path, read_manifest,
-    read_profile, read_recent_manifest, read_store, write_manifest, write_segment,
+    Alignment, Backend, ColumnKind, Durability, ElementKind, Expected, Geometry, Identity, LogHeader,
+    LogReader, LogWriter, MemoryBackend, NewColumn, ProfileShape, RowForm, Segment, SegmentHeader,
+    context_dir, profile_path, read_manifest, read_profile, read_recent_manifest, read_store, write_manifest,
+    write_segment,
 };
 use std::sync::{Arc, OnceLock};
 
@@ -112,6 +113,7 @@ pub(crate) fn segment(bytes: &[u8]) {
         let backend: Arc<dyn Backend> = Arc::new(memory.clone());
         if let Ok(segment) = Segment::open(backend, path, &Expected::of_model(Identity(identity))) {
             look_through(&segment);
+            read_rows(segment);
         }
     });
 }
@@ -144,7 +146,33 @@ fn look_through(segment: &Segment) {
     }
 }
 
-/// The header and the columns of the golden segment that has the most of them.
+/// Every row, as whatever the segment keeps of it.
+fn read_rows(segment: Segment) {
+    let Geometry { element, kv_heads, key_dim, value_dim } = segment.header().geometry;
+    let dtype = match element {
+        ElementKind::F16 => Dtype::F16,
+        ElementKind::Bf16 => Dtype::Bf16,
+        ElementKind::F32 => Dtype::F32,
+    };
+    let kv_heads = kv_heads as usize;
+    let (key_dim, value_dim) = (key_dim as usize, value_dim as usize);
+    let shape = Shape { query_heads: kv_heads, kv_heads, key_dim, value_dim, dtype };
+    // No model has others: a context refuses the segment.
+    if [key_dim, value_dim].iter().any(|dim| !dim.is_multiple_of(8) || !(8..=576).contains(dim)) {
+        return;
+    }
+    let sealed = LayerSegment::new(segment);
+    for head in 0..kv_heads {
+        let mut given = 0;
+        let read = sealed.read_rows(&shape, head, 0..sealed.rows(), |first, keys, values| {
+            assert_eq!((first, keys.len() / key_dim), (given, values.len() / value_dim));
+            given += keys.len() / key_dim;
+        });
+        assert!(read.is_err() || given == sealed.rows());
+    }
+}
+
+/// The header and the columns of the golden segment of one form that has the most of them.
 struct Parts {
     header: SegmentHeader,
     columns: Vec<Part>,
@@ -158,34 +186,50 @@ struct Part {
     bytes: Vec<u8>,
 }
 
-fn parts() -> &'static Parts {
-    static PARTS: OnceLock<Parts> = OnceLock::new();
-    PARTS.get_or_init(|| {
+impl Part {
+    /// Whether its bytes are the input's: columns that the index checks.
+    fn is_fed(&self) -> bool {
+        self.kind.0 >= 0x100 || matches!(self.kind, ColumnKind::KEYS_8BIT | ColumnKind::VALUES_8BIT)
+    }
+}
+
+fn parts(form: RowForm) -> &'static Parts {
+    static PARTS: OnceLock<Vec<Parts>> = OnceLock::new();
+    let all = PARTS.get_or_init(|| {
         let memory = golden();
         let backend: Arc<dyn Backend> = Arc::new(memory.clone());
         let expected = Expected::of_model(golden_model().0);
-        let segments = memory.files().into_iter().filter(|path| path.ends_with(".segment"));
-        let segments = segments.filter_map(|path| Segment::open(Arc::clone(&backend), &path, &expected).ok());
-        let fullest = segments.max_by_key(|segment| segment.columns().count()).expect("a golden segment");
-        let columns = fullest.columns().map(|info| Part {
+        let of_form = |form| {
+            let files = memory.files().into_iter().filter(|path| path.ends_with(".segment"));
+            let segments =
+                files.filter_map(|path| Segment::open(Arc::clone(&backend), &path, &expected).ok());
+            let segments = segments.filter(|segment| segment.row_form() == form);
+            Parts::of(&segments.max_by_key(|segment| segment.columns().count()).expect("a golden segment"))
+        };
+        RowForm::ALL.into_iter().map(of_form).collect()
+    });
+    &all[usize::from(form.code())]
+}
+
+impl Parts {
+    fn of(segment: &Segment) -> Parts {
+        let bytes = |kind| segment.column(kind).and_then(|column| column.all().map(<[u8]>::to_vec));
+        let columns = segment.columns().map(|info| Part {
             kind: info.kind,
             name: info.name.clone(),
             element_size: info.element_size,
             alignment: info.alignment,
-            bytes: fullest
-                .column(info.kind)
-                .and_then(|column| column.all().map(<[u8]>::to_vec))
-                .expect("sound"),
+            bytes: bytes(info.kind).expect("sound"),
         });
-        Parts { header: fullest.header().clone(), columns: columns.collect() }
-    })
+        Parts { header: segment.header().clone(), columns: columns.collect() }
+    }
 }
 
-/// The columns of an index, one behind the other, each a u16 length and so many bytes (as many whole elements of it as
-/// there are). What is missing at the end is the golden column's.
+/// The form of the rows, then the columns of an index and of rows in 8 bits, one behind the other, each a u16 length and
+/// so many bytes (as many whole elements of it as there are). What is missing at the end is the golden column's.
 pub(crate) fn index(bytes: &[u8]) {
-    let Parts { header, columns } = parts();
-    let mut rest = bytes;
+    let (form, mut rest) = bytes.split_first().unwrap_or((&0, bytes));
+    let Parts { header, columns } = parts(RowForm::ALL[usize::from(*form) % RowForm::ALL.len()]);
     let mut take = |part: &Part| -> Option<Vec<u8>> {
         let (len, behind) = rest.split_first_chunk::<2>()?;
         let len = usize::from(u16::from_le_bytes(*len)).min(behind.len());
@@ -194,28 +238,35 @@ pub(crate) fn index(bytes: &[u8]) {
         let whole = len - len % part.element_size as usize;
         Some(column[..whole].to_vec())
     };
-    let opaque: Vec<Option<Vec<u8>>> =
-        columns.iter().map(|part| (part.kind.0 >= 0x100).then(|| take(part)).flatten()).collect();
-    let new = columns.iter().zip(&opaque).map(|(part, changed)| NewColumn {
+    let fed: Vec<Option<Vec<u8>>> =
+        columns.iter().map(|part| part.is_fed().then(|| take(part)).flatten()).collect();
+    // Rows are as many as the header says.
+    let fits = |part: &Part, bytes: &&Vec<u8>| part.kind.0 >= 0x100 || bytes.len() == part.bytes.len();
+    let new = columns.iter().zip(&fed).map(|(part, changed)| NewColumn {
         kind: part.kind,
         name: &part.name,
         element_size: part.element_size,
         alignment: part.alignment,
-        parts: vec![changed.as_ref().unwrap_or(&part.bytes)],
+        parts: vec![changed.as_ref().filter(|bytes| fits(part, bytes)).unwrap_or(&part.bytes)],
     });
     let memory = MemoryBackend::new();
     memory.create_dir_all("segments").expect("a directory in memory");
     let path = "segments/a.segment";
     write_segment(&memory, path, header, &new.collect::<Vec<_>>()).expect("whole columns");
     let expected = Expected::of_model(header.identity);
-    look_through(&Segment::open(Arc::new(memory), path, &expected).expect("what was written"));
+    let segment = Segment::open(Arc::new(memory), path, &expected).expect("what was written");
+    look_through(&segment);
+    read_rows(segment);
 }
 
 pub(crate) fn index_seeds() -> Vec<Vec<u8>> {
-    let opaque = parts().columns.iter().filter(|part| part.kind.0 >= 0x100);
-    vec![
-        opaque
-            .flat_map(|part| [&(part.bytes.len() as u16).to_le_bytes()[..], &part.bytes].concat())
-            .collect(),
-    ]
+    let seed = |form: RowForm| {
+        let mut seed = vec![form.code()];
+        for part in parts(form).columns.iter().filter(|part| part.is_fed()) {
+            seed.extend((part.bytes.len() as u16).to_le_bytes());
+            seed.extend(&part.bytes);
+        }
+        seed
+    };
+    RowForm::ALL.into_iter().map(seed).collect()
 }

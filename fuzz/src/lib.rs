@@ -64,7 +64,7 @@ pub fn corpus_directory(target: &Target) -> PathBuf {
 /// # Panics
 /// If the fixture cannot be read.
 pub fn golden() -> MemoryBackend {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/v3");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/v3-segment2");
     let memory = MemoryBackend::new();
     let mut dirs = vec![String::new()];
     while let Some(dir) = dirs.pop() {

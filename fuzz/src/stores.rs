@@ -45,11 +45,14 @@ fn with_manifest(manifest: &Manifest, look: impl FnOnce(&Snapshot)) {
     });
 }
 
-/// A kind (1 to 4) and a version (1 or 2), then the state of the context of this kind. Answers that use it come about, or are an error.
+/// Kinds of state.
+const KINDS: u8 = 5;
+
+/// A kind (1 to 5) and a version (1 or 2), then the state of the context of this kind. Answers that use it come about, or are an error.
 pub(crate) fn state(bytes: &[u8]) {
     let Some((kind, state)) = bytes.split_first() else { return };
     let mut manifest = golden_manifest().clone();
-    let (kind, version) = (1 + u32::from(kind % 4), 1 + u32::from(kind / 4 % 2));
+    let (kind, version) = (1 + u32::from(kind % KINDS), 1 + u32::from(kind / KINDS % 2));
     let record = StateRecord { kind, version, bytes: state.to_vec() };
     manifest.state = vec![record];
     with_manifest(&manifest, |snapshot| {
@@ -60,16 +63,13 @@ pub(crate) fn state(bytes: &[u8]) {
 }
 
 pub(crate) fn state_seeds() -> Vec<Vec<u8>> {
-    let forgetful = open(&golden()).and_then(|store| store.manifest("forgetful"));
-    let forgetful = forgetful.expect("the fixture has this context");
-    let records = golden_manifest().state.iter().chain(&forgetful.state);
+    let store = open(&golden()).expect("the fixture opens");
+    let of = |name: &str| store.manifest(name).expect("the fixture has this context").state;
+    let records = [NAME, "forgetful", "reduced"].into_iter().flat_map(of);
     records
         .map(|record| {
-            [
-                &[(record.kind as u8).wrapping_sub(1) + 4 * (record.version as u8).wrapping_sub(1)][..],
-                &record.bytes,
-            ]
-            .concat()
+            let (kind, version) = (record.kind as u8, record.version as u8);
+            [&[kind.wrapping_sub(1) + KINDS * version.wrapping_sub(1)][..], &record.bytes].concat()
         })
         .collect()
 }

@@ -2,8 +2,9 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use longwave_kernels::codec::{encode8, record8_len};
 use longwave_kernels::{Dtype, Kernels, Rows};
-use longwave_storage::{Alignment, ColumnKind, NewColumn};
+use longwave_storage::{Alignment, ColumnKind, NewColumn, RowForm};
 use rayon::prelude::*;
 
 use crate::ClusterOptions;
@@ -26,11 +27,13 @@ pub struct HeadInput<'a> {
 /// The rows of one layer, ordered cluster by cluster, and their index.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BuiltSegment {
-    /// Element type of keys, values, centroids and value means.
+    /// Element type of centroids and value means, and of keys and values that are kept in full.
     pub dtype: Dtype,
-    /// Keys, `[kv_heads, rows, key_dim]`.
+    /// The form that keys and values are kept in: in full, until [`BuiltSegment::reduce`] is called.
+    pub form: RowForm,
+    /// Keys, `[kv_heads, rows]` in the form; empty where only their codes are kept.
     pub keys: Vec<u8>,
-    /// Values, `[kv_heads, rows, value_dim]`.
+    /// Values, the same.
     pub values: Vec<u8>,
     /// Position of each row less the first position, `[kv_heads, rows]`; ascending inside a cluster.
     pub positions: Vec<u32>,
@@ -41,32 +44,90 @@ pub struct BuiltSegment {
 }
 
 impl BuiltSegment {
+    /// Keeps the rows in another form than in full, on the current rayon pool.
+    ///
+    /// # Panics
+    /// When the rows are not in full any more, or `form` is codes and there is no ladder.
+    pub fn reduce(&mut self, form: RowForm, key_dim: usize, value_dim: usize) {
+        assert!(self.form == RowForm::Full, "rows in the form {} are not reduced again", self.form);
+        self.form = form;
+        match form {
+            RowForm::Full => {}
+            RowForm::EightBits => {
+                self.keys = eight_bits(self.dtype, &self.keys, key_dim);
+                self.values = eight_bits(self.dtype, &self.values, value_dim);
+            }
+            RowForm::Codes => {
+                assert!(self.ladder.is_some(), "rows without a ladder have no codes");
+                (self.keys, self.values) = (Vec::new(), Vec::new());
+            }
+        }
+    }
+
     /// All columns of the segment: keys, values, positions, the index's, and the ladder's if there is one.
     pub fn columns(&self) -> Vec<NewColumn<'_>> {
-        let element = self.dtype.size_of() as u32;
-        let column = |kind: ColumnKind, name, element_size, alignment, bytes| NewColumn {
-            kind,
-            name,
-            element_size,
-            alignment,
-            parts: vec![bytes],
-        };
-        let mut columns = vec![
-            column(ColumnKind::KEYS, "keys", element, Alignment::Page, &*self.keys),
-            column(ColumnKind::VALUES, "values", element, Alignment::Page, &self.values),
-            column(
-                ColumnKind::POSITIONS,
-                "positions",
-                4,
-                Alignment::CacheLine,
-                bytemuck::cast_slice(&self.positions),
-            ),
-        ];
+        let rows = self.positions.len();
+        let mut columns = row_columns(self.form, self.dtype, &[&self.keys], &[&self.values], rows);
+        columns.push(NewColumn {
+            kind: ColumnKind::POSITIONS,
+            name: "positions",
+            element_size: 4,
+            alignment: Alignment::CacheLine,
+            parts: vec![bytemuck::cast_slice(&self.positions)],
+        });
         columns.extend(self.columns.columns(self.dtype));
         columns.extend(self.ladder.iter().flat_map(LadderColumns::columns));
         columns
     }
 }
+
+/// The columns of keys and values in a form, whose bytes come in parts; none where only codes are kept. `rows` are those of
+/// all heads, at least one.
+pub fn row_columns<'a>(
+    form: RowForm,
+    dtype: Dtype,
+    keys: &[&'a [u8]],
+    values: &[&'a [u8]],
+    rows: usize,
+) -> Vec<NewColumn<'a>> {
+    let column = |(kind, parts): (ColumnKind, &[&'a [u8]])| {
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        let element_size = if form == RowForm::Full { dtype.size_of() } else { bytes / rows };
+        NewColumn {
+            kind,
+            name: kind.name().unwrap_or_default(),
+            element_size: element_size as u32,
+            alignment: Alignment::Page,
+            parts: parts.to_vec(),
+        }
+    };
+    form.columns().map_or_else(Vec::new, |kinds| kinds.into_iter().zip([keys, values]).map(column).collect())
+}
+
+/// Rows of `dim` elements in 8 bits, on the current rayon pool.
+///
+/// # Panics
+/// When `bytes` are not whole rows, or are not aligned for their type.
+pub fn eight_bits(dtype: Dtype, bytes: &[u8], dim: usize) -> Vec<u8> {
+    let (size, record) = (dim * dtype.size_of(), record8_len(dim));
+    assert!(bytes.len().is_multiple_of(size), "{} bytes are not whole rows of {dim}", bytes.len());
+    let mut records = vec![0; bytes.len() / size * record];
+    let pieces = bytes.par_chunks(size * REDUCED_ROWS).zip(records.par_chunks_mut(record * REDUCED_ROWS));
+    pieces.for_each_init(
+        || vec![0.0; dim],
+        |wide, (rows, records)| {
+            for (row, record) in rows.chunks_exact(size).zip(records.chunks_exact_mut(record)) {
+                let Some(row) = Rows::from_bytes(dtype, row) else { panic!("rows at an odd address") };
+                Kernels::get().widen(row, wide);
+                encode8(wide, record);
+            }
+        },
+    );
+    records
+}
+
+/// Rows that a thread reduces at a time.
+const REDUCED_ROWS: usize = 512;
 
 /// Clusters the rows of each head, orders them cluster by cluster, summarises the clusters, and with `ladder` codes rows
 /// and summaries at lower resolutions; keys are then clustered in the metric of the head's queries.
@@ -114,7 +175,7 @@ pub fn build_segment(
     let positions = parts.iter().flat_map(|part| &part.clustering.order).copied().collect();
     let (columns, heads) = join(parts, options, ladder.is_some());
     let ladder = ladder.map(|input| ladder::join(heads, input, key_dim, value_dim));
-    BuiltSegment { dtype, keys, values, positions, columns, ladder }
+    BuiltSegment { dtype, form: RowForm::Full, keys, values, positions, columns, ladder }
 }
 
 /// The type and the number of rows that all heads share.

@@ -13,13 +13,17 @@ use crate::view::{HeadIndex, IndexView, corrupt};
 /// If there is a ladder, its numbers must be finite, its scales positive, its factors and spreads not negative, its counts
 /// those of the postings, its bases invertible and of the stored digest.
 ///
-/// Reads the index, the positions and the codes, not the keys and values in full. Queries do less of it before their first
+/// A segment that keeps rows in 8 bits must have factors that are finite and not negative, and one that keeps their codes
+/// alone a ladder.
+///
+/// Reads the index, the positions, the codes and rows in 8 bits, not the keys and values in full. Queries do less of it before their first
 /// use of a segment, see [`IndexView::validated`] and [`LadderView::validated`](crate::ladder::LadderView::validated).
 ///
 /// # Errors
 /// What [`IndexView::open`] returns; [`Error::Corrupt`] with the column and the offset of the first fault.
 pub fn validate(segment: &Segment) -> Result<(), Error> {
     IndexView::validated(segment)?;
+    crate::rows8::validate(segment)?;
     crate::ladder::validate(segment)
 }
 

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
-use crate::codec::{Laid, Records, ScanOf, ScanPlanes, SketchQuery, Summaries};
+use crate::codec::{Laid, Records, Records8, ScanOf, ScanPlanes, SketchQuery, Summaries};
 use crate::ladder::{ClusterWeights, Estimated, GainOf, Limits, Probed, RowSums, Spread, Uncertain};
 use crate::portable;
 use crate::rows::{Ahead, Block, Rows};
@@ -75,6 +75,8 @@ pub struct Kernels {
     pub(crate) scores4: fn(&[f32], usize, Records<'_>, &mut [f32]),
     /// weights `[row][head]`, heads, coded rows, output `[head][dim]`
     pub(crate) accumulate4: fn(&[f32], usize, Records<'_>, &mut [f32]),
+    /// records of rows in 8 bits, rows
+    pub(crate) decode8: fn(Records8<'_>, &mut [f32]),
     /// queries, a cluster's record, places from a head to the next, scores `[head][row]`, factors
     pub(crate) scores_sketch: fn(&SketchQuery, &[u8], usize, &mut [f32], &mut [f32]),
     /// queries, records, what is added for each head, places from a head to the next, scores `[head][record]`

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::codec::{Laid, Records, ScanOf, ScanPlanes, SketchQuery, Summaries};
+use crate::codec::{Laid, Records, Records8, ScanOf, ScanPlanes, SketchQuery, Summaries};
 use crate::isa::{Isa, Kernels};
 use crate::ladder::{ClusterWeights, Estimated, GainOf, Limits, Probed, RowSums, Spread, Uncertain};
 use crate::lanes::Portable;
@@ -32,6 +32,7 @@ shells! {
     fn narrow_bf16(from: &[f32], to: &mut [bf16]) = convert::narrow_bf16;
     fn scores4(queries: &[f32], heads: usize, records: Records<'_>, scores: &mut [f32]) = codec::scores4;
     fn accumulate4(weights: &[f32], heads: usize, records: Records<'_>, out: &mut [f32]) = codec::accumulate4;
+    fn decode8(rows: Records8<'_>, out: &mut [f32]) = codec::decode8;
     fn scores_sketch(query: &SketchQuery, record: &[u8], stride: usize, scores: &mut [f32], factors: &mut [f32])
         = codec::scores_sketch;
     fn scores_summaries(query: &Laid, records: Summaries<'_>, add: &[f32], stride: usize, scores: &mut [f32])
@@ -71,6 +72,7 @@ pub(crate) fn kernels() -> &'static Kernels {
         narrow_bf16,
         scores4,
         accumulate4,
+        decode8,
         scores_sketch,
         scores_summaries,
         sum_summaries,

@@ -35,7 +35,7 @@ fn plan_with_tail(view: &LayerView<'_>, queries: &QueryBatch<'_>) -> Result<(Pla
                 rows_read: 0,
                 rows_estimated: 0,
                 rows_plain: reading.sealed_rows,
-                traffic: reading.traffic,
+                traffic: reading.all(),
             });
         }
     }
@@ -50,6 +50,7 @@ pub(crate) fn finish_plan(view: &LayerView<'_>, method: Method, heads: Vec<HeadP
         tail_rows,
         sealed_rows: sealed_rows(view),
         sealed_bytes_16bit: sealed_bytes_16bit(view),
+        row_form: view.row_form(),
     }
 }
 
@@ -177,6 +178,7 @@ impl Output {
             tail_rows,
             sealed_rows: plan.sealed_rows * view.shape.kv_heads as u64,
             sealed_bytes_16bit: plan.sealed_bytes_16bit,
+            row_form: plan.row_form,
             predicted_error: Vec::new(),
             bound: Vec::new(),
             confidence: None,

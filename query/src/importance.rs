@@ -54,8 +54,11 @@ fn by_rows(
         for start in (0..segment.rows()).step_by(PIECE_ROWS) {
             let rows = start..segment.rows().min(start + PIECE_ROWS);
             let mut scores = vec![0.0; rows.len() * mine.heads];
-            let keys = segment.keys(&view.shape, head, rows)?;
-            kernels.scores(&mine.data, mine.heads, view.shape.key_dim, keys, &mut scores);
+            segment.read_rows(&view.shape, head, rows, |first, keys, _| {
+                let scores =
+                    &mut scores[first * mine.heads..][..keys.len() / view.shape.key_dim * mine.heads];
+                kernels.scores(&mine.data, mine.heads, view.shape.key_dim, keys, scores);
+            })?;
             if let Some(cap) = view.scoring.softcap {
                 kernels.softcap(&mut scores, cap);
             }

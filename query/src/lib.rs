@@ -21,6 +21,7 @@ mod report;
 mod retroinfer;
 mod rule;
 mod steady;
+mod stored;
 mod view;
 mod work;
 

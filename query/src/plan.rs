@@ -2,6 +2,7 @@
 
 use crate::budget::Method;
 use crate::report::Traffic;
+use longwave_storage::RowForm;
 use std::fmt;
 
 /// A cluster of one KV head.
@@ -82,6 +83,8 @@ pub struct Plan {
     pub sealed_rows: u64,
     /// Bytes that the keys and values of the sealed rows of all KV heads take at 16 bits an element.
     pub sealed_bytes_16bit: u64,
+    /// The form in which sealed rows are kept, the smallest of any segment.
+    pub row_form: RowForm,
 }
 
 impl Plan {
@@ -141,7 +144,12 @@ impl fmt::Display for Plan {
             "total bytes {} ({share:.2} % of the 16-bit KV), expected error {}",
             traffic.bytes(),
             expected(self.method)
-        )
+        )?;
+        match self.row_form {
+            RowForm::Full => Ok(()),
+            RowForm::EightBits => write!(f, ", over rows as they are kept: in 8 bits"),
+            RowForm::Codes => write!(f, ", over rows as they are kept: as codes alone"),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Which of two ways to answer is expected to be sooner: every row, or the resolution ladder.
 
 use crate::view::{LayerView, QueryBatch};
+use longwave_storage::RowForm;
 
 /// Bytes of rows that a thread reads and works on in a nanosecond when it reads all of them.
 const EXACT_BYTES_PER_NS: f64 = 13.0;
@@ -16,6 +17,10 @@ const LADDER_NS_PER_ROW: f64 = 4.0;
 /// and KV head on one thread, whereas all threads share the rows where all are read.
 pub(crate) fn exact_is_sooner(view: &LayerView<'_>, queries: &QueryBatch<'_>, tau: f64) -> bool {
     let shape = &view.shape;
+    // Turning codes back into rows costs more than the ladder ever does.
+    if view.row_form() == RowForm::Codes {
+        return false;
+    }
     let rows: usize = view.segments.iter().map(|segment| segment.rows()).sum();
     let (rows, dims) = (rows as f64, (shape.key_dim + shape.value_dim) as f64);
     let exact = rows * (shape.key_bytes() + shape.value_bytes()) as f64 / EXACT_BYTES_PER_NS;

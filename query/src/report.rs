@@ -1,6 +1,7 @@
 //! The answer of a call, and what it cost.
 
 use crate::budget::Method;
+use longwave_storage::RowForm;
 use std::ops::{Add, AddAssign};
 use std::time::Duration;
 
@@ -37,6 +38,9 @@ pub struct Report {
     pub sealed_rows: u64,
     /// Bytes that the keys and values of the sealed rows take at 16 bits an element. Shares of bytes are against it.
     pub sealed_bytes_16bit: u64,
+    /// The form in which sealed rows are kept, the smallest of any segment: where it is not full, `exact` is exact over
+    /// the rows as they are kept, and errors are against these.
+    pub row_form: RowForm,
     /// Predicted relative error of each query head, `[positions, query_heads]`; empty where the method does not
     /// predict it.
     pub predicted_error: Vec<f32>,

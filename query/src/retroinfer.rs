@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::exact::{Output, finish_plan};
 use crate::plan::{ClusterId, HeadPlan, Plan, PlannedRows};
 use crate::report::{Answer, Operator, Timings, Traffic};
+use crate::stored::RowReads;
 use crate::view::{LayerSegment, LayerView, Partition, QueryBatch, Shape};
 use crate::work::{HeadQueries, Pages, Piece, Source, pieces, read_piece, reading};
 use longwave_index::IndexView;
@@ -107,7 +108,7 @@ fn plan_head(
         read: named(&read),
         estimated: named(&estimated),
         rows: PlannedRows::default(),
-        traffic: plain.traffic,
+        traffic: plain.all(),
     };
     head.traffic += traffic_of(&view.shape, partition, &head)?;
     timings.add(Operator::Plan, started.elapsed());
@@ -174,20 +175,21 @@ fn traffic_of(shape: &Shape, partition: &Partition<'_>, plan: &HeadPlan) -> Resu
     let mut traffic = Traffic::default();
     for (number, (segment, index)) in partition.clustered.iter().enumerate() {
         let head = index.head(plan.kv_head)?;
-        let (base, first) = (plan.kv_head * segment.rows(), index.first_cluster(plan.kv_head));
-        let [mut keys, mut values, mut centroids, mut counts, mut means] = [(); 5].map(|()| Pages::default());
+        let first = index.first_cluster(plan.kv_head);
+        let [mut centroids, mut counts, mut means] = [(); 3].map(|()| Pages::default());
+        let (mut reads, mut summaries) = (RowReads::new(segment, shape, plan.kv_head), Traffic::default());
         traffic.centroids += centroids.add(first, head.clusters(), key);
         traffic.counts += counts.add(first, head.clusters(), size_of::<f32>());
         for id in plan.read.iter().filter(|id| id.segment as usize == number) {
             let (start, end) = bounds(head.offsets, id.cluster);
-            traffic.keys += keys.add(base + start, end - start, key);
-            traffic.values += values.add(base + start, end - start, value);
+            reads.add(start..end, &mut traffic)?;
         }
         for id in plan.estimated.iter().filter(|id| id.segment as usize == number) {
             traffic.value_means += means.add(first + id.cluster as usize, 1, value);
         }
-        traffic.pages +=
-            [keys, values, centroids, counts, means].iter().map(|pages| pages.count).sum::<u64>();
+        reads.finish(&mut traffic, &mut summaries)?;
+        traffic += summaries;
+        traffic.pages += centroids.count + counts.count + means.count;
     }
     Ok(traffic)
 }

@@ -1,10 +1,10 @@
 //! What a call reads from: the rows of one layer at one moment.
 
 use longwave_index::IndexView;
-use longwave_index::ladder::{HeadLadder, LadderView};
+use longwave_index::ladder::{HeadLadder, KeyDecoder, LadderView};
 use longwave_kernels::codec::{decode4, record_len};
 use longwave_kernels::{Dtype, Rows};
-use longwave_storage::{Column, ColumnKind, Error, Segment};
+use longwave_storage::{Column, ColumnKind, Error, RowForm, Segment};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
@@ -104,8 +104,9 @@ self_cell::self_cell!(
 #[derive(Debug)]
 pub(crate) struct OpenedLadder<'a> {
     pub(crate) view: LadderView<'a>,
-    /// Of each KV head, once it is asked for: see [`OpenedLadder::numbers`].
+    /// Of each KV head, once it is asked for: see [`OpenedLadder::numbers`] and [`OpenedLadder::decoder`].
     numbers: Vec<OnceLock<ClusterNumbers>>,
+    decoders: Vec<OnceLock<KeyDecoder>>,
 }
 
 /// What is known of the clusters of one KV head, one number a cluster, wide enough to calculate with.
@@ -144,14 +145,21 @@ impl ClusterNumbers {
 
 impl<'a> OpenedLadder<'a> {
     fn open(view: LadderView<'a>) -> Self {
-        let numbers = (0..view.postings().kv_heads()).map(|_| OnceLock::new()).collect();
-        OpenedLadder { view, numbers }
+        let heads = view.postings().kv_heads();
+        let numbers = (0..heads).map(|_| OnceLock::new()).collect();
+        let decoders = (0..heads).map(|_| OnceLock::new()).collect();
+        OpenedLadder { view, numbers, decoders }
     }
 
     /// The numbers of KV head `head`, whose ladder is `ladder`. The first call for it computes them, so that the threads
     /// that share the heads of a call share this work, too.
     pub(crate) fn numbers(&self, head: usize, ladder: &HeadLadder<'_>) -> &ClusterNumbers {
         self.numbers[head].get_or_init(|| ClusterNumbers::of(ladder))
+    }
+
+    /// What turns key codes of KV head `head`, whose ladder is `ladder`, back into keys.
+    pub(crate) fn decoder(&self, head: usize, ladder: &HeadLadder<'_>) -> &KeyDecoder {
+        self.decoders[head].get_or_init(|| ladder.key_decoder())
     }
 }
 
@@ -249,24 +257,44 @@ impl LayerSegment {
         Ok(self.ladder.get_or_init(|| cell).as_ref().map(LadderCell::borrow_dependent))
     }
 
-    /// Keys `rows` of KV head `head`.
-    pub(crate) fn keys(&self, shape: &Shape, head: usize, rows: Range<usize>) -> Result<Rows<'_>, Error> {
+    /// Keys `rows` of KV head `head`, where they are kept in full.
+    pub(crate) fn full_keys(
+        &self,
+        shape: &Shape,
+        head: usize,
+        rows: Range<usize>,
+    ) -> Result<Rows<'_>, Error> {
         self.rows_of(ColumnKind::KEYS, shape.key_bytes(), shape.dtype, head, rows)
     }
 
-    /// Values `rows` of KV head `head`.
-    pub(crate) fn values(&self, shape: &Shape, head: usize, rows: Range<usize>) -> Result<Rows<'_>, Error> {
+    /// Values `rows` of KV head `head`, where they are kept in full.
+    pub(crate) fn full_values(
+        &self,
+        shape: &Shape,
+        head: usize,
+        rows: Range<usize>,
+    ) -> Result<Rows<'_>, Error> {
         self.rows_of(ColumnKind::VALUES, shape.value_bytes(), shape.dtype, head, rows)
     }
 
     /// All keys of KV head `head`, of which the listed ones may be read.
-    pub(crate) fn listed_keys(&self, shape: &Shape, head: usize, list: &[u32]) -> Result<Rows<'_>, Error> {
+    pub(crate) fn full_listed_keys(
+        &self,
+        shape: &Shape,
+        head: usize,
+        list: &[u32],
+    ) -> Result<Rows<'_>, Error> {
         let bytes = self.listed(ColumnKind::KEYS, shape.key_bytes(), head, list)?;
         self.as_rows(ColumnKind::KEYS, shape.dtype, bytes)
     }
 
     /// All values of KV head `head`, of which the listed ones may be read.
-    pub(crate) fn listed_values(&self, shape: &Shape, head: usize, list: &[u32]) -> Result<Rows<'_>, Error> {
+    pub(crate) fn full_listed_values(
+        &self,
+        shape: &Shape,
+        head: usize,
+        list: &[u32],
+    ) -> Result<Rows<'_>, Error> {
         let bytes = self.listed(ColumnKind::VALUES, shape.value_bytes(), head, list)?;
         self.as_rows(ColumnKind::VALUES, shape.dtype, bytes)
     }
@@ -348,6 +376,11 @@ impl<'a> LayerView<'a> {
             }
         }
         Ok(partition)
+    }
+
+    /// The smallest form that any segment keeps its rows in.
+    pub(crate) fn row_form(&self) -> RowForm {
+        self.segments.iter().map(|segment| segment.row_form()).max().unwrap_or_default()
     }
 
     /// Whether every query from position `oldest` on sees all rows of the segment, and none of them is in its window.

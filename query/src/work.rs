@@ -1,6 +1,7 @@
 //! Reading rows exactly: runs of rows of one KV head, with the causal mask and the sliding window.
 
 use crate::report::Traffic;
+use crate::stored::RowReads;
 use crate::view::{LayerSegment, LayerView, QueryBatch, RowBlock, Scoring, Shape};
 use longwave_kernels::{AttentionState, Kernels, Rows};
 use longwave_storage::Error;
@@ -108,6 +109,16 @@ pub(crate) struct Reading {
     /// Rows read from memory.
     pub(crate) tail_rows: u64,
     pub(crate) traffic: Traffic,
+    /// Of rows that are kept as codes alone: what these are decoded with. It is not part of `traffic`, since who answers
+    /// from summaries reads it anyway.
+    pub(crate) summaries: Traffic,
+}
+
+impl Reading {
+    /// All that is read.
+    pub(crate) fn all(&self) -> Traffic {
+        self.traffic + self.summaries
+    }
 }
 
 /// What [`read_piece`] will read for one KV head if it is given all pieces of `segments` and of the tail.
@@ -120,21 +131,20 @@ pub(crate) fn reading(
     let mut sum = Reading::default();
     for segment in segments {
         let base = head * segment.rows();
-        let (mut keys, mut values, mut positions) = (Pages::default(), Pages::default(), Pages::default());
+        let (mut reads, mut positions) = (RowReads::new(segment, &view.shape, head), Pages::default());
         for piece in pieces(head, Source::Segment(segment)) {
-            let touch =
-                |pages: &mut Pages, size: usize| pages.add(base + piece.rows.start, piece.rows.len(), size);
             let visible = visible_rows(view, span, &piece)?;
             if matches!(visible, Visible::Some(_) | Visible::NoneOfThem) {
-                sum.traffic.positions += touch(&mut positions, size_of::<u32>());
+                let (first, rows) = (base + piece.rows.start, piece.rows.len());
+                sum.traffic.positions += positions.add(first, rows, size_of::<u32>());
             }
             if matches!(visible, Visible::Some(_) | Visible::All) {
                 sum.sealed_rows += piece.rows.len() as u64;
-                sum.traffic.keys += touch(&mut keys, view.shape.key_bytes());
-                sum.traffic.values += touch(&mut values, view.shape.value_bytes());
+                reads.add(piece.rows.clone(), &mut sum.traffic)?;
             }
         }
-        sum.traffic.pages += keys.count + values.count + positions.count;
+        sum.traffic.pages += positions.count;
+        reads.finish(&mut sum.traffic, &mut sum.summaries)?;
     }
     for block in &view.blocks {
         for piece in pieces(head, Source::Block(block)) {
@@ -176,13 +186,15 @@ pub(crate) fn read_piece(
     match visible_rows(view, queries.span, piece)? {
         Visible::OutOfSight | Visible::NoneOfThem => {}
         Visible::All => {
-            let (keys, values) = rows_of(view, piece)?;
             let softcap = view.scoring.softcap;
-            kernels.attend_rows(state, &queries.data, view.shape.key_dim, keys, values, softcap, scratch);
+            rows_of(view, piece, |_, keys, values| {
+                kernels.attend_rows(state, &queries.data, view.shape.key_dim, keys, values, softcap, scratch);
+            })?;
         }
-        Visible::Some(positions) => {
-            read_masked(kernels, view, queries, rows_of(view, piece)?, &positions, state, scratch);
-        }
+        Visible::Some(positions) => rows_of(view, piece, |first, keys, values| {
+            let positions = &positions[first..first + keys.len() / view.shape.key_dim];
+            read_masked(kernels, view, queries, (keys, values), positions, state, scratch);
+        })?,
     }
     Ok(())
 }
@@ -227,19 +239,24 @@ fn visible_rows(view: &LayerView<'_>, span: Span, piece: &Piece<'_>) -> Result<V
     Ok(if seen { Visible::Some(positions) } else { Visible::NoneOfThem })
 }
 
-fn rows_of<'v>(view: &LayerView<'_>, piece: &Piece<'v>) -> Result<(Rows<'v>, Rows<'v>), Error> {
+/// Gives `take` the rows of a piece; see [`LayerSegment::read_rows`].
+fn rows_of(
+    view: &LayerView<'_>,
+    piece: &Piece<'_>,
+    mut take: impl FnMut(usize, Rows<'_>, Rows<'_>),
+) -> Result<(), Error> {
     let Shape { key_dim, value_dim, .. } = view.shape;
     let Range { start, end } = piece.rows;
-    Ok(match piece.source {
+    match piece.source {
         Source::Segment(segment) => {
-            let keys = segment.keys(&view.shape, piece.head, piece.rows.clone())?;
-            (keys, segment.values(&view.shape, piece.head, piece.rows.clone())?)
+            segment.read_rows(&view.shape, piece.head, piece.rows.clone(), take)?;
         }
         Source::Block(block) => {
             let keys = block.keys[piece.head].slice(start * key_dim..end * key_dim);
-            (keys, block.values[piece.head].slice(start * value_dim..end * value_dim))
+            take(0, keys, block.values[piece.head].slice(start * value_dim..end * value_dim));
         }
-    })
+    }
+    Ok(())
 }
 
 fn read_masked(

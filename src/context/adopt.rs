@@ -2,7 +2,8 @@
 //! and whoever seals the same rows afterwards names that file and removes its own.
 //!
 //! What keys and values are follows from the model, the engine's extra bytes and the token ids before them; they are not
-//! compared. Settings have to be the same as well, so that the index is one that this context could have built.
+//! compared. Settings have to be the same as well, so that the index is one that this context could have built,
+//! and so has the form in which rows are kept.
 
 use super::commit::Replaced;
 use super::open::open_segment;
@@ -79,7 +80,9 @@ impl Context {
                 let Some(record) = twin(sealed, theirs).filter(|_| free) else { continue };
                 // It may have been replaced since.
                 let opened = open_segment(&self.store, &mine, number, record, (sealed.sealed_at, None));
-                adoptions.extend(opened.ok().map(|sealed| (number, at, sealed)));
+                let form = sealed.segment.row_form();
+                let opened = opened.ok().filter(|theirs| theirs.segment.row_form() == form);
+                adoptions.extend(opened.map(|sealed| (number, at, sealed)));
             }
         }
         Ok(adoptions)

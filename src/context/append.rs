@@ -3,10 +3,12 @@
 use super::{Context, Pending, layer_of_mut};
 use crate::error::Error;
 use crate::metric::Metric;
+use crate::options::Rebuild;
 use crate::rows::Block;
 use crate::sealing::{SealJob, SealLadder, SealRows, Sealing};
 use crate::tensor::TensorView;
-use longwave_storage::{Expected, Profile, SegmentHeader};
+use longwave_index::ladder::MomentSource;
+use longwave_storage::{Expected, Profile, RowForm, SegmentHeader};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -119,7 +121,8 @@ impl Context {
         let number = self.next_number;
         // Bulk rows would have been sealed so whatever the number of rows that came with them.
         let sealed_at = if bulk { range.end + u64::from(self.options.window) } else { mine.rows.length() };
-        let result = self.start_sealing(layer, sealed_at, (ladder, rows), Arc::clone(&cancelled))?;
+        let form = self.row_form(layer, bulk, ladder.as_ref())?;
+        let result = self.start_sealing(layer, sealed_at, (ladder, rows, form), Arc::clone(&cancelled))?;
         let mine = layer_of_mut(&mut self.layers, layer)?;
         mine.queued_end = range.end;
         mine.pending.push_back(Pending { range, sealed_at, bulk, number, result, cancelled });
@@ -140,12 +143,36 @@ impl Context {
         Ok(Some(SealLadder { metric, bases: mine.known_bases()? }))
     }
 
+    /// The form in which a segment that is about to be built keeps its rows. Codes come last: rows that are to be built
+    /// again, or merged with others, stay in full until then, so that none is coded from its code.
+    pub(super) fn row_form(
+        &self,
+        layer: usize,
+        bulk: bool,
+        ladder: Option<&SealLadder>,
+    ) -> Result<RowForm, Error> {
+        let (asked, mine) = (self.options.rows_of(layer), self.layer(layer)?);
+        if asked != RowForm::Codes {
+            return Ok(asked);
+        }
+        let Some(ladder) = ladder else { return Ok(RowForm::Full) };
+        let rebuilt = match self.options.rebuild {
+            Rebuild::Never => false,
+            Rebuild::WhenObserved { positions } => {
+                !mine.metric_known
+                    && ladder.metric.source() != MomentSource::Context
+                    && positions <= self.options.sample_positions
+            }
+        };
+        Ok(if bulk && !rebuilt { RowForm::Codes } else { RowForm::Full })
+    }
+
     /// Queues a segment under the next free name.
     pub(super) fn start_sealing(
         &mut self,
         layer: usize,
         sealed_at: u64,
-        (ladder, rows): (Option<SealLadder>, SealRows),
+        (ladder, rows, form): (Option<SealLadder>, SealRows, RowForm),
         cancelled: Arc<AtomicBool>,
     ) -> Result<Sealing, Error> {
         let (first_position, offsets) = rows.place();
@@ -180,6 +207,7 @@ impl Context {
             clusters: mine.clustered.then_some(self.options.clusters),
             rows,
             offsets,
+            form,
             cancelled,
         };
         Ok(self.store.sealer.start(job))

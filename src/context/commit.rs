@@ -274,7 +274,9 @@ impl Context {
         let memories: Vec<_> =
             self.layers.iter().map(|layer| layer.as_ref().map(|layer| &*layer.rows.memory)).collect();
         let marks = marks.into_iter().chain(crate::forgetting::encode(&memories));
-        known.into_iter().chain(spent).chain(marks).chain(self.other_state.iter().cloned()).collect()
+        let forms = record::row_forms_record(&self.options, self.layers.len());
+        let others = self.other_state.iter().cloned();
+        known.into_iter().chain(spent).chain(marks).chain(forms).chain(others).collect()
     }
 
     /// The smallest number of a file that a later commit may name and the one being written does not.

@@ -10,7 +10,8 @@ use super::rebuild::Rebuilding;
 use super::{Context, layer_of_mut};
 use crate::error::Error;
 use crate::options::Compaction;
-use crate::sealing::SealRows;
+use crate::sealing::{SealRows, Sealed};
+use longwave_storage::RowForm;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,7 +19,8 @@ use std::sync::atomic::AtomicBool;
 
 impl Context {
     /// Merges neighbouring small segments of a layer, or of all layers, into segments of at most `bulk_segment_rows`
-    /// rows, and waits until these are written and in use. A segment of half as many rows or more is left as it is.
+    /// rows, and waits until these are written and in use. A segment of half as many rows or more is left as it is, and so
+    /// is one that keeps codes alone.
     /// Returns the segments that are gone. What audits had shown stays: rows and metric are the same.
     ///
     /// A commit makes it durable. Snapshots go on as after [`Self::rebuild`]. A later cut inside a merged segment makes
@@ -64,7 +66,12 @@ impl Context {
 
     fn sizes(&self, layer: usize) -> Vec<u64> {
         let segments = self.layers.get(layer).and_then(Option::as_ref).map(|layer| &layer.rows.segments);
-        segments.into_iter().flatten().map(|sealed| sealed.segment.rows() as u64).collect()
+        let size = |sealed: &Arc<Sealed>| match sealed.segment.row_form() {
+            // Its rows would be coded from their codes.
+            RowForm::Codes => u64::MAX / 2,
+            RowForm::Full | RowForm::EightBits => sealed.segment.rows() as u64,
+        };
+        segments.into_iter().flatten().map(size).collect()
     }
 
     fn groups(&self, layer: usize) -> Result<Vec<Range<usize>>, Error> {
@@ -82,7 +89,8 @@ impl Context {
         let sealed_at = sources.iter().map(|sealed| sealed.sealed_at).max().unwrap_or(range.end);
         let (number, cancelled) = (self.next_number, Arc::new(AtomicBool::new(false)));
         let rows = SealRows::Segments(sources);
-        let result = self.start_sealing(layer, sealed_at, (ladder, rows), Arc::clone(&cancelled))?;
+        let form = self.row_form(layer, true, ladder.as_ref())?;
+        let result = self.start_sealing(layer, sealed_at, (ladder, rows, form), Arc::clone(&cancelled))?;
         let pending = VecDeque::from([(range, result)]);
         let rebuilding =
             Rebuilding { pending, number, done: Vec::new(), place, bases: None, doomed: None, cancelled };
@@ -98,7 +106,7 @@ fn groups(sizes: &[u64], most: u64) -> Vec<Range<usize>> {
     let mut groups: Vec<Range<usize>> = Vec::new();
     let (mut start, mut rows) = (0, 0);
     for (at, &size) in sizes.iter().enumerate() {
-        let small = 2 * size < most;
+        let small = size < most.div_ceil(2);
         if !small || rows + size > most {
             groups.push(start..at);
             (start, rows) = (if small { at } else { at + 1 }, 0);

@@ -20,7 +20,7 @@ impl Context {
     /// [`Error::Invalid`] for 0 steps, and for a context without the ladder.
     pub fn set_forgetting(&mut self, forgetting: Forgetting) -> Result<(), Error> {
         let options = self.options.clone().with_forgetting(forgetting);
-        options.check()?;
+        options.check(self.model.layers)?;
         for layer in self.present_layers() {
             self.abandon_rebuild(layer)?;
         }
@@ -125,7 +125,8 @@ impl Context {
         let mut pending = VecDeque::new();
         if !kept.is_empty() {
             let ladder = self.ladder_for(layer, profile)?;
-            let rows = (ladder, SealRows::Kept(Arc::clone(&sealed), kept));
+            let form = sealed.segment.row_form();
+            let rows = (ladder, SealRows::Kept(Arc::clone(&sealed), kept), form);
             pending.push_back((
                 range,
                 self.start_sealing(layer, sealed.sealed_at, rows, Arc::clone(&cancelled))?,
@@ -161,7 +162,8 @@ impl Context {
         let kept: Vec<u32> = ranks.filter(|&rank| sealed.segment.position(rank) < length).collect();
         let Some(&last) = kept.last() else { return Ok(None) };
         let end = sealed.segment.position(last) + 1;
-        let rows = (self.ladder_for(layer, profile)?, SealRows::Kept(Arc::clone(&sealed), kept));
+        let form = sealed.segment.row_form();
+        let rows = (self.ladder_for(layer, profile)?, SealRows::Kept(Arc::clone(&sealed), kept), form);
         let result: Sealing = self.start_sealing(layer, end, rows, Arc::default())?;
         let range = sealed.segment.first_position()..length;
         result.recv().unwrap_or_else(|_| Err(super::ended(layer, &range))).map(Some)

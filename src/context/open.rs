@@ -48,7 +48,7 @@ impl Context {
         options: ContextOptions,
     ) -> Result<Self, Error> {
         model.check()?;
-        options.check()?;
+        options.check(model.layers)?;
         let mut context = Self::begin(store, name, model, options)?;
         // The store may have been made by a process that died before its name was durable, and a strict commit syncs
         // no further up than the directory of contexts.
@@ -375,7 +375,7 @@ fn load(
         let (expected, found) = (model.digest(), manifest.model.identity);
         return Err(StorageError::Identity { file, expected, found }.into());
     }
-    let options = record::context_options(manifest)?;
+    let options = record::context_options(manifest, &file)?;
     let forgotten = record::forgotten(manifest, &file)?;
     let nothing = Dropped::default();
     let mut layers = Vec::with_capacity(model.layers);

@@ -103,11 +103,12 @@ impl Context {
         let cancelled = Arc::new(AtomicBool::new(false));
         let mut pending = VecDeque::new();
         let number = self.next_number;
+        let ladder = || SealLadder { metric: Arc::clone(&metric), bases: Arc::clone(&bases) };
+        let form = self.row_form(layer, true, Some(&ladder()))?;
         for sealed in segments {
             let range = sealed.segment.first_position()..sealed.segment.end();
-            let ladder = SealLadder { metric: Arc::clone(&metric), bases: Arc::clone(&bases) };
             let sealed_at = sealed.sealed_at;
-            let source = (Some(ladder), SealRows::Segments(vec![sealed]));
+            let source = (Some(ladder()), SealRows::Segments(vec![sealed]), form);
             let result = self.start_sealing(layer, sealed_at, source, Arc::clone(&cancelled))?;
             pending.push_back((range, result));
         }

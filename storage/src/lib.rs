@@ -68,6 +68,6 @@ pub use profile::{
 };
 pub use segment::{
     Alignment, BLOCK_SIZE, COLUMN_NAME_MAX, COLUMNS_MAX, Column, ColumnInfo, ColumnKind, Expected, NewColumn,
-    ROWS_MAX, Segment, SegmentHeader, Validator, write_segment,
+    ROWS_MAX, RowForm, Segment, SegmentHeader, UnknownRowForm, Validator, write_segment,
 };
 pub use store::{StoreHeader, create_store, read_store};

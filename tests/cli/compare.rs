@@ -4,9 +4,14 @@ use crate::trace::Trace;
 use crate::{Setting, assert_keys};
 use serde_json::{Value, json};
 
-pub(crate) const EVAL_KEYS: &str = "method budget tau layers queries error_mean error_p50 error_p95 error_p999 error_max \
+pub(crate) const ANSWER_KEYS: &str = "method budget tau layers queries error_mean error_p50 error_p95 error_p999 error_max \
                          bytes_share page_share means_share zone_share coded_share read_share \
                          bound_covered bound_p50 ratio_p50 ratio_p99";
+
+/// What `eval` says of the rows beside.
+pub(crate) fn eval_keys() -> String {
+    format!("{ANSWER_KEYS} rows disk_share")
+}
 
 pub(crate) fn number(row: &Value, key: &str) -> f64 {
     row[key].as_f64().unwrap_or_else(|| panic!("{key} is no number in {row}"))
@@ -20,7 +25,7 @@ fn eval_compares_methods_with_exact_attention() {
     let ladder = ["longwave"; 3].into_iter().chain(["oracle"; 3]);
     assert_eq!(methods, ["exact"].into_iter().chain(ladder).chain(["retroinfer"]).collect::<Vec<_>>());
     for row in &rows {
-        assert_keys(row, EVAL_KEYS);
+        assert_keys(row, &eval_keys());
         assert_eq!((&row["layers"], &row["queries"]), (&json!(2), &json!(30)));
         assert!(number(row, "error_p50") <= number(row, "error_p95"), "{row}");
         assert!(number(row, "error_p95") <= number(row, "error_p999"), "{row}");
@@ -93,6 +98,34 @@ fn eval_runs_decode_steps_through_the_policies_of_a_cache() {
 }
 
 #[test]
+fn eval_reports_forms_of_rows_side_by_side() {
+    let setting = Setting::new(&Trace::default());
+    let methods = ["--method", "exact", "--method", "longwave", "--tau", "0.001"];
+    let arguments = [&["eval", "trace.safetensors", "--rows", "full,8bit,codes", "--json"][..], &methods];
+    let rows = setting.lines(&arguments.concat());
+    let named: Vec<_> = rows.iter().map(|row| [row["rows"].clone(), row["method"].clone()]).collect();
+    let expected = ["full", "8bit", "codes"].map(|form| [[form, "exact"], [form, "longwave"]]);
+    assert_eq!(json!(named), json!(expected.as_flattened()));
+    let of = |key: &'static str, method: usize| [0, 2, 4].map(|form| number(&rows[form + method], key));
+    // Errors are against the rows as they were: what a form has cost shows even where all of it is read.
+    let [full, eight, codes] = of("error_max", 0);
+    assert!(full < 1e-4 && eight > 1e-3 && codes > 4.0 * eight && codes < 1.0, "{full} {eight} {codes}");
+    for method in [0, 1] {
+        for key in ["disk_share", "bytes_share"] {
+            let [full, eight, codes] = of(key, method);
+            assert!(full > eight && eight > codes && codes > 0.0, "{key}: {full} {eight} {codes}");
+        }
+    }
+    // Rows are full, in 8 bits with a factor, and the ladder's 9 bits and summaries; on top of the last the index.
+    let [full, eight, codes] = of("disk_share", 1);
+    assert!((full - eight - (1.0 - (24.0 + 8.0) / 48.0)).abs() < 0.05, "{full} {eight}");
+    assert!((0.3..0.8).contains(&codes), "{codes}");
+    setting.refused(&["eval", "trace.safetensors", "--rows", "codes"], "retroinfer has no codes to read");
+    let oracle = ["eval", "trace.safetensors", "--rows", "8bit", "--method", "oracle"];
+    setting.refused(&oracle, "the oracle reads rows in full");
+}
+
+#[test]
 fn eval_reads_every_element_type_exactly() {
     let setting = Setting::new(&Trace::default());
     for (dtype, share) in [("bf16", 1.0), ("f32", 2.0)] {
@@ -120,8 +153,8 @@ fn eval_reports_layers_and_takes_shares() {
         "--json",
     ]);
     assert_eq!(by_layer.len(), 2);
-    assert_keys(&by_layer[0], &format!("{EVAL_KEYS} layer"));
-    assert_keys(&by_layer[1], EVAL_KEYS);
+    assert_keys(&by_layer[0], &format!("{} layer", eval_keys()));
+    assert_keys(&by_layer[1], &eval_keys());
     assert_eq!(
         (&by_layer[0]["layer"], &by_layer[1]["layers"], &by_layer[1]["queries"]),
         (&json!(4), &json!(1), &json!(9))

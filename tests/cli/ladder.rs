@@ -1,6 +1,6 @@
 //! eval's budgets of the ladder and its plot, audit, and what inspect and explain say of the ladder.
 
-use crate::compare::{EVAL_KEYS, number};
+use crate::compare::{ANSWER_KEYS, eval_keys, number};
 use crate::trace::{KV_HEADS, QUERY_HEADS, Trace};
 use crate::{Setting, assert_keys};
 use longwave::{Context, Durability, Store, StoreOptions};
@@ -17,7 +17,7 @@ fn eval_finds_the_tau_of_a_share() {
     let rows = eval(&setting, &["--bytes", "0.22,0.3"]);
     assert_eq!(rows.len(), 2, "no other tau is compared");
     for (row, share) in rows.iter().zip([0.22, 0.3]) {
-        assert_keys(row, EVAL_KEYS);
+        assert_keys(row, &eval_keys());
         assert_eq!(row["budget"], format!("bytes={share}"));
         assert!((number(row, "bytes_share") / share - 1.0).abs() < 0.05, "{row}");
     }
@@ -36,7 +36,7 @@ fn eval_keeps_a_budget_of_error() {
     let rows = eval(&setting, &["--error", "0.2,0.05", "--confidence", "0.9"]);
     assert_eq!(rows.len(), 2);
     for row in &rows {
-        assert_keys(row, EVAL_KEYS);
+        assert_keys(row, &eval_keys());
         assert_eq!(row["tau"], Value::Null, "each head has its own");
         assert!(number(row, "bound_covered") > 0.8, "{row}");
     }
@@ -104,7 +104,7 @@ fn audit_compares_methods_on_the_sampled_queries() {
     let methods: Vec<&str> = rows.iter().map(|row| row["method"].as_str().unwrap()).collect();
     assert_eq!(methods, ["exact", "longwave", "longwave", "longwave", "retroinfer"]);
     for row in &rows {
-        assert_keys(row, EVAL_KEYS);
+        assert_keys(row, ANSWER_KEYS);
         assert_eq!((&row["layers"], &row["queries"]), (&json!(2), &json!(60)), "all that are sampled");
         // The import has audited 60 queries of each layer: bounds of the ladder are calibrated.
         assert_eq!(row["bound_covered"].is_null(), row["method"] != "longwave", "{row}");

@@ -1,6 +1,6 @@
 //! Where the query moment comes from: import, rebuild, and eval with another trace's.
 
-use crate::compare::{EVAL_KEYS, number};
+use crate::compare::{eval_keys, number};
 use crate::trace::{QUERY_HEADS, Trace};
 use crate::{Setting, assert_keys};
 use serde_json::{Value, json};
@@ -60,7 +60,7 @@ fn eval_takes_the_moment_of_another_trace() {
         setting.lines(&[&all, more].concat()).remove(0)
     };
     let (own, other) = (eval(&[]), eval(&["--moment", "other.safetensors"]));
-    assert_keys(&other, EVAL_KEYS);
+    assert_keys(&other, &eval_keys());
     assert!(own["error_mean"] != other["error_mean"], "{own} {other}");
     assert!(number(&other, "error_mean") < 3.0 * number(&own, "error_mean"), "{own} {other}");
     assert!(number(&other, "bound_covered") > 0.8, "calibrated on its own queries: {other}");

@@ -62,7 +62,7 @@ fn assert_layer(layer: &Value, tokens_per_cluster: u64) {
     let sampled = layer["sampled_positions"].as_array().unwrap();
     assert_eq!((sampled.len(), &sampled[0], &sampled[59]), (60, &json!(640), &json!(699)));
     let segment = &layer["segments"][0];
-    assert_keys(segment, "file first_position rows file_bytes columns clusters ladder");
+    assert_keys(segment, "file first_position rows file_bytes row_form columns clusters ladder");
     assert_eq!((&segment["first_position"], &segment["rows"]), (&json!(4), &json!(SEALED)));
     let keys = column(segment, "keys");
     assert_keys(keys, "name offset bytes element_size blocks");
@@ -159,7 +159,7 @@ fn explain_plans_a_sampled_query() {
     ]);
     assert_keys(
         &plan,
-        "context layer sampled_position position method budget sealed_rows tail_rows bytes pages bytes_share heads",
+        "context layer sampled_position position method budget sealed_rows tail_rows bytes pages bytes_share row_form heads",
     );
     assert_eq!(
         (&plan["sampled_position"], &plan["position"], &plan["method"]),
@@ -232,6 +232,43 @@ fn the_same_trace_imported_twice_gives_the_same_columns() {
             assert_eq!((one.output, one.lse), (two.output, two.lse), "{budget}");
         }
     }
+}
+
+#[test]
+fn rows_are_kept_in_the_form_that_is_asked_for() {
+    let setting = Setting::new(&Trace::default());
+    for (name, arguments) in [
+        ("full", &[][..]),
+        ("small", &["--rows", "8bit"]),
+        ("mixed", &["--rows", "codes", "--layer-rows", "4=full"]),
+    ] {
+        setting.succeed(&[&["import", "trace.safetensors", "store", name], arguments].concat());
+    }
+    let document = setting.document(&["inspect", "store", "--json"]);
+    let contexts = document["contexts"].as_array().unwrap();
+    let segment = |context: &str, layer: usize| -> &Value {
+        let context = contexts.iter().find(|found| found["name"] == context).unwrap();
+        let layer =
+            context["layers"].as_array().unwrap().iter().find(|found| found["layer"] == layer).unwrap();
+        &layer["segments"][0]
+    };
+    let found = ["full", "small", "mixed"].map(|name| [1, 4].map(|layer| &segment(name, layer)["row_form"]));
+    assert_eq!(found, [[&json!("full"); 2], [&json!("8bit"); 2], [&json!("codes"), &json!("full")]]);
+    let bytes = |name| segment(name, 1)["file_bytes"].as_u64().unwrap();
+    assert!(bytes("full") > bytes("small") && bytes("small") > bytes("mixed"), "{document}");
+    let plan = |layer| {
+        let arguments = ["explain", "store", "mixed", "--layer", layer, "--method", "exact", "--json"];
+        setting.document(&arguments)["row_form"].clone()
+    };
+    assert_eq!([plan("1"), plan("4")], ["codes", "full"]);
+    let text = setting.succeed(&["explain", "store", "small", "--layer", "1", "--method", "exact"]);
+    assert!(text.contains("as they are kept: in 8 bits"), "{text}");
+    for (form, said) in [("4=half", "unknown form of rows `half`"), ("9=8bit", "expected a layer below")] {
+        let arguments = ["import", "trace.safetensors", "store", "bad", "--layer-rows", form];
+        setting.refused(&arguments, said);
+    }
+    let kept = document["contexts"].as_array().unwrap().len();
+    assert_eq!(setting.document(&["inspect", "store", "--json"])["contexts"].as_array().unwrap().len(), kept);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use longwave::storage::{
     Backend, ColumnKind, Crash, Expected, FileBackend, MemoryBackend, NewColumn, Segment, segment_path,
     write_segment,
 };
-use longwave::{Budget, Dtype, Durability, Error, LayerKind, ModelSpec, Store, StoreOptions};
+use longwave::{Budget, Dtype, Durability, Error, LayerKind, ModelSpec, RowForm, Store, StoreOptions};
 use std::sync::Arc;
 
 fn spec() -> ModelSpec {
@@ -20,10 +20,16 @@ fn spec() -> ModelSpec {
 
 /// A committed store with everything in it: both kinds of segment, tails, token ids, sampled queries.
 fn small_store() -> MemoryBackend {
+    store_of([RowForm::Full; 2])
+}
+
+/// The same, its layers' rows kept in these forms.
+fn store_of(forms: [RowForm; 2]) -> MemoryBackend {
     let memory = MemoryBackend::new();
     let store = store_on(&as_backend(&memory));
     let model = spec();
-    let mut context = store.create_with("small", &model, small_options().with_sample_positions(3)).unwrap();
+    let options = small_options().with_sample_positions(3).with_layer_rows(forms.to_vec());
+    let mut context = store.create_with("small", &model, options).unwrap();
     for layer in 0..2 {
         let kv = Kv::new(layer as u64, 60, &model);
         kv.append(&mut context, layer, 0..50);
@@ -95,10 +101,24 @@ fn is_profile(file: &str) -> bool {
 
 #[test]
 fn any_flipped_byte_is_reported_and_never_served() {
-    let memory = small_store();
-    let golden = open(&memory).unwrap();
-    assert_eq!(faults(&as_backend(&memory)), Vec::<String>::new());
-    let files = checked(&memory);
+    flip_every_byte(&small_store());
+}
+
+#[test]
+fn nor_is_one_where_rows_are_not_kept_in_full() {
+    let memory = store_of([RowForm::Codes, RowForm::EightBits]);
+    let store = store_on(&as_backend(&memory));
+    let snapshot = store.snapshot("small").unwrap();
+    for (layer, form) in [(0, RowForm::Codes), (1, RowForm::EightBits)] {
+        assert_eq!(snapshot.segments(layer).unwrap()[0].row_form(), form);
+    }
+    flip_every_byte(&memory);
+}
+
+fn flip_every_byte(memory: &MemoryBackend) {
+    let golden = open(memory).unwrap();
+    assert_eq!(faults(&as_backend(memory)), Vec::<String>::new());
+    let files = checked(memory);
     let mut work: Vec<(String, usize, u8)> = Vec::new();
     for file in &files {
         let len = memory.contents(file).unwrap().len();

@@ -5,7 +5,7 @@ use crate::reference::{
     plain_pieces, traffic,
 };
 use crate::sample::{logits, model, queries, query_view};
-use longwave::{Answer, Budget, ClusterId, Dtype, ModelSpec, Plan, Traffic};
+use longwave::{Answer, Budget, ClusterId, Dtype, ModelSpec, Plan, RowForm, Traffic};
 use longwave_query::FixedTau;
 
 /// What the answers of several calls rested on, to show that the data needs every part of the method.
@@ -170,6 +170,51 @@ fn answers_and_predictions_are_those_of_the_reference_at_every_tau() {
         }
     }
     seen.check();
+}
+
+/// Exact attention is over the rows as the reference decodes them from what is stored, and says what it has read for it.
+fn check_exact_over_kept(case: &Case, queries: &[f32]) {
+    let answer = case.snapshot.attend(0, &query_view(queries, &case.model), &Budget::Exact).unwrap();
+    let (dim, mut touched) = (case.model.value_dim, Traffic::default());
+    for (kv_head, ladder) in case.ladders(1).iter().enumerate() {
+        let (scaled, steady) = case.unit(queries, 0, kv_head);
+        for (g, (query, steady)) in scaled.iter().zip(&steady).enumerate() {
+            let (mut total, mut output) = (1.0, steady.output.clone());
+            for row in ladder.clusters.iter().flat_map(|cluster| &cluster.rows) {
+                let weight = (dot(query, &row.key) - steady.lse).exp();
+                total += weight;
+                output.iter_mut().zip(&row.value).for_each(|(sum, x)| *sum += weight * x);
+            }
+            output.iter_mut().for_each(|x| *x /= total);
+            let head = kv_head * case.group() + g;
+            let found: Vec<f64> = answer.output[head * dim..][..dim].iter().map(|&x| f64::from(x)).collect();
+            let off = (distance2(&found, &output) / dot(&output, &output)).sqrt();
+            assert!(off < 2e-5, "head {head}: off by {off}");
+            assert!((f64::from(answer.lse[head]) - steady.lse - total.ln()).abs() < 2e-5);
+        }
+        touched += traffic(&plain_pieces(case, 0, kv_head, case.kv.tokens() as u64 - 1));
+    }
+    assert_eq!(answer.report.traffic, touched);
+}
+
+#[test]
+fn rows_that_are_not_kept_in_full_are_what_is_kept_of_them() {
+    for (number, form) in [RowForm::EightBits, RowForm::Codes].into_iter().enumerate() {
+        let model = model([3, 6, 24, 16], Dtype::F16, 1);
+        let kv = centred(28 + number as u64, 760, &model, [1.0, 0.05]);
+        let case = Case::new(model.clone(), case_options().with_rows(form), kv, &queries(92, 8, &model));
+        let found: Vec<RowForm> = case.segments().iter().map(|segment| segment.row_form()).collect();
+        assert!(found.iter().filter(|found| **found == form).count() >= 2, "{found:?}");
+        let mut seen = Seen::default();
+        for (seed, tau) in [(1, 0.0005), (2, 0.004), (3, 0.03), (4, 0.3)] {
+            for sharp in [0.6, 1.5, 4.0] {
+                compare(&case, seed, 1, sharp, tau, &mut seen);
+            }
+        }
+        assert!(seen.compared > 3 * seen.close, "{} compared, {} too close", seen.compared, seen.close);
+        assert!(seen.rows[Resolution::Code as usize].iter().sum::<usize>() > 0, "{:?}", seen.rows);
+        check_exact_over_kept(&case, &queries(5, 1, &model));
+    }
 }
 
 #[test]

@@ -26,6 +26,7 @@ mod rebuild;
 mod reference;
 mod retention;
 mod retroinfer;
+mod row_forms;
 mod salvage;
 mod sample;
 mod soak;

@@ -84,6 +84,7 @@ fn an_intact_store_is_copied_as_it_is() {
         ("branch", 52, true, true),
         ("forgetful", 130, true, true),
         ("plain", 41, true, false),
+        ("reduced", 80, true, false),
         ("small", 80, true, true),
     ];
     assert_eq!(told, expected);
@@ -93,7 +94,7 @@ fn an_intact_store_is_copied_as_it_is() {
         let asked = queries(1, 2, snapshot.model());
         bits(&snapshot.attend(0, &query_view(&asked, snapshot.model()), &Budget::Exact).unwrap())
     };
-    for name in ["branch", "forgetful", "plain", "small"] {
+    for name in ["branch", "forgetful", "plain", "reduced", "small"] {
         assert_eq!(store.manifest(name).unwrap(), original.manifest(name).unwrap());
         assert_eq!(answer(&store, name), answer(&original, name));
         assert_eq!(store.is_pinned(name).unwrap(), name == "branch");
@@ -118,7 +119,7 @@ fn rows_of_a_cut_segment_are_kept_and_the_parent_stays_whole() {
     let store = memory_store();
     let found = salvage(&as_backend(&memory), &store).unwrap();
     let told: Vec<_> = found.iter().map(|found| (found.rows_kept, found.whole, found.faults.len())).collect();
-    assert_eq!(told, [(47, false, 1), (130, true, 0), (41, true, 0), (80, true, 0)]);
+    assert_eq!(told, [(47, false, 1), (130, true, 0), (41, true, 0), (80, true, 0), (80, true, 0)]);
     let branch = store.snapshot("branch").unwrap();
     let (spec, kv) = (branch.model().clone(), Kv::new(70, 80, branch.model()));
     let asked = queries(3, 2, &spec);
@@ -190,9 +191,9 @@ fn a_context_without_a_manifest_is_lost_and_the_others_are_not() {
     flip(&memory, "contexts/small/manifest", 200);
     let store = memory_store();
     let found = salvage(&as_backend(&memory), &store).unwrap();
-    assert_eq!(store.contexts().unwrap(), ["branch", "forgetful", "plain"]);
-    assert_eq!((found[3].rows_committed, found[3].rows_kept, found[3].faults.len()), (None, 0, 1));
-    assert!(found[0].whole && found[1].whole && found[2].whole);
+    assert_eq!(store.contexts().unwrap(), ["branch", "forgetful", "plain", "reduced"]);
+    assert_eq!((found[4].rows_committed, found[4].rows_kept, found[4].faults.len()), (None, 0, 1));
+    assert!(found[..4].iter().all(|context| context.whole));
 }
 
 /// What lies behind dropped rows is no prefix of the text.

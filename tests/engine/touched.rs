@@ -7,7 +7,7 @@ use crate::reference::{
 use crate::sample::{bits, logits, model, queries, query_view};
 use longwave::index::{columns as index, ladder::columns as ladder};
 use longwave::storage::ColumnKind;
-use longwave::{Answer, Budget, Dtype, ModelSpec, Snapshot, Traffic};
+use longwave::{Answer, Budget, Dtype, ModelSpec, RowForm, Snapshot, Traffic};
 use longwave_kernels::codec::record_len;
 use longwave_query::{Attempt, Next, TauRule};
 use std::collections::BTreeSet;
@@ -20,13 +20,14 @@ struct Call {
     traffic: Traffic,
 }
 
-fn case() -> Case {
+/// Segments of bulk ingestion keep their rows in a form; those of decoding, too, unless it is codes.
+fn case(form: RowForm) -> Case {
     let mut model = model([2, 6, 40, 24], Dtype::F16, 1);
     model.softcap = Some(12.0);
     model.sink_logits = vec![logits(4, &model)];
     let kv = centred(61, 700, &model, [0.1, 1.0]);
     let observed = queries(62, 8, &model);
-    Case::new(model, case_options(), kv, &observed)
+    Case::new(model, case_options().with_rows(form), kv, &observed)
 }
 
 /// What one position and KV head touches at one tau; `None` where a decision is too close.
@@ -75,6 +76,8 @@ fn parts_of(model: &ModelSpec, kind: ColumnKind) -> Option<Vec<usize>> {
         ladder::VALUE_CODE => return Some(vec![v / 4 + 2, v / 4]),
         ColumnKind::KEYS => d * size,
         ColumnKind::VALUES => v * size,
+        ColumnKind::KEYS_8BIT => d + 4,
+        ColumnKind::VALUES_8BIT => v + 4,
         ColumnKind::POSITIONS => 4,
         ladder::CENTROID => record_len(d),
         ladder::VALUE_MEAN => record_len(v),
@@ -106,6 +109,11 @@ fn poison(model: &ModelSpec, kind: ColumnKind, (at, part): (usize, usize), rows:
             assert_eq!(model.dtype, Dtype::F16);
             record.chunks_exact_mut(2).for_each(|x| x.copy_from_slice(&[0xff, 0x7b]));
         }
+        ColumnKind::KEYS_8BIT | ColumnKind::VALUES_8BIT => {
+            record.fill(0x7f);
+            let factor = record.len() - 4;
+            record[factor..].copy_from_slice(&1e30f32.to_le_bytes());
+        }
         // Not a number in any type; the code of the largest factor.
         ColumnKind::KEYS | ColumnKind::VALUES | ladder::SKETCH => record.fill(0xff),
         _ => {
@@ -135,6 +143,9 @@ fn poison_all(case: &Case, touched: &BTreeSet<Piece>) -> usize {
                 let (record, read) = (&mut bytes[range.clone()], &read[range]);
                 assert!(read.iter().all(|x| *x == read[0]), "what lies together is read whole");
                 if !read[0] {
+                    // Rows are decoded with a ladder, whose counts are checked against the postings.
+                    let checked = *kind == ladder::CLUSTER && segment.row_form() == RowForm::Codes;
+                    let record = if checked { &mut record[2..] } else { record };
                     poison(&case.model, *kind, (at, part), segment.rows(), record);
                     changed += record.len();
                 }
@@ -147,7 +158,11 @@ fn poison_all(case: &Case, touched: &BTreeSet<Piece>) -> usize {
 
 #[test]
 fn what_is_not_counted_may_hold_anything() {
-    let case = case();
+    RowForm::ALL.into_iter().for_each(check_not_counted);
+}
+
+fn check_not_counted(form: RowForm) {
+    let case = case(form);
     let stored: usize =
         case.segments().iter().flat_map(|s| columns_of(s)).map(|(_, bytes)| bytes.len()).sum();
     for (seed, positions, tau) in
@@ -155,11 +170,12 @@ fn what_is_not_counted_may_hold_anything() {
     {
         let call = call(&case, seed, positions, tau);
         let expected = said(&ask(&case, &case.snapshot, &call));
-        assert_eq!(expected.2, call.traffic, "bytes of the pieces at tau {tau}");
+        assert_eq!(expected.2, call.traffic, "{form}: bytes of the pieces at tau {tau}");
         let changed = poison_all(&case, &call.touched);
         assert!(changed > stored / 4, "{changed} of {stored} bytes poisoned at tau {tau}");
         let snapshot = case.reopened();
-        assert!(said(&ask(&case, &snapshot, &call)) == expected, "tau {tau} at {positions} positions");
+        let found = said(&ask(&case, &snapshot, &call));
+        assert!(found == expected, "{form}: tau {tau} at {positions} positions");
     }
 }
 
@@ -168,6 +184,10 @@ fn change(case: &Case, piece: &Piece, all: &[(ColumnKind, Vec<u8>)], bytes: &mut
     match ColumnKind(piece.kind) {
         // The sign of an element.
         ColumnKind::KEYS | ColumnKind::VALUES => bytes[case.model.dtype.size_of() - 1] ^= 0x80,
+        ColumnKind::KEYS_8BIT | ColumnKind::VALUES_8BIT => {
+            let dim = bytes.len() - 4;
+            bytes[..dim].iter_mut().for_each(|byte| *byte ^= 0x33);
+        }
         // The spreads' codes: the count is that of the postings.
         ladder::CLUSTER => bytes[2..].iter_mut().for_each(|code| *code ^= 0x3f),
         ladder::KEY_CODE | ladder::VALUE_CODE => bytes[2..].iter_mut().for_each(|byte| *byte ^= 0x33),
@@ -195,7 +215,11 @@ fn change(case: &Case, piece: &Piece, all: &[(ColumnKind, Vec<u8>)], bytes: &mut
 
 #[test]
 fn what_is_counted_matters() {
-    let case = case();
+    RowForm::ALL.into_iter().for_each(check_counted);
+}
+
+fn check_counted(form: RowForm) {
+    let case = case(form);
     // A tau at which every column is read, and rows remain that rest on their sketches.
     let call = call(&case, 700, 1, 0.001);
     let expected = said(&ask(&case, &case.snapshot, &call));
@@ -220,7 +244,8 @@ fn what_is_counted_matters() {
             }
         }
     }
-    assert_eq!(kinds.len(), 9, "{kinds:x?}");
+    // With codes, segments of decoding still have rows in full; in 8 bits, none has.
+    assert_eq!(kinds.len(), 9, "{form}: {kinds:x?}");
     assert!(said(&ask(&case, &case.reopened(), &call)) == expected);
 }
 
@@ -248,7 +273,11 @@ fn attend_twice(case: &Case, queries: &[f32], rule: &Twice) -> Answer {
 
 #[test]
 fn what_several_attempts_read_counts_once() {
-    let case = case();
+    RowForm::ALL.into_iter().for_each(check_several_attempts);
+}
+
+fn check_several_attempts(form: RowForm) {
+    let case = case(form);
     let ladders = case.ladders(1);
     let taus = [0.004f32, 0.0005];
     let both = |queries: &[f32]| -> Option<Vec<[Choice; 2]>> {
@@ -274,8 +303,14 @@ fn what_several_attempts_read_counts_once() {
                 .flat_map(|choice| pieces(&case.model, &case.segments(), head, kv_head, choice))
                 .collect();
             if last == Next::Exact {
-                mine.retain(|piece| piece.kind != ColumnKind::KEYS.0 && piece.kind != ColumnKind::VALUES.0);
-                mine.extend(plain_pieces(&case, 0, kv_head, case.kv.tokens() as u64 - 1));
+                let kept =
+                    [ColumnKind::KEYS, ColumnKind::VALUES, ColumnKind::KEYS_8BIT, ColumnKind::VALUES_8BIT];
+                mine.retain(|piece| !kept.contains(&ColumnKind(piece.kind)));
+                // Bases are counted with the query's.
+                let mut plain = plain_pieces(&case, 0, kv_head, case.kv.tokens() as u64 - 1);
+                let bases = [ladder::BASIS, ladder::BITS, ladder::SCALES];
+                plain.retain(|piece| !bases.contains(&ColumnKind(piece.kind)));
+                mine.extend(plain);
             }
             sum += traffic(&mine);
             touched.extend(mine);

@@ -20,6 +20,7 @@ use crate::zone::Resolution;
 use longwave_kernels::codec::Depth;
 use longwave_kernels::{AttentionState, rotate};
 use longwave_query::{Budget, LayerSegment, LayerView, QueryBatch, read_steady};
+use longwave_storage::RowForm;
 use parking_lot::Mutex;
 pub use report::{Metrics, Sources, TierAnswer, TierReport, Wanted};
 use std::collections::HashMap;
@@ -186,7 +187,7 @@ impl Tier {
         budget: &Budget,
         division: Division,
     ) -> Result<TierAnswer, longwave_query::Error> {
-        let tried = match *budget {
+        let tried = check_rows(view).and_then(|()| match *budget {
             Budget::RetroInfer { .. } => self.attend_clusters(layer, view, queries, budget, division),
             Budget::Tau(tau) if tau > 0.0 => self.attend_ladder(layer, view, queries, tau as f32, division),
             _ => Err(Error::Unsupported {
@@ -194,7 +195,7 @@ impl Tier {
                 expected: "RetroInfer's shares or a tau above 0",
                 found: budget.to_string(),
             }),
-        };
+        });
         match tried {
             Ok(answer) => {
                 self.metrics.lock().count(&answer.report);
@@ -260,6 +261,16 @@ fn rows_error(error: longwave_storage::Error) -> Error {
 
 fn query_error(error: longwave_query::Error) -> Error {
     Error::Rows(error.to_string())
+}
+
+/// The device's kernels and the transfers know rows in full alone.
+fn check_rows(view: &LayerView<'_>) -> Result<(), Error> {
+    match view.segments.iter().map(|segment| segment.row_form()).find(|form| *form != RowForm::Full) {
+        None => Ok(()),
+        Some(form) => {
+            Err(Error::Unsupported { what: "rows", expected: "rows in full", found: form.to_string() })
+        }
+    }
 }
 
 /// One state for each unit of the call: the rows that are read one by one whatever the budget.

@@ -9,7 +9,8 @@ use longwave_index::{ClusterOptions, HeadInput, build_segment};
 use longwave_kernels::{Dtype, Rows};
 use longwave_query::{Answer, Budget, LayerSegment, LayerView, QueryBatch, RowBlock, Scoring, Shape};
 use longwave_storage::{
-    Backend, ElementKind, Expected, Geometry, Identity, MemoryBackend, Segment, SegmentHeader, write_segment,
+    Backend, ColumnInfo, ColumnKind, ElementKind, Expected, Geometry, Identity, MemoryBackend, NewColumn,
+    Segment, SegmentHeader, write_segment,
 };
 use std::sync::Arc;
 
@@ -68,6 +69,31 @@ impl Layer {
             .map(|_| (noise(dtype, TAIL * dim, &mut numbers), noise(dtype, TAIL * dim, &mut numbers)));
         let (tail, queries) = (tail.collect(), numbers.units(positions * KV_HEADS * GROUP * dim, 3.0));
         Layer { shape, scoring, segments: segments.into(), tail, queries, positions, demoted: vec![] }
+    }
+
+    /// Takes keys and values out of all segments.
+    pub fn keep_codes_alone(&mut self) {
+        for sealed in &mut self.segments {
+            let segment = sealed.segment();
+            let coded = |info: &&ColumnInfo| ![ColumnKind::KEYS, ColumnKind::VALUES].contains(&info.kind);
+            let infos: Vec<&ColumnInfo> = segment.columns().filter(coded).collect();
+            let columns: Vec<NewColumn<'_>> = infos
+                .iter()
+                .map(|info| NewColumn {
+                    kind: info.kind,
+                    name: &info.name,
+                    element_size: info.element_size,
+                    alignment: info.alignment,
+                    parts: vec![segment.column(info.kind).unwrap().all().unwrap()],
+                })
+                .collect();
+            let backend: Arc<dyn Backend> = Arc::new(MemoryBackend::new());
+            backend.create_dir_all("segments").unwrap();
+            write_segment(backend.as_ref(), "segments/a", segment.header(), &columns).unwrap();
+            let expected = Expected::of_model(segment.header().identity);
+            let segment = Segment::open(backend, "segments/a", &expected).unwrap();
+            *sealed = Arc::new(LayerSegment::new(segment));
+        }
     }
 
     pub fn view(&self) -> LayerView<'_> {

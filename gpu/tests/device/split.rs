@@ -5,6 +5,7 @@ use longwave_gpu::cache::{BlockCache, LeastRecentlyUsed, Scored};
 use longwave_gpu::{Caches, Device, Division, Error, Tier};
 use longwave_gpu_emulation::install;
 use longwave_kernels::Dtype;
+use longwave_query::Budget;
 use std::sync::Arc;
 
 fn with(cache: &Arc<BlockCache>) -> Caches {
@@ -116,7 +117,16 @@ fn calls_without_kernels_are_the_cpus_and_no_failure() {
     let answer = layer.ask(&tier, &SHARES, Division::HostPerMille(0));
     assert!(answer.report.placement.is_none());
     layer.expect(&answer, &SHARES, "80 elements");
-    assert_eq!(tier.metrics().fallbacks, 0);
+    // Rows that are kept as codes alone.
+    let mut layer = Layer::new(Dtype::F16, 64, None);
+    layer.keep_codes_alone();
+    for budget in [SHARES, Budget::Tau(0.003)] {
+        let answer = layer.ask(&tier, &budget, Division::HostPerMille(0));
+        assert!(answer.report.placement.is_none());
+        layer.expect(&answer, &budget, "codes");
+    }
+    let metrics = tier.metrics();
+    assert_eq!((metrics.calls_host, metrics.fallbacks), (3, 0));
 }
 
 /// What needs a device that does as it is told.

@@ -19,6 +19,7 @@ mod allocation;
 mod basis;
 mod build;
 pub mod columns;
+mod decode;
 mod head;
 mod input;
 mod linear;
@@ -27,6 +28,7 @@ mod view;
 
 pub use basis::Basis;
 pub use columns::LadderColumns;
+pub use decode::{DecodeRoom, KeyDecoder};
 pub use head::{ClusterSummary, HeadLadder};
 pub use input::{LadderInput, Moment, MomentSource};
 pub use view::LadderView;

@@ -1,4 +1,4 @@
-//! Codes of keys and values: rows in 4 bits an element, and sketches in about one.
+//! Codes of keys and values: rows in 4 or 8 bits an element, and sketches in about one.
 //!
 //! A row is coded against one scale (sigma) for each dimension, which many rows share, and one factor of its own. Each
 //! element is `factor * sigma * level`, where the levels are those of Lloyd and Max for a Gaussian of unit variance.
@@ -11,9 +11,12 @@
 //! element's code, then one with the lower two; element i in bits 2 (i mod 4) and above of byte i / 4. Factor and first plane
 //! may be read alone ([`Depth`]).
 //!
+//! **Record of a row in 8 bits** ([`record8_len`] bytes): [`encode8`] has it; it needs no scales.
+//!
 //! **Record of a cluster's sketches** ([`SketchLayout::record_len`] bytes): see [`SketchLayout`].
 
 mod code4;
+mod code8;
 mod forms;
 mod levels;
 mod lookup;
@@ -26,6 +29,7 @@ mod sketch_query;
 mod summaries;
 
 pub use code4::{decode4, encode4, record_len};
+pub use code8::{encode8, factor8, record8_len};
 pub use forms::RowCodes;
 pub use levels::{DISTORTION, HALF_LEVELS4, LEVELS1, LEVELS2, LEVELS4, factor_code, factor_of_code};
 pub use planes::{Depth, decode_planes, encode_planes};
@@ -35,6 +39,7 @@ pub use sketch::{BLOCK_ROWS, SketchLayout, decode_sketch, encode_sketch};
 pub use sketch_query::SketchQuery;
 pub use summaries::{Laid, Summaries};
 
+pub(crate) use code8::{Records8, decode8};
 pub(crate) use forms::Records;
 pub(crate) use lookup::Lookup;
 pub(crate) use read4::{accumulate4, scores4};

@@ -6,8 +6,8 @@
 //! integers, times the step, plus the sum of the least entries.
 //!
 //! Each half byte is off by half a step at most, so a score is off by its factor times half a step times the half bytes
-//! ([`SketchQuery::error_bound`]), and as a rule by the square root of a twelfth of their number: a few hundredths of
-//! what the sketch itself leaves.
+//! ([`SketchQuery::error_bound`]), and as a rule by the square root of a twelfth of their number
+//! ([`SketchQuery::error_deviation`]): a few hundredths of what the sketch itself leaves.
 
 use super::levels::{factor_of_code, level};
 use super::lookup::Lookup;
@@ -96,6 +96,14 @@ impl SketchQuery {
     pub fn error_bound(&self, head: usize) -> f32 {
         // A thousandth covers the rounding of the entries themselves.
         self.scales[head].step * self.layout.nibbles() as f32 * 0.501
+    }
+
+    /// The same as a standard deviation, were each entry off by anything up to half a step alike.
+    ///
+    /// # Panics
+    /// If there is no such head.
+    pub fn error_deviation(&self, head: usize) -> f32 {
+        self.scales[head].step * (self.layout.nibbles() as f32 / 12.0).sqrt()
     }
 
     fn tables_of(&self, head: usize) -> &[[u8; 16]] {

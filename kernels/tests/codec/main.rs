@@ -1,6 +1,7 @@
 //! Codecs against their definitions in `f64`, on every instruction set.
 
 mod code4;
+mod code8;
 mod planes;
 mod rotation;
 mod scoring;

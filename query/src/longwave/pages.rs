@@ -2,6 +2,7 @@
 
 use super::touched::{Touched, code_reads};
 use super::unit::Call;
+use crate::view::{LayerSegment, Shape};
 use crate::work::Pages;
 use longwave_index::ladder::columns::CLUSTER_SIZE;
 use longwave_kernels::bf16;
@@ -85,10 +86,13 @@ impl Call<'_, '_> {
                 count += pages.count;
             }
         }
-        let columns = [(&touched.keys, shape.key_bytes()), (&touched.values, shape.value_bytes())];
+        type Size = fn(&LayerSegment, &Shape) -> usize;
+        let columns: [(_, Size); 2] =
+            [(&touched.keys, LayerSegment::key_bytes), (&touched.values, LayerSegment::value_bytes)];
         for (rows, size) in columns {
             for (number, run) in self.reader.head.row_runs(rows) {
                 let (segment, mut pages) = (&self.reader.head.segments[number], Pages::default());
+                let size = size(segment.segment, shape);
                 let base = self.reader.kv_head * segment.segment.rows();
                 for &row in run {
                     pages.add(base + row as usize - segment.first_row, 1, size);

@@ -78,6 +78,7 @@ impl Prediction {
                     self.rows.clear();
                     self.rows.extend_from_slice(zone.part(&zone.weight, g, opened));
                     let [half, code] = VALUE_NOISE.map(f32::sqrt);
+                    let code = if opened.codes_alone { 0.0 } else { code };
                     let values = &zone.values;
                     for (list, left) in [(&values.half, half), (&values.code, code), (&values.full, 0.0)] {
                         for chosen in of(list, number) {

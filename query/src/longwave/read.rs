@@ -5,12 +5,12 @@ use super::clusters::Clusters;
 use super::constants::{JENSEN_MAX, KEY_NOISE};
 use super::head::Head;
 use super::softcap::Softcap;
-use super::zone::{Choice, Chosen, Zone};
+use super::zone::{Choice, Chosen, Opened, Zone};
 use crate::error::Error;
 use crate::view::LayerView;
 use crate::work::HeadQueries;
 use longwave_kernels::codec::{Depth, RowCodes};
-use longwave_kernels::{Kernels, rotate};
+use longwave_kernels::{Kernels, Rows, rotate};
 
 /// What one position and KV head reads from, and for which queries.
 pub(super) struct Reader<'a, 'v> {
@@ -98,8 +98,12 @@ impl Reader<'_, '_> {
         scores.resize(rows.len() * group, 0.0);
         match resolution {
             Resolution::Full => {
-                let keys = segment.segment.listed_keys(&self.view.shape, self.kv_head, rows)?;
-                self.kernels.scores_gathered(&self.queries.data, group, dim, keys, rows, scores);
+                let queries = &self.queries.data;
+                let take = |keys: Rows<'_>, list: Option<&[u32]>| match list {
+                    Some(list) => self.kernels.scores_gathered(queries, group, dim, keys, list, scores),
+                    None => self.kernels.scores(queries, group, dim, keys, scores),
+                };
+                segment.segment.read_listed_keys(&self.view.shape, self.kv_head, rows, take)?;
             }
             Resolution::Code(depth) => {
                 let records = segment.ladder.listed_key_codes(rows)?;
@@ -115,6 +119,19 @@ impl Reader<'_, '_> {
         Ok(())
     }
 
+    /// Share of the standard deviation of each query head's score that is left of a row of a segment. Where nothing finer than
+    /// codes is kept, a whole code is the row, and what is left is what the tables of sketches are off by.
+    fn left(&self, opened: &Opened, resolution: Resolution) -> Vec<f32> {
+        let segment = &self.head.segments[opened.segment];
+        let basis = &self.head.bases[segment.basis];
+        let of_tables = |g: usize| {
+            let sketched = basis.norm2[g].sqrt() * segment.ladder.sketch_noise;
+            if sketched > 0.0 { (basis.sketch.error_deviation(g) / sketched).min(1.0) } else { 0.0 }
+        };
+        let is_row = opened.codes_alone && resolution == Resolution::Code(Depth::Whole);
+        (0..self.head.group).map(|g| if is_row { of_tables(g) } else { resolution.left().sqrt() }).collect()
+    }
+
     fn weigh(
         &self,
         zone: &mut Zone,
@@ -128,11 +145,11 @@ impl Reader<'_, '_> {
         if softcap.0.is_some() {
             scores.iter_mut().for_each(|score| *score = softcap.apply(*score));
         }
-        let left = resolution.left().sqrt();
+        let left = self.left(&zone.opened[run[0].opened as usize], resolution);
         for (chosen, scores) in run.iter().zip(scores.chunks_exact_mut(group)) {
             for (g, score) in scores.iter_mut().enumerate() {
                 let deviation = &mut zone.deviation[g * zone.len + chosen.at as usize];
-                *deviation *= left;
+                *deviation *= left[g];
                 *score += (*deviation * *deviation / 2.0).min(JENSEN_MAX);
             }
         }
@@ -173,9 +190,12 @@ impl Reader<'_, '_> {
         }
         for run in self.runs(zone, &zone.values.full) {
             let segment = self.weights(zone, run, buffers);
-            let rows = segment.segment.listed_values(&self.view.shape, self.kv_head, &buffers.rows)?;
             let (weights, full) = (&buffers.numbers, &mut values.full);
-            self.kernels.accumulate_gathered(weights, group, dim, rows, &buffers.rows, full);
+            let take = |rows: Rows<'_>, list: Option<&[u32]>| match list {
+                Some(list) => self.kernels.accumulate_gathered(weights, group, dim, rows, list, full),
+                None => self.kernels.accumulate(weights, group, dim, rows, full),
+            };
+            segment.segment.read_listed_values(&self.view.shape, self.kv_head, &buffers.rows, take)?;
             for (chosen, weights) in run.iter().zip(weights.chunks_exact(group)) {
                 let cluster = zone.opened[chosen.opened as usize].cluster;
                 for (g, weight) in weights.iter().enumerate() {

@@ -121,7 +121,7 @@ fn push(opened: &Opened, number: usize, gains: &[f32], rungs: [f32; 3], choice: 
                 at: (opened.start + row) as u32,
                 row: (opened.first + row) as u32,
             };
-            let list = if gain > full {
+            let list = if gain > full && !opened.codes_alone {
                 &mut choice.full
             } else if gain > code {
                 &mut choice.code

@@ -1,11 +1,12 @@
 //! What one position and KV head has touched, over all its attempts: a byte that two of them read counts once.
 
 use super::clusters::Clusters;
-use super::head::Head;
+use super::head::{Head, HeadSegment};
 use super::select::through_head;
 use super::zone::Zone;
 use crate::plan::{PlannedRows, RowId};
 use longwave_kernels::codec::Depth;
+use longwave_storage::RowForm;
 
 /// Sets of clusters and rows, as ascending lists; they only grow. Both are numbered through the segments of the head.
 #[derive(Default)]
@@ -69,10 +70,23 @@ impl Touched {
         }
     }
 
-    /// Leaves what was read in full to whoever counts those rows by other means.
-    pub(super) fn forget_full_rows(&mut self) {
+    /// Leaves what is read of every row where all of them are read to whoever counts that: rows in full, and sketches and
+    /// codes where these are all that a segment keeps; and takes up the value means that these are decoded with.
+    pub(super) fn forget_rows(&mut self, head: &Head<'_>) {
         self.keys.clear();
         self.values.clear();
+        let is_kept = |segment: &HeadSegment<'_>| segment.segment.row_form() != RowForm::Codes;
+        let rows = [&mut self.key_halves, &mut self.key_codes, &mut self.value_halves, &mut self.value_codes];
+        for list in rows {
+            let runs = head.row_runs(list).filter(|(number, _)| is_kept(&head.segments[*number]));
+            *list = runs.flat_map(|(_, run)| run).copied().collect();
+        }
+        let runs = head.runs(&self.sketched).filter(|(number, _)| is_kept(&head.segments[*number]));
+        self.sketched = runs.flat_map(|(_, run)| run).copied().collect();
+        for segment in head.segments.iter().filter(|segment| !is_kept(segment)) {
+            let clusters: Vec<u32> = segment.clusters().map(|cluster| cluster as u32).collect();
+            unite(&mut self.means, &clusters);
+        }
     }
 
     /// Rows of which codes were read, in part or whole, of key, value or both; and rows read in full.

@@ -14,7 +14,7 @@ use crate::importance::equal_share;
 use crate::plan::{ClusterId, HeadPlan, PlannedRows};
 use crate::report::{Operator, Timings, Traffic};
 use crate::rule::{Attempt, Next, TauRule};
-use crate::view::{LayerView, QueryBatch, Shape};
+use crate::view::{LayerSegment, LayerView, QueryBatch, Shape};
 use crate::work::{HeadQueries, Reading, Source, pieces, read_piece, reading};
 use longwave_index::ladder::columns::CLUSTER_SIZE;
 use longwave_kernels::codec::{Depth, record_len};
@@ -355,14 +355,18 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
     /// Bytes of means, sketches and rows that an attempt reads.
     fn chosen_bytes(shape: &Shape, head: &Head<'_>, clusters: &Clusters, zone: &Zone) -> u64 {
         let bytes = |list: &[Chosen], size: usize| (list.len() * size) as u64;
+        let full = |list: &[Chosen], size: fn(&LayerSegment, &Shape) -> usize| -> u64 {
+            let segment = |chosen: &Chosen| &head.segments[zone.opened[chosen.opened as usize].segment];
+            list.iter().map(|chosen| size(segment(chosen).segment, shape) as u64).sum()
+        };
         (clusters.means.len() * record_len(shape.value_dim)) as u64
             + sketch_bytes(head, &clusters.opened)
             + bytes(&zone.keys.half, Depth::Half.len(shape.key_dim))
             + bytes(&zone.keys.code, Depth::Whole.len(shape.key_dim))
-            + bytes(&zone.keys.full, shape.key_bytes())
+            + full(&zone.keys.full, LayerSegment::key_bytes)
             + bytes(&zone.values.half, Depth::Half.len(shape.value_dim))
             + bytes(&zone.values.code, Depth::Whole.len(shape.value_dim))
-            + bytes(&zone.values.full, shape.value_bytes())
+            + full(&zone.values.full, LayerSegment::value_bytes)
     }
 
     /// Reads every row, after `attempts` attempts that did not meet their bound.
@@ -374,12 +378,15 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         for piece in segments.chain(view.blocks.iter().flat_map(|b| pieces(kv_head, Source::Block(b)))) {
             read_piece(self.reader.kernels, view, &self.reader.queries, &piece, &mut state, scratch)?;
         }
+        // What the rows of a segment with a ladder are decoded with was read to score its clusters.
+        let of_plain = self.plain.summaries;
         self.plain = reading(view, kv_head, self.reader.queries.span, &view.segments)?;
+        self.plain.summaries = of_plain;
         let steady = Steady::new(view, state, kv_head);
         let mut output = steady.output;
         rotate(&mut output, view.shape.value_dim, true);
-        // Rows that attempts had read in full are among those read now.
-        self.room.touched.forget_full_rows();
+        // What attempts had read of the rows is read again: in full, or as codes where these are all there is.
+        self.room.touched.forget_rows(&self.reader.head);
         self.room.zone.clear();
         let mut plan = self.plan();
         plan.rows_estimated = 0;
@@ -412,10 +419,14 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
 
     fn traffic(shape: &Shape, head: &Head<'_>, touched: &Touched) -> Traffic {
         let bytes = |list: &[u32], size: usize| (list.len() * size) as u64;
+        let full = |list: &[u32], size: fn(&LayerSegment, &Shape) -> usize| -> u64 {
+            let runs = head.row_runs(list);
+            runs.map(|(number, run)| (run.len() * size(head.segments[number].segment, shape)) as u64).sum()
+        };
         let [key_codes, value_codes] = touched.code_bytes(shape.key_dim, shape.value_dim);
         Traffic {
-            keys: bytes(&touched.keys, shape.key_bytes()),
-            values: bytes(&touched.values, shape.value_bytes()),
+            keys: full(&touched.keys, LayerSegment::key_bytes),
+            values: full(&touched.values, LayerSegment::value_bytes),
             value_means: bytes(&touched.means, record_len(shape.value_dim)),
             sketches: touched.sketch_bytes(head),
             key_codes,
@@ -429,7 +440,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         let Room { zone, touched, .. } = &self.room;
         let [coded, full] = touched.coded_and_full();
         let mut traffic =
-            self.plain.traffic + Self::traffic(&self.reader.view.shape, &self.reader.head, touched);
+            self.plain.all() + Self::traffic(&self.reader.view.shape, &self.reader.head, touched);
         traffic.pages += self.pages(touched);
         let opened = zone.opened.iter().map(|opened| ClusterId {
             segment: opened.segment as u32,

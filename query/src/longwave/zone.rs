@@ -8,6 +8,7 @@ use crate::error::Error;
 use longwave_kernels::Kernels;
 use longwave_kernels::codec::{SCAN_STEP, ScanOf, ScanPlanes, SketchQuery};
 use longwave_kernels::ladder::RowSums;
+use longwave_storage::RowForm;
 
 /// An opened cluster.
 #[derive(Clone, Copy)]
@@ -19,6 +20,8 @@ pub(super) struct Opened {
     pub(super) rows: usize,
     /// Place of the first row in the planes of the zone, a multiple of [`SCAN_STEP`]. Places between clusters are no row's.
     pub(super) start: usize,
+    /// Whether its rows are kept as codes and no finer.
+    pub(super) codes_alone: bool,
 }
 
 /// A row that is read.
@@ -158,11 +161,13 @@ impl Zone {
         self.clear();
         for (number, run) in head.runs(&clusters.opened) {
             let segment = &head.segments[number];
+            let codes_alone = segment.segment.row_form() == RowForm::Codes;
             for &cluster in run {
                 let cluster = cluster as usize;
                 let offsets = &segment.offsets[cluster - segment.first..][..2];
                 let (first, rows) = (offsets[0] as usize, (offsets[1] - offsets[0]) as usize);
-                self.opened.push(Opened { cluster, segment: number, first, rows, start: self.len });
+                let start = self.len;
+                self.opened.push(Opened { cluster, segment: number, first, rows, start, codes_alone });
                 self.len += rows.next_multiple_of(SCAN_STEP);
                 self.rows += rows;
             }

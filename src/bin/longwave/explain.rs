@@ -122,6 +122,7 @@ struct Document<'a> {
     bytes: u64,
     pages: u64,
     bytes_share: Option<f64>,
+    row_form: String,
     heads: Vec<Head>,
     #[serde(skip_serializing_if = "Option::is_none")]
     placement: Option<Placed>,
@@ -251,6 +252,7 @@ impl<'a> Document<'a> {
             tail_rows: plan.tail_rows,
             bytes,
             pages,
+            row_form: plan.row_form.to_string(),
             bytes_share: (full > 0).then(|| bytes as f64 / full as f64),
             heads: plan.heads.iter().map(Head::new).collect(),
             placement: placed.map(Placed::new),

@@ -3,9 +3,13 @@
 use crate::progress;
 use crate::trace::{Trace, TraceLayer};
 use anyhow::{Context as _, Result, ensure};
-use longwave::{Compaction, Context, ContextOptions, Dtype, Durability, Store, StoreOptions, TensorView};
+use longwave::{
+    Compaction, Context, ContextOptions, Dtype, Durability, ModelSpec, RowForm, Store, StoreOptions,
+    TensorView,
+};
 use std::ops::Range;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Rows appended at a time.
 const CHUNK: usize = 1024;
@@ -29,6 +33,42 @@ pub(crate) struct Arguments {
     /// How many of the last of them come one at a time, as while decoding, and are sealed in small segments.
     #[arg(long, default_value_t = 0)]
     decoded: usize,
+    /// Form in which sealed rows are kept: in full, in 8 bits an element, or as the ladder's codes alone.
+    #[arg(long, value_name = "full|8bit|codes", default_value = "full")]
+    rows: RowForm,
+    /// The form in single layers, as LAYER=FORM, separated by commas.
+    #[arg(long, value_name = "LAYER=FORM", value_delimiter = ',')]
+    layer_rows: Vec<LayerRows>,
+}
+
+/// The form of rows in one layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct LayerRows {
+    layer: usize,
+    form: RowForm,
+}
+
+impl FromStr for LayerRows {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (layer, form) = text.split_once('=').context("expected LAYER=FORM")?;
+        let layer = layer.parse().with_context(|| format!("expected a layer's number, not {layer}"))?;
+        Ok(LayerRows { layer, form: form.parse()? })
+    }
+}
+
+/// Options of the context: the form of rows in every layer, and in those that are named.
+fn context_options(arguments: &Arguments, model: &ModelSpec) -> Result<ContextOptions> {
+    let mut forms = vec![arguments.rows; model.layers];
+    for &LayerRows { layer, form } in &arguments.layer_rows {
+        let slot = forms.get_mut(layer);
+        *slot.with_context(|| {
+            format!("--layer-rows: expected a layer below {}, not {layer}", model.layers)
+        })? = form;
+    }
+    let options = ContextOptions::default().with_rows(arguments.rows);
+    Ok(if arguments.layer_rows.is_empty() { options } else { options.with_layer_rows(forms) })
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -51,13 +91,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         "--decoded must be less than the {tokens} tokens stored, not {}",
         arguments.decoded
     );
+    let model = trace.model(arguments.dtype, &trace.layers);
+    let context_options = context_options(arguments, &model)?;
     // Whether small segments are merged is the user's to say, by `compact`.
     let mut options = StoreOptions::default();
     options.compaction = Compaction::Never;
     let store = Store::open(&arguments.store, options)
         .with_context(|| format!("opening store {}", arguments.store.display()))?;
-    let model = trace.model(arguments.dtype, &trace.layers);
-    let mut context = store.create_with(&arguments.name, &model, ContextOptions::default())?;
+    let mut context = store.create_with(&arguments.name, &model, context_options)?;
     let bar = progress::bar("importing", 2 * trace.layers.len());
     for &layer in &trace.layers {
         observe(&trace, &mut context, layer)?;

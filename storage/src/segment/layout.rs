@@ -8,6 +8,11 @@ use crate::prologue::Prologue;
 
 pub(super) const MAGIC: &[u8; 8] = b"LWSEGMNT";
 
+/// Version of segments with full rows.
+pub(super) const VERSION_FULL: u16 = 1;
+/// Version of segments whose rows are kept in another form, and the newest that this build reads.
+pub(super) const VERSION_REDUCED: u16 = 2;
+
 /// Bytes that one checksum covers; blocks count from the start of their column, and a column's last may be shorter.
 pub const BLOCK_SIZE: usize = 4096;
 /// Most columns of a segment.
@@ -134,6 +139,10 @@ impl ColumnKind {
     /// Position of each row less the segment's first, u32 `[kv_heads, rows]`; of each head a permutation of
     /// `0..rows`.
     pub const POSITIONS: Self = Self(3);
+    /// Keys in 8 bits, `[kv_heads, rows]` records of `key_dim` signed bytes and a factor (f32).
+    pub const KEYS_8BIT: Self = Self(4);
+    /// Values in 8 bits, `[kv_heads, rows]` records of `value_dim` signed bytes and a factor, in the order of the keys.
+    pub const VALUES_8BIT: Self = Self(5);
     /// First kind that belongs to the index.
     pub const INDEX_FIRST: Self = Self(0x100);
 
@@ -143,6 +152,8 @@ impl ColumnKind {
             Self::KEYS => Some("keys"),
             Self::VALUES => Some("values"),
             Self::POSITIONS => Some("positions"),
+            Self::KEYS_8BIT => Some("keys.8bit"),
+            Self::VALUES_8BIT => Some("values.8bit"),
             _ => None,
         }
     }

@@ -3,6 +3,7 @@
 
 mod ahead;
 mod column;
+mod form;
 mod layout;
 mod open;
 mod verify;
@@ -21,6 +22,7 @@ use crate::geometry::{Geometry, Identity};
 use crate::manifest::SegmentRecord;
 
 pub use column::Column;
+pub use form::{RowForm, UnknownRowForm};
 pub use layout::{Alignment, BLOCK_SIZE, COLUMN_NAME_MAX, COLUMNS_MAX, ColumnKind, ROWS_MAX};
 pub use write::{NewColumn, write_segment};
 
@@ -53,7 +55,10 @@ impl SegmentHeader {
         match kind {
             ColumnKind::KEYS => Some(self.geometry.key_bytes(self.rows)),
             ColumnKind::VALUES => Some(self.geometry.value_bytes(self.rows)),
-            ColumnKind::POSITIONS => Some(u64::from(self.geometry.kv_heads) * u64::from(self.rows) * 4),
+            ColumnKind::POSITIONS => Some(self.rows_of_all_heads() * 4),
+            ColumnKind::KEYS_8BIT | ColumnKind::VALUES_8BIT => {
+                self.known_element_size(kind).map(|size| self.rows_of_all_heads() * u64::from(size))
+            }
             _ => None,
         }
     }
@@ -63,8 +68,14 @@ impl SegmentHeader {
         match kind {
             ColumnKind::KEYS | ColumnKind::VALUES => Some(self.geometry.element.size()),
             ColumnKind::POSITIONS => Some(4),
+            ColumnKind::KEYS_8BIT => Some(RowForm::record_size(self.geometry.key_dim)),
+            ColumnKind::VALUES_8BIT => Some(RowForm::record_size(self.geometry.value_dim)),
             _ => None,
         }
+    }
+
+    fn rows_of_all_heads(&self) -> u64 {
+        u64::from(self.geometry.kv_heads) * u64::from(self.rows)
     }
 
     fn validate(&self) -> Result<()> {
@@ -138,6 +149,7 @@ pub struct Segment {
     /// Checksum in the header: a file of the same name that is mapped later must still have it.
     header_checksum: u64,
     columns: Vec<ColumnState>,
+    form: RowForm,
     region: OnceLock<Region>,
     /// The file, mapped only so that it stays readable.
     held: OnceLock<Region>,
@@ -172,6 +184,11 @@ impl Segment {
     /// What the segment says of itself.
     pub fn header(&self) -> &SegmentHeader {
         &self.header
+    }
+
+    /// How it keeps its rows.
+    pub fn row_form(&self) -> RowForm {
+        self.form
     }
 
     /// Path in the store.

@@ -7,11 +7,11 @@ use parking_lot::Mutex;
 
 use super::ahead::Ahead;
 use super::layout::{
-    BLOCK_SIZE, CHECKSUM_AT, COLUMN_SIZE, COLUMNS_MAX, HEADER_SIZE, MAGIC, RawColumn, RawHeader, align_up,
-    block_count,
+    BLOCK_SIZE, CHECKSUM_AT, COLUMN_SIZE, COLUMNS_MAX, HEADER_SIZE, MAGIC, RawColumn, RawHeader,
+    VERSION_REDUCED, align_up, block_count,
 };
 use super::{
-    Alignment, ChecksumColumn, ColumnInfo, ColumnKind, ColumnState, Expected, Segment, SegmentHeader,
+    Alignment, ChecksumColumn, ColumnInfo, ColumnKind, ColumnState, Expected, RowForm, Segment, SegmentHeader,
 };
 use crate::backend::Backend;
 use crate::checksum::{hash64, header_checksum};
@@ -40,6 +40,7 @@ impl Segment {
         let header = check_header(path, &raw, len)?;
         check_expected(path, &header, len, expected)?;
         let columns = check_table(path, &raw, &header, table)?;
+        let form = check_form(path, &raw, &columns)?;
         Ok(Self {
             backend,
             path: path.to_owned(),
@@ -52,6 +53,7 @@ impl Segment {
             },
             header_checksum: raw.checksum,
             columns,
+            form,
             region: OnceLock::new(),
             held: OnceLock::new(),
             mapping: Mutex::new(()),
@@ -61,7 +63,7 @@ impl Segment {
 }
 
 fn check_header(path: &str, raw: &RawHeader, len: u64) -> Result<SegmentHeader> {
-    raw.prologue.check(path, MAGIC)?;
+    raw.prologue.check_up_to(path, MAGIC, VERSION_REDUCED)?;
     check_sum(path, CHECKSUM_AT as u64, "segment header", raw.checksum, header_checksum(raw))?;
     let element = ElementKind::from_code(raw.element)
         .ok_or_else(|| Error::corrupt(path, 132, "an element code of 1 to 3", raw.element))?;
@@ -170,16 +172,6 @@ fn check_table(
         columns.push(ColumnState::new(path, info, first_block)?);
         first_block += blocks;
     }
-    for kind in [ColumnKind::KEYS, ColumnKind::VALUES, ColumnKind::POSITIONS] {
-        if !columns.iter().any(|column| column.info.kind == kind) {
-            return Err(Error::corrupt(
-                path,
-                HEADER_SIZE as u64,
-                format_args!("a column of kind {}", kind.0),
-                "none",
-            ));
-        }
-    }
     let checksums_end = raw.checksums_offset.checked_add(raw.checksums_len);
     if Some(raw.checksums_offset) != align_up(end, u64::from(Alignment::CacheLine.bytes()))
         || raw.checksums_len != first_block * 8
@@ -193,6 +185,18 @@ fn check_table(
         ));
     }
     Ok(columns)
+}
+
+/// The form of the rows, which the columns and the version say alike.
+fn check_form(path: &str, raw: &RawHeader, columns: &[ColumnState]) -> Result<RowForm> {
+    let has = |kind| columns.iter().any(|column| column.info.kind == kind);
+    let version = raw.prologue.check_up_to(path, MAGIC, VERSION_REDUCED)?;
+    let form = RowForm::of(has).filter(|form| form.version() == version && has(ColumnKind::POSITIONS));
+    form.ok_or_else(|| {
+        let kinds: Vec<u32> = columns.iter().map(|column| column.info.kind.0).collect();
+        let expected = format_args!("positions, and keys and values as version {version} has them");
+        Error::corrupt(path, HEADER_SIZE as u64, expected, format_args!("columns of kinds {kinds:?}"))
+    })
 }
 
 /// Checks one entry of the table, of which the last column ended at `end`.
@@ -256,7 +260,8 @@ pub(super) fn is_column_name(name: &str) -> bool {
 
 /// Keys and values are page-aligned; others may be.
 pub(super) fn is_allowed(kind: ColumnKind, alignment: Alignment) -> bool {
-    alignment == Alignment::Page || !matches!(kind, ColumnKind::KEYS | ColumnKind::VALUES)
+    let rows = RowForm::ALL.iter().filter_map(|form| form.columns()).flatten();
+    alignment == Alignment::Page || !rows.into_iter().any(|of_rows| of_rows == kind)
 }
 
 impl ColumnState {

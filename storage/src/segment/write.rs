@@ -5,7 +5,7 @@ use super::layout::{
     RawHeader, align_up, block_count,
 };
 use super::open::{is_allowed, is_column_name};
-use super::{ColumnKind, SegmentHeader};
+use super::{ColumnKind, RowForm, SegmentHeader};
 use crate::backend::{Backend, FileWriter};
 use crate::checksum::{hash64, header_checksum};
 use crate::error::{Error, Result};
@@ -47,11 +47,11 @@ pub fn write_segment(
     columns: &[NewColumn<'_>],
 ) -> Result<u64> {
     header.validate()?;
-    check_columns(path, header, columns)?;
+    let form = check_columns(path, header, columns)?;
     let table = lay_out(path, columns)?;
     let checksums: Vec<u8> =
         columns.iter().flat_map(|column| block_checksums(&column.parts)).flat_map(u64::to_le_bytes).collect();
-    let head = encode_head(path, header, &table, &checksums)?;
+    let head = encode_head(path, header, form, &table, &checksums)?;
 
     let fresh = format!("{path}.new");
     if backend.exists(&fresh)? {
@@ -92,7 +92,8 @@ impl Output {
     }
 }
 
-fn check_columns(path: &str, header: &SegmentHeader, columns: &[NewColumn<'_>]) -> Result<()> {
+/// Gives the form that the rows are kept in.
+fn check_columns(path: &str, header: &SegmentHeader, columns: &[NewColumn<'_>]) -> Result<RowForm> {
     if columns.len() > COLUMNS_MAX {
         return Err(Error::limit("columns of a segment", COLUMNS_MAX as u64, columns.len() as u64));
     }
@@ -123,12 +124,12 @@ fn check_columns(path: &str, header: &SegmentHeader, columns: &[NewColumn<'_>]) 
             ));
         }
     }
-    for kind in [ColumnKind::KEYS, ColumnKind::VALUES, ColumnKind::POSITIONS] {
-        if !columns.iter().any(|column| column.kind == kind) {
-            return Err(Error::input(path, format!("there is no column of kind {}", kind.0)));
-        }
+    let has = |kind| columns.iter().any(|column| column.kind == kind);
+    match RowForm::of(has) {
+        Some(form) if has(ColumnKind::POSITIONS) => Ok(form),
+        Some(_) => Err(Error::input(path, format!("there is no column of kind {}", ColumnKind::POSITIONS.0))),
+        None => Err(Error::input(path, "keys and values are not in one form")),
     }
-    Ok(())
 }
 
 /// The column table: each column at the next multiple of its alignment behind the one before.
@@ -185,7 +186,13 @@ fn block_checksums(parts: &[&[u8]]) -> Vec<u64> {
 }
 
 /// Header and column table as they lie on disk.
-fn encode_head(path: &str, header: &SegmentHeader, table: &[RawColumn], checksums: &[u8]) -> Result<Vec<u8>> {
+fn encode_head(
+    path: &str,
+    header: &SegmentHeader,
+    form: RowForm,
+    table: &[RawColumn],
+    checksums: &[u8],
+) -> Result<Vec<u8>> {
     let end = table.last().map_or(HEADER_SIZE as u64, |column| column.offset + column.len);
     let too_long = || Error::input(path, "the file would be too long");
     let checksums_offset = align_up(end, u64::from(Alignment::CacheLine.bytes())).ok_or_else(too_long)?;
@@ -196,7 +203,7 @@ fn encode_head(path: &str, header: &SegmentHeader, table: &[RawColumn], checksum
     );
     let table_bytes: &[u8] = bytemuck::cast_slice(table);
     let mut raw = RawHeader {
-        prologue: Prologue::new(MAGIC),
+        prologue: Prologue::with_version(MAGIC, form.version()),
         id: header.id,
         identity: header.identity.0,
         prefix_hash: header.prefix_hash,

@@ -34,7 +34,11 @@ fn other_versions_and_byte_orders_are_named() {
     let store = build_store();
     for path in store.files() {
         let bytes = store.contents(&path).unwrap();
-        let newest = if path.ends_with("/manifest") { 3 } else { 1 };
+        let newest = match path.as_str() {
+            path if path.ends_with("/manifest") => 3,
+            path if path.ends_with(".segment") => 2,
+            _ => 1,
+        };
         for (version, word) in [(0_u16, "older"), (newest + 1, "newer"), (0x1234, "newer")] {
             let mut other = bytes.clone();
             other[10..12].copy_from_slice(&version.to_le_bytes());

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use longwave_storage::{
     Alignment, Backend, ColumnKind, ElementKind, Error, Expected, Geometry, Identity, MemoryBackend,
-    NewColumn, Result, Segment, SegmentHeader, SegmentRecord, write_segment,
+    NewColumn, Result, RowForm, Segment, SegmentHeader, SegmentRecord, write_segment,
 };
 use proptest::prelude::*;
 
+use crate::reseal::reseal;
 use crate::sample::{Columns, EMPTY, GEOMETRY, IDENTITY, OPAQUE, pattern, segment_header};
 
 const PATH: &str = "segments/a.segment";
@@ -166,6 +167,58 @@ fn columns_that_do_not_fit_the_header_are_refused() {
     refused(&|list| list[4].name = "", "printable");
     let header = SegmentHeader { rows: 0, ..header };
     assert!(matches!(written(&header, &columns.list(&GEOMETRY)), Err(Error::Limit { .. })));
+}
+
+/// Columns of a segment that keeps its rows in `form`; names and records as storage wants them.
+fn in_form<'a>(form: RowForm, columns: &'a Columns, reduced: &'a [Vec<u8>; 2]) -> Vec<NewColumn<'a>> {
+    let mut list = columns.list(&GEOMETRY);
+    match form {
+        RowForm::Full => {}
+        RowForm::Codes => drop(list.drain(..2)),
+        RowForm::EightBits => {
+            let kinds =
+                [(ColumnKind::KEYS_8BIT, GEOMETRY.key_dim), (ColumnKind::VALUES_8BIT, GEOMETRY.value_dim)];
+            for ((column, (kind, dim)), bytes) in list.iter_mut().zip(kinds).zip(reduced) {
+                (column.kind, column.element_size) = (kind, RowForm::record_size(dim));
+                column.parts = vec![bytes];
+            }
+        }
+    }
+    list
+}
+
+#[test]
+fn the_form_of_the_rows_is_that_of_version_and_columns() {
+    let header = segment_header(0, 0, 70);
+    let columns = Columns::new(&GEOMETRY, 70, 0);
+    let reduced = [GEOMETRY.key_dim, GEOMETRY.value_dim].map(|dim| pattern(3 * 70 * (dim as usize + 4), 5));
+    for form in RowForm::ALL {
+        let backend = written(&header, &in_form(form, &columns, &reduced)).unwrap();
+        let mut bytes = backend.contents(PATH).unwrap();
+        let version = if form == RowForm::Full { 1 } else { 2 };
+        assert_eq!(bytes[10..12], [version, 0], "{form}");
+        let segment = open(&backend).unwrap();
+        assert_eq!(segment.row_form(), form);
+        assert_eq!(segment.verify(), []);
+        if form == RowForm::EightBits {
+            assert_eq!(segment.column(ColumnKind::VALUES_8BIT).unwrap().all().unwrap(), reduced[1]);
+        }
+        // The other version has no segment with these columns.
+        bytes[10] = 3 - version;
+        reseal(PATH, &mut bytes);
+        backend.replace(PATH, &bytes).unwrap();
+        let error = open(&backend).unwrap_err().to_string();
+        assert!(error.contains(&format!("as version {} has them", 3 - version)), "{form}: {error}");
+    }
+    for missing in [0, 1] {
+        let mut list = in_form(RowForm::EightBits, &columns, &reduced);
+        list.remove(missing);
+        assert!(written(&header, &list).unwrap_err().to_string().contains("not in one form"));
+    }
+    let mut list = in_form(RowForm::EightBits, &columns, &reduced);
+    list[0].element_size = 10;
+    let error = written(&header, &list).unwrap_err().to_string();
+    assert!(error.contains("elements of 10 bytes, expected 20"), "{error}");
 }
 
 #[test]

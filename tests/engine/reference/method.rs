@@ -2,6 +2,7 @@
 //! rest on.
 
 use super::stored::{StoredCluster, StoredHead, add, distance2, dot};
+use longwave::RowForm;
 
 const PROBE: f64 = 0.2;
 const MEAN: f64 = 0.2;
@@ -216,9 +217,14 @@ impl<'a> Attempt<'a> {
         gain > threshold
     }
 
-    fn resolution(&mut self, gain: f64, rungs: [f64; 3]) -> Resolution {
+    /// Where nothing finer than codes is kept of the rows of cluster `c`, a whole code is the row.
+    fn codes_alone(&self, c: usize) -> bool {
+        self.ask.head.segment(self.cluster(c)).form == RowForm::Codes
+    }
+
+    fn resolution(&mut self, c: usize, gain: f64, rungs: [f64; 3]) -> Resolution {
         match rungs.map(|rung| self.exceeds(gain, rung * self.ask.tau)) {
-            [_, _, true] => Resolution::Full,
+            [_, _, true] if !self.codes_alone(c) => Resolution::Full,
             [_, true, _] => Resolution::Code,
             [true, ..] => Resolution::Half,
             _ => Resolution::Coarse,
@@ -283,6 +289,19 @@ impl<'a> Attempt<'a> {
     /// A row's sketch times a query, by tables of 8 bits: what a half byte adds is a whole number of steps above the least
     /// that it can add, and the widest half byte of the query has 255.
     fn sketch_score(&mut self, c: usize, row: usize, g: usize) -> f64 {
+        let (halves, step) = self.halves(c, row, g);
+        let mut sum = 0.0;
+        for [found, least] in halves {
+            let steps = (found - least) / step;
+            // Float32 may round a step the other way as well.
+            self.margin = self.margin.min((steps.fract() - 0.5).abs());
+            sum += least + step * steps.round();
+        }
+        sum * self.cluster(c).rows[row].factor
+    }
+
+    /// Of each half byte of a row's sketch what it adds and the least that it could add; and the step.
+    fn halves(&self, c: usize, row: usize, g: usize) -> (Vec<[f64; 2]>, f64) {
         let segment = self.ask.head.segment(self.cluster(c));
         let sketch = &self.cluster(c).rows[row];
         let mut halves: Vec<[f64; 2]> = Vec::new();
@@ -300,14 +319,19 @@ impl<'a> Attempt<'a> {
             (*found, *least) = (*found + along * sketch.sketch[i], *least - reach);
         }
         let step = halves.iter().map(|[_, least]| -2.0 * least).fold(0.0, f64::max) / 255.0;
-        let mut sum = 0.0;
-        for [found, least] in halves {
-            let steps = (found - least) / step;
-            // Float32 may round a step the other way as well.
-            self.margin = self.margin.min((steps.fract() - 0.5).abs());
-            sum += least + step * steps.round();
+        (halves, step)
+    }
+
+    /// Share of the variance of a sketched score that reading the key leaves. Of codes alone that is what the tables of
+    /// sketches are off by, up to half a step alike in each half byte.
+    fn key_noise(&self, (c, row, g): (usize, usize, usize), resolution: Resolution) -> f64 {
+        if !(self.codes_alone(c) && resolution == Resolution::Code) {
+            return KEY_NOISE[resolution as usize];
         }
-        sum * sketch.factor
+        let segment = self.ask.head.segment(self.cluster(c));
+        let norm2: f64 = segment.axes.iter().map(|axis| dot(axis, &self.ask.queries[g]).powi(2)).sum();
+        let (halves, step) = self.halves(c, row, g);
+        (step * step * halves.len() as f64 / 12.0 / (norm2 * segment.sketch_noise.powi(2))).min(1.0)
     }
 
     fn choose_keys(&mut self) {
@@ -318,7 +342,7 @@ impl<'a> Attempt<'a> {
                 let above = (1.5 * self.variance[c][row][g].sqrt()).min(80.0).exp_m1();
                 self.weight[c][row][g] / standing.total * above * reach / standing.norm
             });
-            self.choice.rows[c][row][0] = self.resolution(gain, KEY);
+            self.choice.rows[c][row][0] = self.resolution(c, gain, KEY);
         }
     }
 
@@ -335,7 +359,7 @@ impl<'a> Attempt<'a> {
                     Resolution::Code => coded(&stored.key_codes[1], self.sketched[c][row][g]),
                     Resolution::Full => dot(query, &stored.key),
                 };
-                self.variance[c][row][g] *= KEY_NOISE[resolution as usize];
+                self.variance[c][row][g] *= self.key_noise((c, row, g), resolution);
                 let jensen = (self.variance[c][row][g] / 2.0).min(1.0);
                 self.jensen[c][row][g] = jensen;
                 self.weight[c][row][g] = (cap(score, self.ask.softcap) + jensen - self.top[g]).exp();
@@ -351,7 +375,8 @@ impl<'a> Attempt<'a> {
                 let above = variance.min(1.5 * variance.sqrt()).min(80.0).exp();
                 self.weight[c][row][g] / standing.total * above / standing.norm
             });
-            self.choice.rows[c][row][1] = self.resolution(gain * self.cluster(c).value_spread.sqrt(), VALUE);
+            let spread = self.cluster(c).value_spread;
+            self.choice.rows[c][row][1] = self.resolution(c, gain * spread.sqrt(), VALUE);
         }
     }
 
@@ -370,7 +395,9 @@ impl<'a> Attempt<'a> {
                 }
                 if self.choice.opened[c] {
                     let left = self.variance[c][row][g];
-                    terms[0] += share(row).powi(2) * spread * VALUE_NOISE[*value as usize];
+                    let is_row = self.codes_alone(c) && *value == Resolution::Code;
+                    let noise = if is_row { 0.0 } else { VALUE_NOISE[*value as usize] };
+                    terms[0] += share(row).powi(2) * spread * noise;
                     terms[1] += share(row).powi(2) * left.min(4.0).exp_m1() * off;
                 }
             }

@@ -5,7 +5,7 @@ use super::method::{Choice, Resolution};
 use super::stored::StoredHead;
 use longwave::index::ladder::columns;
 use longwave::storage::{BLOCK_SIZE, ColumnKind};
-use longwave::{LayerSegment, ModelSpec, Traffic};
+use longwave::{LayerSegment, ModelSpec, RowForm, Traffic};
 use longwave_kernels::codec::record_len;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -42,20 +42,10 @@ pub fn pieces(
     choice: &Choice,
 ) -> BTreeSet<Piece> {
     let (d, v) = (model.key_dim, model.value_dim);
-    let (key_size, value_size) = (d * model.dtype.size_of(), v * model.dtype.size_of());
     let mut pieces = BTreeSet::new();
     let mut known = BTreeSet::new();
     for (number, stored) in ladder.segments.iter().enumerate() {
-        let scale = |numbers: Range<usize>| {
-            let start = kv_head * (6 * d + 3 * v + 6);
-            Piece::new(number, columns::SCALES, 2 * (start + numbers.start)..2 * (start + numbers.end))
-        };
-        if known.insert(stored.digest) {
-            pieces.insert(Piece::record(number, columns::BASIS, kv_head, d * d));
-            pieces.insert(Piece::record(number, columns::BITS, kv_head, d));
-            pieces.extend([scale(0..4 * d), scale(6 * d..6 * d + 2 * v)]);
-        }
-        pieces.extend([scale(4 * d..6 * d), scale(6 * d + 2 * v..6 * d + 3 * v + 6)]);
+        pieces.extend(basis_pieces(model, number, kv_head, known.insert(stored.digest)));
     }
     for (c, cluster) in ladder.clusters.iter().enumerate() {
         let segment = segments[cluster.segment];
@@ -72,22 +62,19 @@ pub fn pieces(
         }
         for (row, [key, value]) in choice.rows[c].iter().enumerate() {
             let place = kv_head * segment.rows() + cluster.first + row;
-            let columns = [
-                (key, columns::KEY_CODE, d, ColumnKind::KEYS, key_size),
-                (value, columns::VALUE_CODE, v, ColumnKind::VALUES, value_size),
-            ];
-            for (resolution, code, dim, full, full_size) in columns {
-                // The halves of a code are pieces, so that a whole one and a half of it are its halves.
-                let [start, half, end] =
-                    [0, dim / 4 + 2, record_len(dim)].map(|at| place * record_len(dim) + at);
+            let columns = [(key, columns::KEY_CODE, d), (value, columns::VALUE_CODE, v)];
+            let kept = full_columns(model, segment.row_form());
+            for (side, (resolution, code, dim)) in columns.into_iter().enumerate() {
+                let [upper, lower] = code_pieces(number, (code, dim), place);
                 if matches!(resolution, Resolution::Half | Resolution::Code) {
-                    pieces.insert(Piece::new(number, code, start..half));
+                    pieces.insert(upper);
                 }
                 if *resolution == Resolution::Code {
-                    pieces.insert(Piece::new(number, code, half..end));
+                    pieces.insert(lower);
                 }
                 if *resolution == Resolution::Full {
-                    pieces.insert(Piece::record(number, full, place, full_size));
+                    let (kind, size) = kept.expect("rows that are kept")[side];
+                    pieces.insert(Piece::record(number, kind, place, size));
                 }
             }
         }
@@ -95,20 +82,75 @@ pub fn pieces(
     pieces
 }
 
+/// What a head's query is turned with: all of it, or what no other segment of the same basis has.
+fn basis_pieces(model: &ModelSpec, number: usize, kv_head: usize, all: bool) -> Vec<Piece> {
+    let (d, v) = (model.key_dim, model.value_dim);
+    let scale = |numbers: Range<usize>| {
+        let start = kv_head * (6 * d + 3 * v + 6);
+        Piece::new(number, columns::SCALES, 2 * (start + numbers.start)..2 * (start + numbers.end))
+    };
+    let mut pieces = vec![scale(4 * d..6 * d), scale(6 * d + 2 * v..6 * d + 3 * v + 6)];
+    if all {
+        pieces.push(Piece::record(number, columns::BASIS, kv_head, d * d));
+        pieces.push(Piece::record(number, columns::BITS, kv_head, d));
+        pieces.extend([scale(0..4 * d), scale(6 * d..6 * d + 2 * v)]);
+    }
+    pieces
+}
+
+/// The halves of a code, so that a whole one and a half of it share a piece.
+fn code_pieces(number: usize, (kind, dim): (ColumnKind, usize), place: usize) -> [Piece; 2] {
+    let [start, half, end] = [0, dim / 4 + 2, record_len(dim)].map(|at| place * record_len(dim) + at);
+    [Piece::new(number, kind, start..half), Piece::new(number, kind, half..end)]
+}
+
+/// The columns of keys and values, and what a row takes in them; none where codes are all there is.
+fn full_columns(model: &ModelSpec, form: RowForm) -> Option<[(ColumnKind, usize); 2]> {
+    let (d, v, size) = (model.key_dim, model.value_dim, model.dtype.size_of());
+    match form {
+        RowForm::Full => Some([(ColumnKind::KEYS, d * size), (ColumnKind::VALUES, v * size)]),
+        RowForm::EightBits => Some([(ColumnKind::KEYS_8BIT, d + 4), (ColumnKind::VALUES_8BIT, v + 4)]),
+        RowForm::Codes => None,
+    }
+}
+
+/// All that the rows of a head are decoded from where codes are all there is.
+fn decoded_pieces(
+    model: &ModelSpec,
+    segment: &LayerSegment,
+    number: usize,
+    kv_head: usize,
+) -> BTreeSet<Piece> {
+    let view = segment.ladder().unwrap().unwrap();
+    let head = view.head(kv_head).unwrap();
+    let mut pieces: BTreeSet<Piece> = basis_pieces(model, number, kv_head, true).into_iter().collect();
+    for cluster in 0..head.cluster_count() {
+        let at = head.first_cluster() + cluster;
+        pieces.insert(Piece::record(number, columns::CENTROID, at, record_len(model.key_dim)));
+        pieces.insert(Piece::record(number, columns::VALUE_MEAN, at, record_len(model.value_dim)));
+        pieces.insert(Piece::new(number, columns::SKETCH, head.sketch_range(cluster)));
+    }
+    for place in kv_head * segment.rows()..(kv_head + 1) * segment.rows() {
+        pieces.extend(code_pieces(number, (columns::KEY_CODE, model.key_dim), place));
+        pieces.extend(code_pieces(number, (columns::VALUE_CODE, model.value_dim), place));
+    }
+    pieces
+}
+
 /// What the query at `position` reads of segments from number `first` on, which no summary may stand for.
 pub fn plain_pieces(case: &Case, first: usize, kv_head: usize, position: u64) -> BTreeSet<Piece> {
-    let size = case.model.dtype.size_of();
     let mut pieces = BTreeSet::new();
     for (number, segment) in case.segments().iter().enumerate().skip(first) {
         let rows = segment.rows();
-        let mut add = |kind, row_size: usize| {
-            pieces.insert(Piece::record(number, kind, kv_head, rows * row_size));
-        };
         if segment.first_position() <= position {
-            add(ColumnKind::KEYS, case.model.key_dim * size);
-            add(ColumnKind::VALUES, case.model.value_dim * size);
+            match full_columns(&case.model, segment.row_form()) {
+                Some(kept) => {
+                    pieces.extend(kept.map(|(kind, size)| Piece::record(number, kind, kv_head, rows * size)))
+                }
+                None => pieces.extend(decoded_pieces(&case.model, segment, number, kv_head)),
+            }
             if segment.end() > position + 1 {
-                add(ColumnKind::POSITIONS, 4);
+                pieces.insert(Piece::record(number, ColumnKind::POSITIONS, kv_head, rows * 4));
             }
         }
     }
@@ -120,8 +162,8 @@ pub fn traffic(pieces: &BTreeSet<Piece>) -> Traffic {
     let mut traffic = Traffic::default();
     for piece in pieces {
         let sum = match ColumnKind(piece.kind) {
-            ColumnKind::KEYS => &mut traffic.keys,
-            ColumnKind::VALUES => &mut traffic.values,
+            ColumnKind::KEYS | ColumnKind::KEYS_8BIT => &mut traffic.keys,
+            ColumnKind::VALUES | ColumnKind::VALUES_8BIT => &mut traffic.values,
             ColumnKind::POSITIONS => &mut traffic.positions,
             columns::CENTROID => &mut traffic.centroids,
             columns::CLUSTER => &mut traffic.counts,

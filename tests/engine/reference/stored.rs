@@ -2,7 +2,7 @@
 
 use longwave::index::ladder::HeadLadder;
 use longwave::storage::ColumnKind;
-use longwave::{LayerSegment, ModelSpec, Rows};
+use longwave::{LayerSegment, ModelSpec, RowForm, Rows};
 use longwave_kernels::codec::{Depth, decode_planes, decode_sketch, decode4, record_len, rotate};
 
 /// One KV head over the segments whose summaries may be used.
@@ -24,6 +24,7 @@ pub struct StoredSegment {
     pub sketch_noise: f64,
     pub mean_deviation: f64,
     pub global_value: Vec<f64>,
+    pub form: RowForm,
 }
 
 pub struct StoredCluster {
@@ -46,6 +47,7 @@ pub struct StoredRow {
     pub factor: f64,
     /// What half a code and a whole one add to the sketched key.
     pub key_codes: [Vec<f64>; 2],
+    /// The key as the segment keeps it.
     pub key: Vec<f64>,
     /// The value by half a code and by a whole one.
     pub value_codes: [Vec<f64>; 2],
@@ -58,7 +60,7 @@ impl StoredHead {
         for (number, segment) in segments.iter().enumerate() {
             let view = segment.ladder().unwrap().expect("a segment with a ladder");
             let ladder = view.head(head).unwrap();
-            stored.segments.push(StoredSegment::read(&ladder, view.digest()));
+            stored.segments.push(StoredSegment::read(&ladder, view.digest(), segment.row_form()));
             let offsets = view.postings().offsets(head).unwrap();
             for local in 0..ladder.cluster_count() {
                 let rows = offsets[local] as usize..offsets[local + 1] as usize;
@@ -81,7 +83,7 @@ impl StoredHead {
 }
 
 impl StoredSegment {
-    fn read(ladder: &HeadLadder<'_>, digest: u64) -> StoredSegment {
+    fn read(ladder: &HeadLadder<'_>, digest: u64, form: RowForm) -> StoredSegment {
         let dim = ladder.bits.len();
         let rows = ladder.inverse.chunks_exact(dim).zip(ladder.inverse_scale);
         let axis =
@@ -95,6 +97,7 @@ impl StoredSegment {
             sketch_noise: f64::from(ladder.sketch_noise),
             mean_deviation: f64::from(ladder.mean_deviation),
             global_value: turned_back(&wide(ladder.global_value)),
+            form,
         }
     }
 
@@ -145,13 +148,29 @@ impl StoredCluster {
             let units = |x: f64| if factor > 0.0 { x / factor } else { 0.0 };
             let sketch = &sketches[at * model.key_dim..][..model.key_dim];
             let place = head * segment.rows() + row;
+            let [key, value] = match shared.form {
+                RowForm::Codes => {
+                    let mut key = shared.key_of(&wide(sketch));
+                    add(&mut key, 1.0, &centroid);
+                    add(&mut key, 1.0, &key_codes[1]);
+                    [key, value_codes[1].clone()]
+                }
+                RowForm::Full => [
+                    full(segment, model, ColumnKind::KEYS, model.key_dim, place),
+                    full(segment, model, ColumnKind::VALUES, model.value_dim, place),
+                ],
+                RowForm::EightBits => [
+                    eight_bits(segment, ColumnKind::KEYS_8BIT, model.key_dim, place),
+                    eight_bits(segment, ColumnKind::VALUES_8BIT, model.value_dim, place),
+                ],
+            };
             stored.push(StoredRow {
                 sketch: sketch.iter().map(|&x| units(f64::from(x))).collect(),
                 factor,
                 key_codes,
-                key: full(segment, model, ColumnKind::KEYS, model.key_dim, place),
+                key,
                 value_codes,
-                value: full(segment, model, ColumnKind::VALUES, model.value_dim, place),
+                value,
             });
         }
         StoredCluster {
@@ -184,6 +203,14 @@ fn full(segment: &LayerSegment, model: &ModelSpec, kind: ColumnKind, dim: usize,
     let bytes = column.bytes(place * size..(place + 1) * size).unwrap();
     let rows = Rows::from_bytes(model.dtype, bytes).unwrap();
     (0..dim).map(|i| f64::from(rows.get(i))).collect()
+}
+
+/// A row of a column of rows in 8 bits.
+fn eight_bits(segment: &LayerSegment, kind: ColumnKind, dim: usize, place: usize) -> Vec<f64> {
+    let column = segment.segment().column(kind).unwrap();
+    let record = column.bytes(place * (dim + 4)..(place + 1) * (dim + 4)).unwrap();
+    let factor = f64::from(f32::from_le_bytes(record[dim..].try_into().unwrap()));
+    record[..dim].iter().map(|&byte| f64::from(byte as i8) * factor).collect()
 }
 
 /// A rotated value as it was before. The rotation is orthogonal: its columns are what it makes of the unit vectors.

@@ -8,7 +8,7 @@ use crate::import::{append, observe};
 use crate::method::IndexKind;
 use crate::trace::{Trace, TraceLayer};
 use anyhow::Result;
-use longwave::{Budget, Dtype, Durability, Snapshot, Store, StoreOptions, TensorView};
+use longwave::{Budget, Dtype, Durability, Rebuild, RowForm, Snapshot, Store, StoreOptions, TensorView};
 use rayon::prelude::*;
 
 /// A layer with the answers that its asked queries should have.
@@ -16,6 +16,7 @@ pub(super) struct Layer<'a> {
     pub(super) trace: &'a Trace,
     pub(super) number: usize,
     pub(super) dtype: Dtype,
+    form: RowForm,
     /// All recorded queries, `[queries, query_heads, key_dim]`.
     queries: Vec<f32>,
     asked: &'a [usize],
@@ -39,15 +40,24 @@ impl<'a> Layer<'a> {
         (trace, moment): (&'a Trace, Option<&'a Trace>),
         number: usize,
         asked: &'a [usize],
-        dtype: Dtype,
+        (dtype, form): (Dtype, RowForm),
         kinds: &[(IndexKind, Option<u32>)],
     ) -> Result<Layer<'a>> {
         let rows = trace.layer(number)?;
         let reference = Reference::new(trace, &rows, dtype);
         let truth = asked.par_iter().map(|&query| reference.attend(trace, &rows, query)).collect();
         drop(reference);
-        let mut layer =
-            Layer { trace, number, dtype, queries: Vec::new(), asked, moment, truth, built: Vec::new() };
+        let mut layer = Layer {
+            trace,
+            number,
+            dtype,
+            form,
+            queries: Vec::new(),
+            asked,
+            moment,
+            truth,
+            built: Vec::new(),
+        };
         for &(kind, tokens) in kinds {
             layer.built.push((kind, layer.build(&rows, kind, tokens)?));
         }
@@ -66,7 +76,12 @@ impl<'a> Layer<'a> {
             observe(other, &mut earlier, self.number)?;
             earlier.commit(Durability::None)?;
         }
-        let mut context = store.create_with("eval", &model, kind.options(tokens))?;
+        let mut options = kind.options(tokens).with_rows(self.form);
+        if self.form == RowForm::Codes {
+            // Rows that are to be built again would stay in full until then.
+            options = options.with_rebuild(Rebuild::Never);
+        }
+        let mut context = store.create_with("eval", &model, options)?;
         let Trace { query_heads, key_dim, first_query_position, .. } = *self.trace;
         let (quarter, row) = (self.trace.queries / 4, query_heads * key_dim);
         let part = |number: usize| {
@@ -87,7 +102,7 @@ impl<'a> Layer<'a> {
     /// Asks every query.
     pub(super) fn ask(&self, budget: &Budget, confidence: f64) -> Result<Vec<Asked>> {
         let (query_heads, key_dim) = (self.trace.query_heads, self.trace.key_dim);
-        let snapshot = self.snapshot(IndexKind::of(budget));
+        let snapshot = self.snapshot(self.kind_for(budget));
         let bounds = Bounds::new(snapshot.calibration(self.number)?, budget, confidence);
         let ask = |(&query, truth): (&usize, &Vec<f64>)| {
             let queries = TensorView::token_major(self.query(query), 1, query_heads, key_dim);
@@ -125,6 +140,19 @@ impl<'a> Layer<'a> {
     pub(super) fn query(&self, query: usize) -> &[f32] {
         let row = self.trace.query_heads * self.trace.key_dim;
         &self.queries[query * row..(query + 1) * row]
+    }
+
+    /// Bytes of the segments of the index that a budget reads, and those of their keys and values at 16 bits an element.
+    pub(super) fn disk_bytes(&self, budget: &Budget) -> Result<[u64; 2]> {
+        let segments = self.snapshot(self.kind_for(budget)).segments(self.number)?;
+        let rows: u64 = segments.iter().map(|segment| segment.rows() as u64).sum();
+        let row = 2 * self.trace.kv_heads * (self.trace.key_dim + self.trace.value_dim);
+        Ok([segments.iter().map(|segment| segment.segment().file_len()).sum(), rows * row as u64])
+    }
+
+    /// The index that a budget reads: where rows are codes, they are the ladder's.
+    fn kind_for(&self, budget: &Budget) -> IndexKind {
+        if self.form == RowForm::Codes { IndexKind::Ladder } else { IndexKind::of(budget) }
     }
 
     pub(super) fn snapshot(&self, kind: IndexKind) -> &Snapshot {

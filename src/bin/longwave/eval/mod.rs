@@ -20,10 +20,10 @@ use anyhow::{Context as _, Result, ensure};
 pub(crate) use bounds::Bounds;
 use indicatif::ProgressBar;
 use layer::{Asked, Layer};
-use longwave::{Budget, Dtype};
+use longwave::{Budget, Dtype, RowForm};
 pub(crate) use plot::plot;
 use std::path::{Path, PathBuf};
-pub(crate) use summary::{Label, Sample, percentile, print, rows};
+pub(crate) use summary::{Kept, Label, Sample, percentile, print, rows};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -65,6 +65,10 @@ pub(crate) struct Arguments {
     /// Element type of the stored rows.
     #[arg(long, default_value = "f16")]
     dtype: Dtype,
+    /// Forms in which the built index keeps its rows, separated by commas and reported side by side; errors are against the
+    /// rows as they were. With codes, `exact` reads the index of `longwave`, and `retroinfer` and `oracle` have none.
+    #[arg(long, value_name = "full|8bit|codes", value_delimiter = ',', default_value = "full")]
+    rows: Vec<RowForm>,
     /// Instead of comparing answers, runs all recorded queries as decode steps through the policies of a block cache with room
     /// for this share of the KV bytes.
     #[arg(long, value_name = "SHARE")]
@@ -112,6 +116,16 @@ impl Arguments {
         let targets = [&[0.1], &self.error[..]].concat();
         let confidence = self.confidence;
         checked(targets.into_iter().map(|target| Budget::Error { target, confidence }).collect())?;
+        for &form in &self.rows {
+            let codes = form == RowForm::Codes && self.asks_for(Compared::Retroinfer);
+            ensure!(!codes, "--rows codes: retroinfer has no codes to read; leave it out with --method");
+            let reduced = form != RowForm::Full && self.asks_for(Compared::Oracle);
+            ensure!(!reduced, "--rows {form}: the oracle reads rows in full; leave it out with --method");
+        }
+        let drawn = self.plot.is_some() && self.rows.len() > 1;
+        ensure!(!drawn, "--plot: expected one form of rows, not {}", self.rows.len());
+        let cached = self.cache.is_some() && self.rows != [RowForm::Full];
+        ensure!(!cached, "--cache: expected rows in full, and no other form in --rows");
         self.cache.map_or(Ok(()), cache::check)?;
         checked(self.bytes.iter().map(|&share| Budget::Bytes(share)).collect())?;
         Ok(())
@@ -132,17 +146,19 @@ impl Arguments {
         self.methods.contains(&method)
     }
 
-    fn kinds(&self) -> Vec<IndexKind> {
-        let ladder = self.asks_for(Compared::Longwave) || self.asks_for(Compared::Oracle);
-        let clusters = self.asks_for(Compared::Exact) || self.asks_for(Compared::Retroinfer);
+    fn kinds(&self, form: RowForm) -> Vec<IndexKind> {
+        // Without a ladder there are no codes.
+        let codes = form == RowForm::Codes;
+        let ladder = self.asks_for(Compared::Longwave) || self.asks_for(Compared::Oracle) || codes;
+        let clusters = (self.asks_for(Compared::Exact) && !codes) || self.asks_for(Compared::Retroinfer);
         let kinds = [(IndexKind::Ladder, ladder), (IndexKind::Clusters, clusters)];
         kinds.into_iter().filter(|(_, wanted)| *wanted).map(|(kind, _)| kind).collect()
     }
 
     /// Asks every layer by every method and budget: the methods in the order asked for.
-    fn compare(&self, layers: &[Layer<'_>]) -> Result<Vec<Figures>> {
-        let ladder =
-            if self.kinds().contains(&IndexKind::Ladder) { self.ladder_budgets(layers)? } else { Vec::new() };
+    fn compare(&self, layers: &[Layer<'_>], form: RowForm) -> Result<Vec<Figures>> {
+        let has_ladder = self.kinds(form).contains(&IndexKind::Ladder);
+        let ladder = if has_ladder { self.ladder_budgets(layers)? } else { Vec::new() };
         let bar = progress::bar("asking", layers.len() * (ladder.len() + self.methods.len()));
         let answers = ladder.iter().map(|(_, budget)| ask(layers, (budget, self.confidence), &bar));
         let answers: Vec<Vec<Vec<Asked>>> = answers.collect::<Result<_>>()?;
@@ -163,8 +179,23 @@ impl Arguments {
             }
         }
         bar.finish_and_clear();
+        for (label, _) in &mut results {
+            label.kept = Some(kept(layers, form, label.method)?);
+        }
         Ok(results)
     }
+}
+
+/// How the layers' rows are kept, and the room of the segments that a method reads.
+fn kept(layers: &[Layer<'_>], form: RowForm, method: &str) -> Result<Kept> {
+    let ladder = ["longwave", "oracle"].contains(&method);
+    let budget = if ladder { Budget::Tau(TAUS[0]) } else { Budget::Exact };
+    let (mut disk, mut full) = (0, 0);
+    for layer in layers {
+        let [of_disk, of_rows] = layer.disk_bytes(&budget)?;
+        (disk, full) = (disk + of_disk, full + of_rows);
+    }
+    Ok(Kept { form, disk_share: disk as f64 / full as f64 })
 }
 
 /// A method with its budget, and its answers over all layers.
@@ -200,7 +231,7 @@ fn oracle(
     bar: &ProgressBar,
 ) -> Result<Vec<Figures>> {
     let label =
-        |of: &Label| Label { method: "oracle", budget: format!("bytes of {}", of.budget), tau: of.tau };
+        |of: &Label| Label { method: "oracle", budget: format!("bytes of {}", of.budget), ..of.clone() };
     let mut results: Vec<Figures> = ladder.iter().map(|(of, _)| (label(of), Vec::new())).collect();
     for (number, layer) in layers.iter().enumerate() {
         let spent: Vec<&[Asked]> = answers.iter().map(|answers| &answers[number][..]).collect();
@@ -219,19 +250,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     // The cache looks at every step, and at no answer.
     let asked = if arguments.cache.is_some() { Vec::new() } else { asked(trace.queries, arguments.queries)? };
     let moment = arguments.moment.as_deref().map(|path| moment_trace(path, &trace, &numbers)).transpose()?;
-    let kinds: Vec<(IndexKind, Option<u32>)> =
-        arguments.kinds().into_iter().map(|kind| (kind, arguments.cluster)).collect();
-    let bar = progress::bar("building", numbers.len());
-    let mut layers = Vec::new();
-    for &number in &numbers {
-        layers.push(Layer::new((&trace, moment.as_ref()), number, &asked, arguments.dtype, &kinds)?);
-        bar.inc(1);
+    let mut results = Vec::new();
+    for &form in &arguments.rows {
+        let kinds: Vec<(IndexKind, Option<u32>)> =
+            arguments.kinds(form).into_iter().map(|kind| (kind, arguments.cluster)).collect();
+        let bar = progress::bar("building", numbers.len());
+        let mut layers = Vec::new();
+        for &number in &numbers {
+            let kept = (arguments.dtype, form);
+            layers.push(Layer::new((&trace, moment.as_ref()), number, &asked, kept, &kinds)?);
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        if let Some(share) = arguments.cache {
+            return arguments.run_cache(&layers, trace.queries, share);
+        }
+        results.extend(arguments.compare(&layers, form)?);
     }
-    bar.finish_and_clear();
-    if let Some(share) = arguments.cache {
-        return arguments.run_cache(&layers, trace.queries, share);
-    }
-    let results = arguments.compare(&layers)?;
     if let Some(path) = &arguments.plot {
         let name = arguments.trace.file_name().unwrap_or_default().to_string_lossy();
         let context = trace.first_query_position;

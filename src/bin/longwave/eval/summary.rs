@@ -4,7 +4,7 @@ use super::bounds::{Bounds, STATED};
 use crate::output;
 use crate::rungs::RungShares;
 use anyhow::Result;
-use longwave::{Answer, Budget};
+use longwave::{Answer, Budget, RowForm};
 use std::collections::BTreeSet;
 
 /// One query head of one answer.
@@ -98,13 +98,23 @@ pub(crate) struct Label {
     pub(crate) method: &'static str,
     pub(crate) budget: String,
     pub(crate) tau: Option<f64>,
+    /// How the rows were kept, where that is compared.
+    pub(crate) kept: Option<Kept>,
+}
+
+/// How rows were kept, and what that took.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kept {
+    pub(crate) form: RowForm,
+    /// Bytes of the segments' files over the 16-bit bytes of their keys and values.
+    pub(crate) disk_share: f64,
 }
 
 impl Label {
     /// A method with its budget, and the tau of one that names it.
     pub(crate) fn of(budget: &Budget) -> Label {
         let tau = if let Budget::Tau(tau) = *budget { Some(tau) } else { None };
-        Label { method: budget.method().name(), budget: budget.to_string(), tau }
+        Label { method: budget.method().name(), budget: budget.to_string(), tau, kept: None }
     }
 }
 
@@ -114,6 +124,10 @@ pub(crate) struct Row {
     pub(crate) method: &'static str,
     pub(crate) budget: String,
     pub(crate) tau: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rows: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disk_share: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) layer: Option<usize>,
     layers: usize,
@@ -154,6 +168,8 @@ impl Row {
             method: label.method,
             budget: label.budget.clone(),
             tau: label.tau,
+            rows: label.kept.map(|kept| kept.form.to_string()),
+            disk_share: label.kept.map(|kept| kept.disk_share),
             layer,
             layers: samples.iter().map(|sample| sample.layer).collect::<BTreeSet<_>>().len(),
             queries: samples.iter().map(|sample| sample.query).collect::<BTreeSet<_>>().len(),
@@ -195,9 +211,10 @@ pub(crate) fn print(rows: &[Row], json: bool) -> Result<()> {
 fn table(rows: &[Row]) -> String {
     let width = rows.iter().map(|row| row.budget.len()).fold(6, usize::max);
     let mut text = format!(
-        "{:<10} {:<width$} {:>5} {:>7} {:>10} {:>8} {:>8} {:>8} {:>8} {:>7} {:>7} {} {:>7} {:>8} {:>9} {:>9}\n",
+        "{:<10} {:<width$} {}{:>5} {:>7} {:>10} {:>8} {:>8} {:>8} {:>8} {:>7} {:>7} {} {:>7} {:>8} {:>9} {:>9}\n",
         "method",
         "budget",
+        if rows.iter().any(|row| row.rows.is_some()) { "rows     disk " } else { "" },
         "layer",
         "queries",
         "error mean",
@@ -216,12 +233,17 @@ fn table(rows: &[Row]) -> String {
     let figure = |x: Option<f64>| x.map_or("-".to_string(), |x| format!("{x:.1e}"));
     let ratio = |x: Option<f64>| x.map_or("-".to_string(), |x| format!("{x:.2}"));
     let percent = |x: f64| format!("{:.2}%", 100.0 * x);
+    let kept = |row: &Row| match (&row.rows, row.disk_share) {
+        (Some(form), Some(share)) => format!("{form:<5} {:>6.1}% ", 100.0 * share),
+        _ => String::new(),
+    };
     for row in rows {
         text += &format!(
-            "{:<10} {:<width$} {:>5} {:>7} {:>10.2e} {:>8.1e} {:>8.1e} {:>8.1e} {:>8.1e} {:>7} {:>7} {} {:>7} {:>8} \
+            "{:<10} {:<width$} {}{:>5} {:>7} {:>10.2e} {:>8.1e} {:>8.1e} {:>8.1e} {:>8.1e} {:>7} {:>7} {} {:>7} {:>8} \
              {:>9} {:>9}\n",
             row.method,
             row.budget,
+            kept(row),
             row.layer.map_or("all".to_string(), |layer| layer.to_string()),
             row.queries,
             row.error_mean,

@@ -126,6 +126,8 @@ pub(super) struct Segment {
     pub(super) first_position: u64,
     pub(super) rows: u32,
     pub(super) file_bytes: u64,
+    /// How rows are kept: `full`, `8bit` or `codes`.
+    pub(super) row_form: String,
     pub(super) columns: Vec<Column>,
     /// One entry a KV head; `None` where the rows are stored without an index.
     pub(super) clusters: Option<Vec<Clusters>>,
@@ -298,6 +300,7 @@ impl Segment {
             first_position: segment.first_position(),
             rows: stored.header().rows,
             file_bytes: stored.file_len(),
+            row_form: segment.row_form().to_string(),
             columns: columns.collect(),
             clusters,
             ladder: Ladder::gather(segment)?,
