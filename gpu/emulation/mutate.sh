@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Breaks the kernels, one fault at a time; the tests must notice each. Takes about ten minutes on an idle machine.
+# Breaks the kernels, one fault at a time; the tests must notice each. Takes about twenty minutes on a busy machine.
 #   gpu/emulation/mutate.sh [WORD]    only faults whose name has WORD
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

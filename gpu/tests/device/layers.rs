@@ -32,7 +32,7 @@ pub struct Layer {
     pub scoring: Scoring,
     pub segments: Vec<Arc<LayerSegment>>,
     tail: Vec<(Vec<u16>, Vec<u16>)>,
-    queries: Vec<f32>,
+    pub queries: Vec<f32>,
     pub positions: usize,
     /// Clusters that stay closed, as a view has them.
     pub demoted: Vec<Vec<bool>>,

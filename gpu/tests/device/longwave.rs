@@ -184,6 +184,24 @@ fn what_is_demoted_stays_closed() {
     assert_eq!(tier.metrics().fallbacks, 0);
 }
 
+#[test]
+fn calls_whose_weights_hold_no_answer_are_the_cpus() {
+    let _emulation = install();
+    let device = Arc::new(Device::open(0).unwrap());
+    // Queries so long that a row which was read lies far below what its cluster's coded centroid scored.
+    for (power, turn) in [(11, 7), (13, 7), (14, 1)] {
+        let mut layer = Layer::new(Dtype::F16, 96, None);
+        layer.queries.iter_mut().for_each(|x| *x *= 2f32.powi(power));
+        layer.queries.rotate_left(17 * turn);
+        assert!(layer.cpu(&TAU).report.taus.contains(&0.0), "the CPU reads every row of a head");
+        let tier = Tier::new(&device, MACHINE, Caches::default(), 1 << 17).unwrap();
+        let answer = layer.ask(&tier, &TAU, Division::HostPerMille(300));
+        assert!(answer.report.placement.is_none(), "times 2^{power}");
+        assert_eq!((tier.metrics().calls_host, tier.metrics().fallbacks), (1, 0));
+        expect(&layer, &answer, "read by the CPU");
+    }
+}
+
 /// What needs a device that does as it is told.
 mod emulated {
     use super::*;

@@ -446,14 +446,10 @@ impl Call<'_, '_> {
         let (device, dim) = (&self.tier.device, self.shape.dim());
         let mut output = device.download(&answer.output)?;
         let (totals, tops) = (device.download(&answer.totals)?, device.download(&weighed.tops)?);
-        // Where the weights hold no answer, the CPU reads every row.
-        if let Some(total) = totals.iter().find(|total| !(**total > 0.0 && total.is_finite())) {
-            let found = total.to_string();
-            return Err(Error::Unsupported {
-                what: "a sum of weights",
-                expected: "above 0 and finite",
-                found,
-            });
+        // Where the weights hold no answer, or one so small that its error is not a number, the CPU reads every row.
+        if let Some(total) = totals.iter().find(|&&total| !(total > 0.0 && (total * total).is_normal())) {
+            let (what, expected) = ("a sum of weights", "one whose square is a number above 0");
+            return Err(Error::Unsupported { what, expected, found: total.to_string() });
         }
         let heads = output.chunks_exact_mut(dim).zip(coded.chunks_exact(dim)).zip(&totals);
         for ((output, coded), total) in heads {
