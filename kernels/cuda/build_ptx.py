@@ -3,9 +3,10 @@
 
 `cargo xtask ptx` installs what this needs (three wheels, pinned) and runs it; no GPU, driver or toolkit is needed.
 
-    build_ptx.py write    writes ptx/*.ptx
+    build_ptx.py write    writes ptx/*.ptx, and in ptx/report.txt registers and spills of every kernel for sm_80 and sm_90
     build_ptx.py check    fails where a committed file is not what the sources give
-    build_ptx.py report   prints registers and spills of every kernel for sm_80 and sm_90; fails over the budget
+
+Both print the report, and fail where a kernel is over the budget.
 """
 import ctypes
 import glob
@@ -87,6 +88,16 @@ def build(check):
         else:
             open(to, "w").write(ptx)
             print(f"{os.path.basename(to):<14} {len(ptx)} bytes, {ptx.count('.entry')} kernels")
+    text, over = report()
+    print(text, end="")
+    to = os.path.join(HERE, "ptx", "report.txt")
+    if not check:
+        open(to, "w").write(text)
+    elif not os.path.exists(to) or open(to).read() != text:
+        stale += 1
+        print("report.txt     DIFFERS from what the assembler says")
+    if over:
+        sys.exit("over the budget:\n" + "\n".join(over))
     sys.exit(stale > 0)
 
 
@@ -97,6 +108,7 @@ def family(kernel):
 
 
 def report():
+    """What the assembler makes of the PTX, as text, and what is over the budget."""
     assembler, over, kernels = installed("cuda_nvcc", "bin", "ptxas"), [], 0
     rows = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -118,20 +130,21 @@ def report():
                         if spills > SPILL_BYTES_MAX or int(found.group(1)) > REGISTERS_MAX:
                             over.append(f"{name} for {architecture}: {found.group(1)} registers, {spills} bytes of spills")
                         name = None
-    print(f"{'kernel':<22} {'lanes':>5} {'group':>5}  " + "  ".join(f"{a:>18}" for a in ASSEMBLED))
+    digest = hashlib.sha256(b"".join(open(destination(path), "rb").read() for path in sources())).hexdigest()
+    lines = [f"ptx sha256 {digest}"]
+    lines.append(f"{'kernel':<22} {'lanes':>5} {'group':>5}  " + "  ".join(f"{a:>18}" for a in ASSEMBLED))
     for name in sorted(rows, key=lambda n: (family(n)[0], *(int(x) if x != '-' else 0 for x in family(n)[1:]))):
         base, lanes, group = family(name)
         cells = "  ".join(f"{rows[name][a][0]:>4} regs {rows[name][a][1]:>3} B sp" for a in ASSEMBLED)
-        print(f"{base:<22} {lanes:>5} {group:>5}  {cells}")
+        lines.append(f"{base:<22} {lanes:>5} {group:>5}  {cells}")
     most = {a: max(row[a][0] for row in rows.values()) for a in ASSEMBLED}
     spilled = sum(row[a][1] for row in rows.values() for a in ASSEMBLED)
-    print(f"{kernels} assemblies, most registers {most}, {spilled} bytes of spills; budget {SPILL_BYTES_MAX} bytes")
-    if over:
-        sys.exit("over the budget:\n" + "\n".join(over))
+    lines.append(f"{kernels} assemblies, most registers {most}, {spilled} bytes of spills; budget {SPILL_BYTES_MAX} bytes")
+    return "\n".join(lines) + "\n", over
 
 
 if __name__ == "__main__":
-    commands = {"write": lambda: build(False), "check": lambda: build(True), "report": report}
+    commands = {"write": lambda: build(False), "check": lambda: build(True)}
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         sys.exit(__doc__)
     commands[sys.argv[1]]()

@@ -14,8 +14,8 @@ const WHEELS: [&str; 3] = [
     "nvidia-cuda-nvcc-cu12==12.4.131",
 ];
 
-/// Writes the PTX, or with `check` compares it with the sources; then reports registers and spills, which must be within the
-/// budget.
+/// Writes the PTX and the assembler's report, or with `check` compares them with the sources; registers and spills must be within
+/// the budget.
 ///
 /// # Errors
 /// If the wheels cannot be had, the kernels do not compile, the PTX is stale, or a kernel is over the budget.
@@ -28,9 +28,7 @@ pub fn run(workspace: &Workspace, check: bool) -> Result<()> {
         let pip = CommandLine::new("python3").args(&pip).args(&["--only-binary", ":all:", "--target"]);
         pip.arg(&packages).args(&WHEELS).run(root)?;
     }
-    for command in [if check { "check" } else { "write" }, "report"] {
-        let script = CommandLine::new("python3").arg("kernels/cuda/build_ptx.py").arg(command);
-        script.env("PYTHONPATH", &packages).run(root)?;
-    }
-    Ok(())
+    let command = if check { "check" } else { "write" };
+    let script = CommandLine::new("python3").arg("kernels/cuda/build_ptx.py").arg(command);
+    script.env("PYTHONPATH", &packages).run(root)
 }

@@ -42,3 +42,31 @@ fn every_source_has_its_ptx() {
     sources.sort();
     assert_eq!(sources, PTX.map(|(name, _)| name.to_owned()));
 }
+
+/// Seen with `--show-output`. `cargo xtask ptx --check` compares it with what the assembler says.
+#[test]
+fn no_kernel_spills() {
+    let report = include_str!("../../../kernels/cuda/ptx/report.txt");
+    println!("{report}");
+    let mut lines = report.lines();
+    let digest = Sha256::digest(PTX.map(|(_, ptx)| ptx).concat());
+    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(lines.next(), Some(&*format!("ptx sha256 {digest}")), "of other PTX: run cargo xtask ptx");
+    let mut reported = Vec::new();
+    for line in lines.filter(|line| line.contains(" B sp")) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [base, lanes, group, _, _, spills, _, _, _, _, more_spills, _, _] = words[..] else {
+            panic!("{line}")
+        };
+        assert_eq!((spills, more_spills), ("0", "0"), "{line}");
+        let part =
+            |mark: &str, number: &str| if number == "-" { String::new() } else { format!("_{mark}{number}") };
+        reported.push(format!("{base}{}{}", part("l", lanes), part("g", group)));
+    }
+    let entries = PTX.iter().flat_map(|(_, ptx)| ptx.split(".entry ").skip(1));
+    let mut kernels: Vec<_> =
+        entries.filter_map(|rest| rest.split_once('(')).map(|(name, _)| name.to_owned()).collect();
+    reported.sort();
+    kernels.sort();
+    assert_eq!(reported, kernels);
+}
