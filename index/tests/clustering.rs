@@ -226,6 +226,29 @@ fn rows_far_from_their_cluster_become_clusters_of_their_own() {
 }
 
 #[test]
+fn a_row_out_in_a_direction_that_no_other_row_takes_is_set_apart_sooner() {
+    let (rows, dim, groups) = (320, 8, 10);
+    let jitter = noise(rows * 6, 7);
+    let mut keys = vec![0.0; rows * dim];
+    for (row, key) in keys.chunks_exact_mut(dim).enumerate() {
+        key[7] = 100.0 * (row / 32) as f32;
+        key[..6].copy_from_slice(&jitter[6 * row..][..6]);
+    }
+    let spread = jitter.iter().map(|x| x * x).sum::<f32>() / rows as f32;
+    // As far out, one where all rows scatter and one where none does.
+    for (row, place) in [(45, 0), (140, 6)] {
+        keys[row * dim..][..7].fill(0.0);
+        keys[row * dim + place] = (2.0 * spread).sqrt();
+    }
+    let options = ClusterOptions { tokens_per_cluster: 32, ..WHOLE };
+    let whole = cluster(&keys, dim, &options, 2);
+    assert_eq!(sizes(&whole), [32; 10]);
+    let apart = cluster(&keys, dim, &ClusterOptions { split_factor: Some(4.0), ..options }, 2);
+    let alone: Vec<&[u32]> = members(&apart).into_iter().filter(|rows| rows.len() == 1).collect();
+    assert_eq!((apart.clusters(), alone), (groups + 1, vec![&[140u32][..]]));
+}
+
+#[test]
 fn equal_keys_make_one_cluster_that_is_not_split() {
     let keys = [1.5f32, -3.0, 0.1].repeat(500);
     let clustering = cluster(&keys, 3, &ClusterOptions::ladder(), 4);

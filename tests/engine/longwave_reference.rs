@@ -5,7 +5,9 @@ use crate::reference::{
     plain_pieces, traffic,
 };
 use crate::sample::{logits, model, queries, query_view};
-use longwave::{Answer, Budget, ClusterId, Dtype, ModelSpec, Plan, RowForm, Traffic};
+use longwave::{
+    Answer, Budget, ClusterId, ClusterOptions, ContextOptions, Dtype, ModelSpec, Plan, RowForm, Traffic,
+};
 use longwave_query::FixedTau;
 
 /// What the answers of several calls rested on, to show that the data needs every part of the method.
@@ -159,6 +161,12 @@ fn case(model: ModelSpec, seed: u64, tokens: usize, tight: [f32; 2]) -> Case {
     Case::new(model, case_options(), kv, &observed)
 }
 
+/// Clusters as they come: no row is set apart, however far from the others of its cluster.
+fn without_rows_apart() -> ContextOptions {
+    let clusters = ClusterOptions { tokens_per_cluster: 12, split_factor: None, ..ClusterOptions::ladder() };
+    case_options().with_clusters(clusters)
+}
+
 #[test]
 fn answers_and_predictions_are_those_of_the_reference_at_every_tau() {
     let case = case(model([3, 6, 24, 16], Dtype::F16, 1), 21, 760, [1.0, 0.05]);
@@ -223,7 +231,9 @@ fn softcaps_and_sink_logits_enter_every_estimate() {
         let mut model = model([2, 8, 40, 24], Dtype::Bf16, 1);
         model.softcap = Some(cap);
         model.sink_logits = vec![logits(4, &model).iter().map(|logit| logit + 4.0).collect()];
-        let case = case(model, 22 + number as u64, 700, [0.1, 1.0]);
+        let kv = centred(22 + number as u64, 700, &model, [0.1, 1.0]);
+        let observed = queries((22 + number as u64) ^ 90, 8, &model);
+        let case = Case::new(model, without_rows_apart(), kv, &observed);
         let mut seen = Seen::default();
         for (seed, tau) in [(1, 0.001), (2, 0.01), (3, 0.06), (4, 0.5)] {
             for sharp in [0.7, 2.0, 5.0] {
@@ -256,7 +266,7 @@ fn a_row_far_above_every_centroid_keeps_its_weight() {
         let key = &mut kv.keys[(200 * 2 + head) * 24..][..24];
         key.iter_mut().zip(query).for_each(|(k, q)| *k += along * q);
     }
-    let case = Case::new(model, case_options(), kv, &observed);
+    let case = Case::new(model, without_rows_apart(), kv, &observed);
     let mut seen = Seen::default();
     for tau in [0.001, 0.01, 0.1, 0.5] {
         compare_to(&case, &queries, 31, tau, &mut seen);

@@ -18,6 +18,10 @@ use crate::Clustering;
 /// the first segment hardly varies must not make factors overflow in a later one.
 const SIGMA_FLOOR: f64 = 1e-4;
 
+/// How much of a cluster's spread is taken to lie in all dimensions alike, and not as in the clusters on average: queries that
+/// are after one row of it lie in the direction of that row, of which the average says little.
+const EVEN: f64 = 0.25;
+
 /// What one head is built with.
 #[derive(Clone, Copy)]
 pub(crate) struct HeadTask<'a> {
@@ -347,7 +351,8 @@ fn shape(z: &[f32], dim: usize, clustering: &Clustering, key_spread: &[f64]) -> 
         }
     }
     let rows = clustering.order.len() as f64;
-    shape.into_iter().map(|sum| (sum / rows) as f32).collect()
+    let even = EVEN * shape.iter().sum::<f64>() / dim as f64;
+    shape.into_iter().map(|sum| (((1.0 - EVEN) * sum + even) / rows) as f32).collect()
 }
 
 /// What the largest code of a spread is to stand for the largest of `spreads` with.

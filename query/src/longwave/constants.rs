@@ -7,19 +7,24 @@ pub const PROBE: f32 = 0.2;
 /// See [`PROBE`].
 pub const MEAN: f32 = 0.2;
 /// See [`PROBE`].
-pub const KEY: [f32; 3] = [0.7, 2.0, 20.0];
+pub const KEY: [f32; 3] = [1.3, 3.0, 30.0];
 /// See [`PROBE`].
 pub const VALUE: [f32; 3] = [0.35, 1.4, 10.0];
 /// How far above its estimate a score is allowed for, in standard deviations. In sharp heads the row that matters
 /// lies 2 to 4 deviations above its cluster's centre; with expected instead of upper estimates such heads fail.
 pub const Z_CLUSTER: f32 = 3.0;
 /// See [`Z_CLUSTER`].
-pub const Z_ROW: f32 = 1.5;
+pub const Z_ROW: f32 = 2.5;
 /// Share of the variance that half a code and a whole one leave: of values, and of keys after the sketch, which leaves
 /// tails that are heavier than those of a Gaussian.
 pub const VALUE_NOISE: [f32; 2] = [0.12, 0.0095];
 /// See [`VALUE_NOISE`].
 pub const KEY_NOISE: [f32; 2] = [0.145, 0.0135];
+/// The share of their variance that codes leave of centroids, and the variance of scores that this is counted up to.
+pub(crate) const CENTROID_NOISE: f32 = 0.0095;
+pub(crate) const SHARED_MAX: f32 = 2.0;
+/// Deviation of a score, in nats, above which the prediction counts what the score could be. Models stay below 6.
+pub(crate) const UNSURE: f32 = 16.0;
 /// The most that a row's score is raised by for what its resolution leaves open.
 pub const JENSEN_MAX: f32 = 1.0;
 /// Limits on exponents, so that one wild estimate cannot overflow a sum.

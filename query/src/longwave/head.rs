@@ -1,5 +1,6 @@
 //! What one KV head brings to a query: its clusters over all segments, and the query in each basis.
 
+use super::constants::CENTROID_NOISE;
 use super::product;
 use crate::error::Error;
 use crate::view::{ClusterNumbers, LayerSegment, LayerView, OpenedLadder};
@@ -82,6 +83,8 @@ pub(super) struct BasisQuery {
     /// The coordinates times the scales of centroids, and of key codes, `[group, key_dim]`.
     centroid: Laid,
     pub(super) key: Vec<f32>,
+    /// Variance of a centroid's score from what its code leaves, per head of the group.
+    pub(super) centroid_variance: Vec<f32>,
     pub(super) sketch: SketchQuery,
     /// Squared norm of the coordinates, per head of the group.
     pub(super) norm2: Vec<f32>,
@@ -219,9 +222,11 @@ impl BasisQuery {
         };
         let mut centroid = Laid::default();
         centroid.set(&coordinates, heads, ladder.centroid_sigma);
+        let centroid_noise = |q: &[f32]| CENTROID_NOISE * product(q, q);
         BasisQuery {
             digest,
             centroid,
+            centroid_variance: times(ladder.centroid_sigma).chunks_exact(dim).map(centroid_noise).collect(),
             key: times(ladder.key_sigma),
             sketch: SketchQuery::new(&ladder.layout, &times(ladder.sketch_sigma), queries.heads),
             norm2: coordinates.chunks_exact(dim).map(|q| product(q, q)).collect(),

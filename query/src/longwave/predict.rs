@@ -2,10 +2,10 @@
 
 use super::answer::{MeanSums, Rough};
 use super::clusters::Clusters;
-use super::constants::VALUE_NOISE;
+use super::constants::{SHARED_MAX, UNSURE, VALUE_NOISE, Z_CLUSTER};
 use super::head::Head;
 use super::product;
-use super::zone::{Zone, of};
+use super::zone::{Chosen, Zone, of};
 use longwave_kernels::Kernels;
 use longwave_kernels::ladder::Estimated;
 
@@ -27,8 +27,8 @@ pub(super) struct Prediction {
 
 impl Prediction {
     /// Predicted relative error of each head of the group; `closed` has the sums over the means of the clusters that are not
-    /// open. It is made of four terms: value noise, key noise, the spread of scores
-    /// outside the zone, and its bias; and the coding error of the value means, which a whole cluster shares.
+    /// open. It is made of value noise, key noise, the spread of scores
+    /// outside the zone, and its bias; and of what a whole cluster shares: the coding errors of value means and centroids.
     pub(super) fn errors(
         &mut self,
         kernels: &Kernels,
@@ -42,6 +42,8 @@ impl Prediction {
         self.distances(kernels, head, clusters, answer);
         self.zone_noise(head, clusters, zone, answer);
         self.cluster_noise(kernels, head, clusters, zone, answer);
+        self.shared_noise(head, clusters, zone, answer);
+        self.unsure(head, clusters, zone, answer);
         self.bias(head, clusters, answer, closed);
         self.squared.iter().zip(&answer.norm).map(|(squared, norm)| squared.sqrt() / norm).collect()
     }
@@ -125,6 +127,76 @@ impl Prediction {
                 scale: 1.0 / answer.total[g],
             };
             self.squared[g] += kernels.cluster_noise(&estimated);
+        }
+    }
+
+    /// Noise that the rows of a cluster share, and that does not average out over them: what the codes leave of the errors
+    /// of its centroid and of its value mean. It shows where rows are nearly equal.
+    fn shared_noise(&mut self, head: &Head<'_>, clusters: &Clusters, zone: &Zone, answer: &Rough) {
+        for g in 0..head.group {
+            let variance = |segment: usize| head.bases[head.segments[segment].basis].centroid_variance[g];
+            let (mut squared, start) = (0.0, g * clusters.len);
+            for (number, run) in head.runs(&clusters.closed) {
+                let noise = variance(number).min(SHARED_MAX).exp_m1();
+                for at in run.iter().map(|&cluster| start + cluster as usize) {
+                    // The error of the centroid is a part of the spread around it.
+                    let noise = noise.min(2.0 * clusters.within[at]);
+                    squared += zone.cluster_weight[at].powi(2) * noise * self.off[at];
+                }
+            }
+            for (number, opened) in zone.opened.iter().enumerate() {
+                let (at, sums) = (start + opened.cluster, zone.sums[number * head.group + g]);
+                if sums.squared > 0.0 {
+                    let shared = (variance(opened.segment) / clusters.within[at]).min(1.0);
+                    squared += sums.weight.powi(2) * shared * sums.noise / sums.squared * self.off[at];
+                }
+                let [half, code] = VALUE_NOISE.map(f32::sqrt);
+                let code = if opened.codes_alone { 0.0 } else { code };
+                let mut left = 0.0;
+                for (list, deviation) in [(&zone.values.half, half), (&zone.values.code, code)] {
+                    let weight = |chosen: &Chosen| zone.weight[g * zone.len + chosen.at as usize];
+                    left += deviation * of(list, number).iter().map(weight).sum::<f32>();
+                }
+                squared += left * left * clusters.mean_error[opened.cluster];
+            }
+            self.squared[g] += squared / (answer.total[g] * answer.total[g]);
+        }
+    }
+
+    /// Where scores are less sure than any model's, exponentials run over and the terms above lose what might have been: the
+    /// largest error that a cluster or a row could make which was not read and may hold far more than it seems to.
+    fn unsure(&mut self, head: &Head<'_>, clusters: &Clusters, zone: &Zone, answer: &Rough) {
+        for g in 0..head.group {
+            let total = answer.total[g].ln();
+            // A weight below the smallest number is one of that size for all that is known.
+            let could_hold = |weight: f32, deviation: f32| {
+                let most = weight.max(f32::MIN_POSITIVE).ln() + Z_CLUSTER * deviation - total;
+                most.min(0.0).exp()
+            };
+            let mut worst = 0.0f32;
+            let within = clusters.plane(&clusters.within, g);
+            if within.iter().fold(0.0, |most: f32, &within| most.max(within)) > UNSURE * UNSURE {
+                for (cluster, within) in within.iter().enumerate() {
+                    if *within > UNSURE * UNSURE && !clusters.is_open[cluster] {
+                        let at = g * clusters.len + cluster;
+                        let share = could_hold(zone.cluster_weight[at], within.sqrt());
+                        worst = worst.max(share * share * (self.off[at] + clusters.value_spread[cluster]));
+                    }
+                }
+            }
+            for (number, opened) in zone.opened.iter().enumerate() {
+                if zone.sums[number * head.group + g].deviation_max <= UNSURE {
+                    continue;
+                }
+                let off = self.off[g * clusters.len + opened.cluster] + clusters.value_spread[opened.cluster];
+                let rows = zone.part(&zone.weight, g, opened).iter();
+                for (&weight, &deviation) in rows.zip(zone.part(&zone.deviation, g, opened)) {
+                    if deviation > UNSURE {
+                        worst = worst.max(could_hold(weight, deviation).powi(2) * off);
+                    }
+                }
+            }
+            self.squared[g] += worst;
         }
     }
 

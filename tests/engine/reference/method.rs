@@ -6,11 +6,12 @@ use longwave::RowForm;
 
 const PROBE: f64 = 0.2;
 const MEAN: f64 = 0.2;
-const KEY: [f64; 3] = [0.7, 2.0, 20.0];
+const KEY: [f64; 3] = [1.3, 3.0, 30.0];
 const VALUE: [f64; 3] = [0.35, 1.4, 10.0];
 /// By resolution.
 const KEY_NOISE: [f64; 4] = [1.0, 0.145, 0.0135, 0.0];
 const VALUE_NOISE: [f64; 4] = [1.0, 0.12, 0.0095, 0.0];
+const CENTROID_CODE_NOISE: f64 = 0.0095;
 /// The largest level of a code of so many bits.
 const LARGEST: [f64; 5] = [0.0, 0.7979, 1.510, f64::NAN, 2.7326];
 
@@ -276,7 +277,7 @@ impl<'a> Attempt<'a> {
                 let sketched = self.sketch_score(c, row, g);
                 self.sketched[c][row][g] = sketched;
                 let score = self.uncapped[c][g] + sketched;
-                let variance = (deviation * slope(score, 1.5 * deviation, self.ask.softcap)).powi(2);
+                let variance = (deviation * slope(score, 2.5 * deviation, self.ask.softcap)).powi(2);
                 let jensen = (variance / 2.0).min(1.0);
                 self.variance[c][row][g] = variance;
                 self.jensen[c][row][g] = jensen;
@@ -339,7 +340,7 @@ impl<'a> Attempt<'a> {
         for (c, row) in self.places().filter(|&(c, _)| self.choice.opened[c]).collect::<Vec<_>>() {
             let gain = self.gain(&standing, |g, standing| {
                 let reach = (distance2(self.mean(c), &standing.output) + self.cluster(c).value_spread).sqrt();
-                let above = (1.5 * self.variance[c][row][g].sqrt()).min(80.0).exp_m1();
+                let above = (2.5 * self.variance[c][row][g].sqrt()).min(80.0).exp_m1();
                 self.weight[c][row][g] / standing.total * above * reach / standing.norm
             });
             self.choice.rows[c][row][0] = self.resolution(c, gain, KEY);
@@ -372,7 +373,7 @@ impl<'a> Attempt<'a> {
         for (c, row) in self.places().filter(|&(c, _)| self.choice.opened[c]).collect::<Vec<_>>() {
             let gain = self.gain(&standing, |g, standing| {
                 let variance = self.variance[c][row][g];
-                let above = variance.min(1.5 * variance.sqrt()).min(80.0).exp();
+                let above = variance.min(2.5 * variance.sqrt()).min(80.0).exp();
                 self.weight[c][row][g] / standing.total * above / standing.norm
             });
             let spread = self.cluster(c).value_spread;
@@ -383,41 +384,80 @@ impl<'a> Attempt<'a> {
     /// The squared terms of the predicted error of a head, in the order of docs/accuracy.md.
     fn error_terms(&self, g: usize, answer: &Standing) -> [f64; 5] {
         let mut terms = [0.0; 5];
-        let mut bias = vec![0.0; answer.output.len()];
+        let (mut bias, mut unsure) = (vec![0.0; answer.output.len()], 0.0f64);
         for (c, cluster) in self.ask.head.clusters.iter().enumerate() {
             let (mean, spread) = (self.mean(c), cluster.value_spread);
-            let off = distance2(mean, &answer.output) + spread;
+            let shared_off = distance2(mean, &answer.output);
+            let off = shared_off + spread;
             let share = |row: usize| self.weight[c][row][g] / answer.total;
-            let mut on_mean = 0.0;
+            let shared = self.shared_variance(c, g);
+            let (mut on_mean, mut coded, mut sums) = (0.0, 0.0, [0.0; 3]);
             for (row, [_, value]) in self.choice.rows[c].iter().enumerate() {
-                if *value == Resolution::Coarse {
-                    on_mean += share(row);
+                match value {
+                    Resolution::Coarse => on_mean += share(row),
+                    coding => coded += share(row) * self.value_noise(c, *coding).sqrt(),
                 }
                 if self.choice.opened[c] {
-                    let left = self.variance[c][row][g];
-                    let is_row = self.codes_alone(c) && *value == Resolution::Code;
-                    let noise = if is_row { 0.0 } else { VALUE_NOISE[*value as usize] };
-                    terms[0] += share(row).powi(2) * spread * noise;
-                    terms[1] += share(row).powi(2) * left.min(4.0).exp_m1() * off;
+                    let variance = self.variance[c][row][g];
+                    let left = variance.min(4.0).exp_m1();
+                    terms[0] += share(row).powi(2) * spread * self.value_noise(c, *value);
+                    terms[1] += share(row).powi(2) * left * off;
+                    let of_row = [share(row), share(row).powi(2), share(row).powi(2) * left];
+                    sums.iter_mut().zip(of_row).for_each(|(sum, x)| *sum += x);
+                    unsure = unsure.max(could_hold(share(row), variance, answer.total).powi(2) * off);
                 }
             }
-            if !self.choice.opened[c] {
+            if self.choice.opened[c] {
+                let common = (shared / self.within[c][g]).min(1.0) * sums[2] / sums[1];
+                terms[1] += sums[0].powi(2) * common * shared_off;
+                terms[4] += coded.powi(2) * cluster.mean_error;
+            } else {
                 let (within, rows) = (self.within[c][g].min(2.0), cluster.rows.len() as f64);
-                terms[2] += (rows * share(0)).powi(2) / rows * (within.exp_m1() * off + spread);
-                let shift = rows * share(0) * (within / 4.0).exp_m1();
+                let held = rows * share(0);
+                terms[2] += held.powi(2) / rows * (within.exp_m1() * off + spread);
+                if self.choice.means[c] {
+                    let common = shared.min(2.0).exp_m1().min(2.0 * self.within[c][g]);
+                    terms[2] += held.powi(2) * common * shared_off;
+                }
+                unsure = unsure.max(could_hold(held, self.within[c][g], answer.total).powi(2) * off);
+                let shift = held * (within / 4.0).exp_m1();
                 add(&mut bias, shift, mean);
                 add(&mut bias, -shift, &answer.output);
             }
             let unread = self.ask.head.segment(cluster).mean_deviation;
             terms[4] += on_mean.powi(2) * if self.choice.means[c] { cluster.mean_error } else { unread };
         }
+        terms[1] += unsure;
         terms[3] = dot(&bias, &bias);
         terms
+    }
+
+    /// The part of a value's spread that its resolution leaves.
+    fn value_noise(&self, c: usize, value: Resolution) -> f64 {
+        let is_row = self.codes_alone(c) && value == Resolution::Code;
+        if is_row { 0.0 } else { VALUE_NOISE[value as usize] }
+    }
+
+    /// What the coding error of a cluster's centroid makes of the variance of a score.
+    fn shared_variance(&self, c: usize, g: usize) -> f64 {
+        let segment = self.ask.head.segment(&self.ask.head.clusters[c]);
+        let query = &self.ask.queries[g];
+        let along = segment.axes.iter().zip(&segment.centroid_sigma);
+        CENTROID_CODE_NOISE * along.map(|(axis, sigma)| (dot(axis, query) * sigma).powi(2)).sum::<f64>()
     }
 
     fn mean_jensen(&self, g: usize, total: f64) -> f64 {
         self.places().map(|(c, row)| self.jensen[c][row][g] * self.weight[c][row][g]).sum::<f64>() / total
     }
+}
+
+/// The share that one whose score is less sure than 16 nats could hold; 0 of all others.
+fn could_hold(share: f64, variance: f64, total: f64) -> f64 {
+    if variance <= 256.0 {
+        return 0.0;
+    }
+    let weight = (share * total).max(f64::from(f32::MIN_POSITIVE));
+    (weight.ln() + 3.0 * variance.sqrt() - total.ln()).min(0.0).exp()
 }
 
 pub fn cap(score: f64, softcap: Option<f64>) -> f64 {

@@ -20,6 +20,7 @@ pub struct StoredSegment {
     /// Of each coordinate: its bits in a sketch, its scale in a sketch, its part of a cluster's spread.
     pub bits: Vec<u8>,
     pub sketch_sigma: Vec<f64>,
+    pub centroid_sigma: Vec<f64>,
     pub shape: Vec<f64>,
     pub sketch_noise: f64,
     pub mean_deviation: f64,
@@ -93,6 +94,7 @@ impl StoredSegment {
             axes: rows.map(axis).collect(),
             bits: ladder.bits.to_vec(),
             sketch_sigma: wide(ladder.sketch_sigma),
+            centroid_sigma: wide(ladder.centroid_sigma),
             shape: wide(ladder.shape),
             sketch_noise: f64::from(ladder.sketch_noise),
             mean_deviation: f64::from(ladder.mean_deviation),
