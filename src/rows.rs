@@ -5,6 +5,7 @@ use crate::tensor::TensorView;
 use half::{bf16, f16};
 use longwave_kernels::{Dtype, Kernels, Rows};
 use longwave_query::{RowBlock, Shape};
+use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -37,6 +38,11 @@ impl RowBuffer {
         }
     }
 
+    /// The elements' bytes.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.rows().as_bytes()
+    }
+
     /// Appends elements, rounding f32 to the buffer's type. The caller has checked that the types go together.
     pub(crate) fn extend(&mut self, rows: Rows<'_>) {
         let kernels = Kernels::get();
@@ -67,8 +73,32 @@ impl RowBuffer {
         }
     }
 
+    /// Makes room for `elements` more.
+    fn reserve(&mut self, elements: usize) {
+        match self {
+            RowBuffer::F16(data) => data.reserve_exact(elements),
+            RowBuffer::Bf16(data) => data.reserve_exact(elements),
+            RowBuffer::F32(data) => data.reserve_exact(elements),
+        }
+    }
+
     /// The first element that is not finite.
     fn first_not_finite(&self) -> Option<usize> {
+        // The largest of the bits without their sign says whether there is one: most often none is looked for.
+        let finite = match self {
+            RowBuffer::F16(data) => {
+                data.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff)) < f16::INFINITY.to_bits()
+            }
+            RowBuffer::Bf16(data) => {
+                data.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff)) < bf16::INFINITY.to_bits()
+            }
+            RowBuffer::F32(data) => {
+                data.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff)) < f32::INFINITY.to_bits()
+            }
+        };
+        if finite {
+            return None;
+        }
         match self {
             RowBuffer::F16(data) => data.iter().position(|x| !x.is_finite()),
             RowBuffer::Bf16(data) => data.iter().position(|x| !x.is_finite()),
@@ -124,20 +154,20 @@ impl Block {
         self.values.iter_mut().for_each(|values| values.truncate(self.rows * shape.value_dim));
     }
 
-    /// Takes checked tensors into a block of the store's element type.
+    /// Takes tokens of checked tensors into a block of the store's element type.
     ///
     /// # Errors
     /// [`Error::Dtype`], [`Error::NotFinite`].
     pub(crate) fn from_tensors(
         shape: &Shape,
         first_position: u64,
-        keys: &TensorView<'_>,
-        values: &TensorView<'_>,
+        (keys, values): (&TensorView<'_>, &TensorView<'_>),
+        tokens: Range<usize>,
     ) -> Result<Block, Error> {
         let mut block = Block::new(shape, first_position);
-        block.rows = keys.tokens();
-        fill(shape.dtype, "keys", keys, &mut block.keys)?;
-        fill(shape.dtype, "values", values, &mut block.values)?;
+        block.rows = tokens.len();
+        fill(shape.dtype, "keys", (keys, tokens.clone()), &mut block.keys)?;
+        fill(shape.dtype, "values", (values, tokens), &mut block.values)?;
         Ok(block)
     }
 
@@ -151,6 +181,68 @@ impl Block {
     }
 }
 
+/// Rows at consecutive positions, in blocks that others may hold as well.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedRows {
+    first_position: u64,
+    parts: Vec<(Arc<Block>, Range<usize>)>,
+}
+
+impl SharedRows {
+    /// The rows of one block.
+    pub(crate) fn of(block: Block) -> Self {
+        let (first_position, rows) = (block.first_position, block.rows);
+        SharedRows { first_position, parts: vec![(Arc::new(block), 0..rows)] }
+    }
+
+    /// How many rows.
+    pub(crate) fn count(&self) -> usize {
+        self.parts.iter().map(|(_, range)| range.len()).sum()
+    }
+
+    /// Their positions.
+    pub(crate) fn positions(&self) -> Range<u64> {
+        self.first_position..self.first_position + self.count() as u64
+    }
+
+    /// All rows in one block, copied on the current rayon pool.
+    pub(crate) fn joined(&self, shape: &Shape) -> Block {
+        let rows = self.count();
+        let mut block = Block::new(shape, self.first_position);
+        block.rows = rows;
+        type Side = fn(&Block) -> &[RowBuffer];
+        let gather = |side: Side, dim: usize, buffers: &mut [RowBuffer]| {
+            buffers.par_iter_mut().enumerate().for_each(|(head, buffer)| {
+                buffer.reserve(rows * dim);
+                for (part, range) in &self.parts {
+                    buffer.extend(side(part)[head].rows().slice(range.start * dim..range.end * dim));
+                }
+            });
+        };
+        gather(|block| &block.keys, shape.key_dim, &mut block.keys);
+        gather(|block| &block.values, shape.value_dim, &mut block.values);
+        block
+    }
+
+    /// The bytes of keys, head by head, each in the parts that they lie in.
+    pub(crate) fn key_parts(&self, shape: &Shape) -> Vec<&[u8]> {
+        self.bytes(shape, shape.key_bytes(), |block| &block.keys)
+    }
+
+    /// The bytes of values, the same.
+    pub(crate) fn value_parts(&self, shape: &Shape) -> Vec<&[u8]> {
+        self.bytes(shape, shape.value_bytes(), |block| &block.values)
+    }
+
+    fn bytes(&self, shape: &Shape, size: usize, of: fn(&Block) -> &[RowBuffer]) -> Vec<&[u8]> {
+        let of_head = |head: usize| {
+            let parts = self.parts.iter();
+            parts.map(move |(block, rows)| &of(block)[head].as_bytes()[rows.start * size..rows.end * size])
+        };
+        (0..shape.kv_heads).flat_map(of_head).collect()
+    }
+}
+
 fn tail_of(buffer: &RowBuffer, skip: usize) -> Rows<'_> {
     let rows = buffer.rows();
     rows.slice(skip..rows.len())
@@ -159,7 +251,7 @@ fn tail_of(buffer: &RowBuffer, skip: usize) -> Rows<'_> {
 fn fill(
     dtype: Dtype,
     what: &'static str,
-    tensor: &TensorView<'_>,
+    (tensor, tokens): (&TensorView<'_>, Range<usize>),
     heads: &mut [RowBuffer],
 ) -> Result<(), Error> {
     if tensor.dtype() != dtype && tensor.dtype() != Dtype::F32 {
@@ -167,12 +259,16 @@ fn fill(
         return Err(Error::Dtype { what, expected, found: tensor.dtype().to_string() });
     }
     for (head, buffer) in heads.iter_mut().enumerate() {
-        for token in 0..tensor.tokens() {
-            buffer.extend(tensor.row(token, head));
+        match tensor.contiguous(head, tokens.clone()) {
+            Some(rows) => buffer.extend(rows),
+            None => {
+                buffer.reserve(tokens.len() * tensor.row(tokens.start, head).len());
+                tokens.clone().for_each(|token| buffer.extend(tensor.row(token, head)));
+            }
         }
         if let Some(at) = buffer.first_not_finite() {
-            let dim = buffer.rows().len() / tensor.tokens();
-            let (token, element) = (at / dim, at % dim);
+            let dim = buffer.rows().len() / tokens.len();
+            let (token, element) = (tokens.start + at / dim, at % dim);
             let value = tensor.row(token, head).get(element);
             return Err(Error::NotFinite { what, value, token, head, element, dtype });
         }
@@ -218,14 +314,49 @@ impl Tail {
         [0..sinks, self.start.max(sinks)..self.length]
     }
 
+    /// Takes checked tensors, whose rows start at `first_position`, into blocks as [`Self::push_blocks`] wants them.
+    ///
+    /// # Errors
+    /// As [`Block::from_tensors`].
+    pub(crate) fn blocks_of(
+        &self,
+        first_position: u64,
+        tensors: (&TensorView<'_>, &TensorView<'_>),
+    ) -> Result<Vec<Block>, Error> {
+        let (mut blocks, mut done, count) = (Vec::new(), 0, tensors.0.tokens());
+        while done < count {
+            let position = first_position + done as u64;
+            let rows = self.capacity(position).min(count - done);
+            blocks.push(Block::from_tensors(&self.shape, position, tensors, done..done + rows)?);
+            done += rows;
+        }
+        Ok(blocks)
+    }
+
+    /// Appends blocks that lie one behind the other, none of which reaches over the end of a block of the tail. They are
+    /// moved, where none of the tail is begun.
+    pub(crate) fn push_blocks(&mut self, blocks: Vec<Block>) {
+        for block in blocks {
+            if self.blocks.last().is_some_and(|last| self.is_open(last, block.first_position)) {
+                self.push(&block);
+            } else {
+                self.length = self.length.max(block.end());
+                self.blocks.push(Arc::new(block));
+            }
+        }
+    }
+
+    /// Whether a row at `position` belongs into this block, which is the last.
+    fn is_open(&self, last: &Block, position: u64) -> bool {
+        last.end() == position && last.rows < self.capacity(last.first_position)
+    }
+
     /// Appends the rows of a block, which start where the tail ends (or where the sealed rows end).
     pub(crate) fn push(&mut self, block: &Block) {
         let mut done = 0;
         while done < block.rows {
             let position = block.first_position + done as u64;
-            let open =
-                |last: &Arc<Block>| last.end() == position && last.rows < self.capacity(last.first_position);
-            if !self.blocks.last().is_some_and(open) {
+            if !self.blocks.last().is_some_and(|last| self.is_open(last, position)) {
                 self.blocks.push(Arc::new(Block::new(&self.shape, position)));
             }
             let last = self.blocks.len() - 1;
@@ -281,6 +412,19 @@ impl Tail {
             block.view(&self.shape, skip as usize)
         });
         visible.filter(|block| block.rows > 0).collect()
+    }
+
+    /// Rows `range`, shared with the tail.
+    pub(crate) fn share(&self, range: Range<u64>) -> SharedRows {
+        let mut parts = Vec::new();
+        for block in &self.blocks {
+            let (start, end) = (block.first_position.max(range.start), block.end().min(range.end));
+            if start < end {
+                let local = (start - block.first_position) as usize..(end - block.first_position) as usize;
+                parts.push((Arc::clone(block), local));
+            }
+        }
+        SharedRows { first_position: range.start, parts }
     }
 
     /// Rows `range` copied into one block.

@@ -3,9 +3,9 @@
 use crate::background::stand_back;
 use crate::error::Error;
 use crate::metric::Metric;
-use crate::rows::{Block, RowBuffer};
+use crate::rows::{Block, RowBuffer, SharedRows};
 use longwave_index::ladder::{Basis, LadderInput, LadderView};
-use longwave_index::{ClusterOptions, HeadInput, build_segment, eight_bits, row_columns};
+use longwave_index::{BuiltSegment, ClusterOptions, HeadInput, build_segment, eight_bits, row_columns};
 use longwave_kernels::Rows;
 use longwave_query::{LayerSegment, Shape};
 use longwave_storage::{
@@ -13,11 +13,11 @@ use longwave_storage::{
     SegmentHeader, SegmentRecord, segment_file_name, segment_path, write_segment,
 };
 use parking_lot::Mutex;
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 /// A segment to be built and written.
 #[derive(Debug)]
@@ -45,8 +45,8 @@ pub(crate) struct SealJob {
 /// Where the rows of a segment come from.
 #[derive(Debug)]
 pub(crate) enum SealRows {
-    /// Copied from the tail.
-    Tail(Block),
+    /// Shared with the tail.
+    Tail(SharedRows),
     /// Segments that lie one behind the other, to be built again as one.
     Segments(Vec<Arc<Sealed>>),
     /// A segment of which only the rows of these ranks by position stay, in rising order.
@@ -56,7 +56,7 @@ pub(crate) enum SealRows {
 impl SealRows {
     pub(crate) fn count(&self) -> usize {
         match self {
-            SealRows::Tail(rows) => rows.rows,
+            SealRows::Tail(rows) => rows.count(),
             SealRows::Segments(sources) => sources.iter().map(|source| source.segment.rows()).sum(),
             SealRows::Kept(_, ranks) => ranks.len(),
         }
@@ -68,7 +68,7 @@ impl SealRows {
             (0..segment.rows() as u32).map(move |rank| segment.position(rank))
         };
         match self {
-            SealRows::Tail(rows) => (rows.first_position..rows.end()).collect(),
+            SealRows::Tail(rows) => rows.positions().collect(),
             SealRows::Segments(sources) => sources.iter().flat_map(all).collect(),
             SealRows::Kept(source, ranks) => {
                 ranks.iter().map(|&rank| source.segment.position(rank)).collect()
@@ -123,48 +123,43 @@ impl Sealed {
 }
 
 impl SealJob {
-    fn run(self) -> Result<Sealed, Error> {
-        let started = std::time::Instant::now();
-        let file = segment_file_name(&self.context_id, self.sequence);
-        let path = segment_path(&file);
-        let stored;
+    /// Everything but the writing.
+    fn build(self) -> Result<Built, Error> {
+        let started = Instant::now();
         let rows = match &self.rows {
-            SealRows::Tail(rows) => rows,
+            SealRows::Tail(rows) => rows.clone(),
             SealRows::Segments(sources) => {
                 let mut all = Block::new(&self.shape, self.header.first_position);
                 for source in sources {
                     let rows = stored_rows(&source.segment, &self.shape)?;
                     all.extend(&self.shape, &rows, 0..rows.rows);
                 }
-                stored = all;
-                &stored
+                SharedRows::of(all)
             }
             SealRows::Kept(source, ranks) => {
                 let rows = stored_rows(&source.segment, &self.shape)?;
                 let mut kept = Block::new(&self.shape, self.header.first_position);
                 let within = ranks.iter().map(|&rank| rank as usize).filter(|&rank| rank < rows.rows);
                 within.for_each(|rank| kept.extend(&self.shape, &rows, rank..rank + 1));
-                stored = kept;
-                &stored
+                SharedRows::of(kept)
             }
         };
-        let file_len = match &self.clusters {
-            Some(options) => self.write_clustered(&path, options, rows)?,
-            None => self.write_plain(&path, rows)?,
+        let content = match &self.clusters {
+            Some(options) => {
+                Content::Clustered(Box::new(self.build_index(options, &rows.joined(&self.shape))))
+            }
+            None => self.plain(rows),
         };
-        let segment = Segment::open(Arc::clone(&self.backend), &path, &self.expected)?;
-        if let Some(ladder) = self.ladder.as_ref().filter(|ladder| ladder.bases.get().is_none())
-            && let Some(bases) = bases_of(&segment)?
+        if let (Some(ladder), Content::Clustered(built)) = (&self.ladder, &content)
+            && let Some(columns) = &built.ladder
         {
-            let _ = ladder.bases.set(bases);
+            // Fails where there are some: the layer's first segment has set them.
+            let _ = ladder.bases.set(columns.bases().to_vec());
         }
-        let SegmentHeader { id, first_position, rows, layer, .. } = self.header;
-        tracing::debug!(layer, first_position, rows, file_len, elapsed = ?started.elapsed(), "sealed a segment");
-        let record = SegmentRecord { id, file, first_position, rows, file_len };
-        Ok(Sealed::new(segment, record, (self.sealed_at, self.offsets.clone()), false))
+        Ok(Built { job: self, content, started })
     }
 
-    fn write_clustered(&self, path: &str, options: &ClusterOptions, rows: &Block) -> Result<u64, Error> {
+    fn build_index(&self, options: &ClusterOptions, rows: &Block) -> BuiltSegment {
         let pairs = rows.keys.iter().zip(&rows.values);
         let heads: Vec<HeadInput<'_>> =
             pairs.map(|(keys, values)| HeadInput { keys: keys.rows(), values: values.rows() }).collect();
@@ -178,21 +173,26 @@ impl SealJob {
         let Shape { key_dim, value_dim, .. } = self.shape;
         let mut built = build_segment(&heads, key_dim, value_dim, options, stream, ladder.as_ref());
         built.reduce(self.form, key_dim, value_dim);
-        Ok(write_segment(self.backend.as_ref(), path, &self.header, &built.columns())?)
+        built
     }
 
-    fn write_plain<'a>(&self, path: &str, rows: &'a Block) -> Result<u64, Error> {
+    fn plain(&self, rows: SharedRows) -> Content {
+        let Shape { key_dim, value_dim, dtype, .. } = self.shape;
+        let reduced = (self.form == RowForm::EightBits).then(|| {
+            let of = |parts: Vec<&[u8]>, dim| parts.iter().map(|part| eight_bits(dtype, part, dim)).collect();
+            [of(rows.key_parts(&self.shape), key_dim), of(rows.value_parts(&self.shape), value_dim)]
+        });
+        Content::Plain(rows, reduced)
+    }
+
+    fn write_plain(&self, path: &str, rows: &SharedRows, reduced: Option<&Reduced>) -> Result<u64, Error> {
         let offsets: Vec<u8> = (0..self.header.rows).flat_map(u32::to_le_bytes).collect();
-        let Shape { key_dim, value_dim, dtype, kv_heads, .. } = self.shape;
-        let in_form = |rows: Rows<'a>, dim| match self.form {
-            RowForm::EightBits => Cow::Owned(eight_bits(dtype, rows.as_bytes(), dim)),
-            RowForm::Full | RowForm::Codes => Cow::Borrowed(rows.as_bytes()),
+        let Shape { dtype, kv_heads, .. } = self.shape;
+        let [keys, values] = match reduced {
+            Some(sides) => sides.each_ref().map(|parts| parts.iter().map(Vec::as_slice).collect()),
+            None => [rows.key_parts(&self.shape), rows.value_parts(&self.shape)],
         };
-        let keys: Vec<_> = rows.keys.iter().map(|keys| in_form(keys.rows(), key_dim)).collect();
-        let values: Vec<_> = rows.values.iter().map(|values| in_form(values.rows(), value_dim)).collect();
-        let [keys, values] =
-            [&keys, &values].map(|parts| parts.iter().map(|part| &**part).collect::<Vec<_>>());
-        let mut columns = row_columns(self.form, dtype, &keys, &values, rows.rows * kv_heads);
+        let mut columns = row_columns(self.form, dtype, &keys, &values, rows.count() * kv_heads);
         columns.push(NewColumn {
             kind: ColumnKind::POSITIONS,
             name: "positions",
@@ -201,6 +201,59 @@ impl SealJob {
             parts: vec![offsets.as_slice(); kv_heads],
         });
         Ok(write_segment(self.backend.as_ref(), path, &self.header, &columns)?)
+    }
+}
+
+/// A segment that is still to be written.
+#[derive(Debug)]
+struct Built {
+    job: SealJob,
+    content: Content,
+    started: Instant,
+}
+
+/// Keys and values in 8 bits, in parts.
+type Reduced = [Vec<Vec<u8>>; 2];
+
+#[derive(Debug)]
+enum Content {
+    Clustered(Box<BuiltSegment>),
+    Plain(SharedRows, Option<Reduced>),
+}
+
+impl Built {
+    fn write(self) -> Result<Sealed, Error> {
+        let Built { job, content, started } = self;
+        let file = segment_file_name(&job.context_id, job.sequence);
+        let path = segment_path(&file);
+        let file_len = match &content {
+            Content::Clustered(built) => {
+                write_segment(job.backend.as_ref(), &path, &job.header, &built.columns())?
+            }
+            Content::Plain(rows, reduced) => job.write_plain(&path, rows, reduced.as_ref())?,
+        };
+        drop(content);
+        let segment = Segment::open(Arc::clone(&job.backend), &path, &job.expected)?;
+        let SegmentHeader { id, first_position, rows, layer, .. } = job.header;
+        tracing::debug!(layer, first_position, rows, file_len, elapsed = ?started.elapsed(), "sealed a segment");
+        let record = SegmentRecord { id, file, first_position, rows, file_len };
+        Ok(Sealed::new(segment, record, (job.sealed_at, job.offsets.clone()), false))
+    }
+
+    /// Writes it and says what became of it, unless nobody wants it any more.
+    fn finish(self, result: &Sender<Result<Sealed, Error>>) {
+        let (cancelled, backend) = (Arc::clone(&self.job.cancelled), Arc::clone(&self.job.backend));
+        if cancelled.load(Ordering::Acquire) {
+            return;
+        }
+        let sealed = self.write();
+        if let Ok(sealed) = &sealed
+            && cancelled.load(Ordering::Acquire)
+        {
+            // Nobody wants it any more. Where it stays it is an orphan, removed at the next open.
+            drop(backend.remove(&segment_path(&sealed.record.file)));
+        }
+        drop(result.send(sealed));
     }
 }
 
@@ -309,6 +362,19 @@ impl Sealer {
     }
 }
 
+/// A thread that writes segments beside the building of the next ones, one at a time.
+fn spawn_writer() -> SyncSender<(Built, Sender<Result<Sealed, Error>>)> {
+    let (writer, built) = sync_channel::<(Built, Sender<Result<Sealed, Error>>)>(0);
+    let write = move || {
+        stand_back();
+        built.into_iter().for_each(|(built, result)| built.finish(&result));
+    };
+    if let Err(error) = std::thread::Builder::new().name("longwave-write".into()).spawn(write) {
+        tracing::warn!(%error, "no thread to write segments beside their building");
+    }
+    writer
+}
+
 fn spawn(threads: usize) -> Sender<Work> {
     let (sender, jobs) = channel::<Work>();
     let run = move || {
@@ -319,23 +385,29 @@ fn spawn(threads: usize) -> Sender<Work> {
             .thread_name(|i| format!("longwave-seal-{i}"))
             .start_handler(|_| stand_back())
             .build();
+        let writer = spawn_writer();
         let mut waiting = Waiting::default();
         while let Some((job, result)) = waiting.next(&jobs) {
             if job.cancelled.load(Ordering::Acquire) {
                 continue;
             }
-            let (cancelled, backend) = (Arc::clone(&job.cancelled), Arc::clone(&job.backend));
-            let sealed = match &pool {
-                Ok(pool) => pool.install(|| job.run()),
-                Err(_) => job.run(),
+            let built = match &pool {
+                Ok(pool) => pool.install(|| job.build()),
+                Err(_) => job.build(),
             };
-            if let Ok(sealed) = &sealed
-                && cancelled.load(Ordering::Acquire)
-            {
-                // Nobody wants it any more. Where it stays it is an orphan, removed at the next open.
-                drop(backend.remove(&segment_path(&sealed.record.file)));
+            match built {
+                Ok(built) => match writer.try_send((built, result)) {
+                    Ok(()) => {}
+                    // Two writes beside each other are faster than one behind the other: one waits for the disk while
+                    // the other is copied. The writer may also have ended, with a panic.
+                    Err(
+                        TrySendError::Full((built, result)) | TrySendError::Disconnected((built, result)),
+                    ) => {
+                        built.finish(&result);
+                    }
+                },
+                Err(failure) => drop(result.send(Err(failure))),
             }
-            drop(result.send(sealed));
         }
     };
     if let Err(error) = std::thread::Builder::new().name("longwave-seal".into()).spawn(run) {

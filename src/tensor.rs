@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use longwave_kernels::Rows;
+use std::ops::Range;
 
 /// `[tokens, heads, dim]` numbers that lie in the caller's memory. The elements of one row are contiguous; rows lie
 /// anywhere, but have no more elements together than the data.
@@ -74,6 +75,13 @@ impl<'a> TensorView<'a> {
                 found: format!("{} elements", self.data.len()),
             }),
         }
+    }
+
+    /// Rows of a head, where they lie one behind the other. The view was checked.
+    pub(crate) fn contiguous(&self, head: usize, tokens: Range<usize>) -> Option<Rows<'a>> {
+        let start = head * self.head_stride + tokens.start * self.token_stride;
+        let in_order = self.token_stride == self.dim || tokens.len() == 1;
+        in_order.then(|| self.data.slice(start..start + tokens.len() * self.dim))
     }
 
     /// One row. The view was checked.

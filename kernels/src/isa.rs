@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
-use crate::codec::{Laid, Records, Records8, ScanOf, ScanPlanes, SketchQuery, Summaries};
+use crate::codec::{Laid, NewSketches, Records, Records8, ScanOf, ScanPlanes, SketchQuery, Summaries};
 use crate::ladder::{ClusterWeights, Estimated, GainOf, Limits, Probed, RowSums, Spread, Uncertain};
 use crate::portable;
 use crate::rows::{Ahead, Block, Rows};
@@ -75,6 +75,10 @@ pub struct Kernels {
     pub(crate) scores4: fn(&[f32], usize, Records<'_>, &mut [f32]),
     /// weights `[row][head]`, heads, coded rows, output `[head][dim]`
     pub(crate) accumulate4: fn(&[f32], usize, Records<'_>, &mut [f32]),
+    /// rows, scales, records
+    pub(crate) encode_planes: fn(&[f32], &[f32], &mut [u8]),
+    /// rows, record, what it decodes to, factors
+    pub(crate) encode_sketch: fn(NewSketches<'_>, &mut [u8], &mut [f32], &mut [f32]),
     /// records of rows in 8 bits, rows
     pub(crate) decode8: fn(Records8<'_>, &mut [f32]),
     /// queries, a cluster's record, places from a head to the next, scores `[head][row]`, factors

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::codec::{Laid, Records, Records8, ScanOf, ScanPlanes, SketchQuery, Summaries};
+use crate::codec::{Laid, NewSketches, Records, Records8, ScanOf, ScanPlanes, SketchQuery, Summaries};
 use crate::isa::{Isa, Kernels};
 use crate::ladder::{ClusterWeights, Estimated, GainOf, Limits, Probed, RowSums, Spread, Uncertain};
 use crate::lanes::Portable;
@@ -32,6 +32,9 @@ shells! {
     fn narrow_bf16(from: &[f32], to: &mut [bf16]) = convert::narrow_bf16;
     fn scores4(queries: &[f32], heads: usize, records: Records<'_>, scores: &mut [f32]) = codec::scores4;
     fn accumulate4(weights: &[f32], heads: usize, records: Records<'_>, out: &mut [f32]) = codec::accumulate4;
+    fn encode_planes(rows: &[f32], sigma: &[f32], records: &mut [u8]) = codec::encode_planes_rows;
+    fn encode_sketch(new: NewSketches<'_>, record: &mut [u8], decoded: &mut [f32], factors: &mut [f32])
+        = codec::encode_cluster;
     fn decode8(rows: Records8<'_>, out: &mut [f32]) = codec::decode8;
     fn scores_sketch(query: &SketchQuery, record: &[u8], stride: usize, scores: &mut [f32], factors: &mut [f32])
         = codec::scores_sketch;
@@ -72,6 +75,8 @@ pub(crate) fn kernels() -> &'static Kernels {
         narrow_bf16,
         scores4,
         accumulate4,
+        encode_planes,
+        encode_sketch,
         decode8,
         scores_sketch,
         scores_summaries,

@@ -4,7 +4,6 @@ use super::{Context, Pending, layer_of_mut};
 use crate::error::Error;
 use crate::metric::Metric;
 use crate::options::Rebuild;
-use crate::rows::Block;
 use crate::sealing::{SealJob, SealLadder, SealRows, Sealing};
 use crate::tensor::TensorView;
 use longwave_index::ladder::MomentSource;
@@ -13,8 +12,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// Bulk segments of a layer that may wait to be sealed before an append waits for the oldest: their rows are held
-/// in memory twice.
+/// Bulk segments of a layer that may wait to be sealed before an append waits for the oldest: their rows stay in
+/// memory until then.
 const BULK_PENDING_MAX: usize = 2;
 
 impl Context {
@@ -45,10 +44,10 @@ impl Context {
         }
         self.install_finished(layer)?;
         let mine = layer_of_mut(&mut self.layers, layer)?;
-        let block = Block::from_tensors(&shape, mine.rows.length(), keys, values)?;
+        let blocks = mine.rows.tail.blocks_of(mine.rows.length(), (keys, values))?;
         mine.mark();
-        mine.rows.tail.push(&block);
-        let bulk = block.rows >= self.options.bulk_append_rows as usize;
+        mine.rows.tail.push_blocks(blocks);
+        let bulk = keys.tokens() >= self.options.bulk_append_rows as usize;
         // The rows are in: what keeps them from being sealed is told by the next commit or seal, and is tried again.
         if let Err(failure) = self.queue_ready(layer, bulk) {
             tracing::warn!(layer, error = %failure, "rows could not be queued for sealing; they stay in the tail");
@@ -116,7 +115,7 @@ impl Context {
         let profile = self.profile_if_needed(layer)?;
         let ladder = self.ladder_for(layer, profile)?;
         let mine = layer_of_mut(&mut self.layers, layer)?;
-        let rows = SealRows::Tail(mine.rows.tail.copy(range.clone()));
+        let rows = SealRows::Tail(mine.rows.tail.share(range.clone()));
         let cancelled = Arc::new(AtomicBool::new(false));
         let number = self.next_number;
         // Bulk rows would have been sealed so whatever the number of rows that came with them.

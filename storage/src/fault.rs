@@ -122,11 +122,24 @@ impl Schedule {
         (operation, access): (&'static str, Access),
         action: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
-        let number = {
-            let mut trace = self.trace.lock();
-            trace.push(operation);
-            trace.len() as u64 - 1
-        };
+        self.take(self.count(operation), path, (operation, access), action)
+    }
+
+    /// Counts one operation and returns its number.
+    fn count(&self, operation: &'static str) -> u64 {
+        let mut trace = self.trace.lock();
+        trace.push(operation);
+        trace.len() as u64 - 1
+    }
+
+    /// Does operation `number`, or fails it.
+    fn take<T>(
+        &self,
+        number: u64,
+        path: &str,
+        (operation, access): (&'static str, Access),
+        action: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
         let refused = |error: io::ErrorKind| Err(injected(path, operation, error));
         let Some(injection) = self.injection.filter(|injection| number >= injection.at) else {
             return action();
@@ -156,16 +169,15 @@ impl Schedule {
         }
     }
 
-    /// How many of `len` bytes the next write puts down before it fails, if it is to be a short one.
-    fn short_write(&self, len: usize) -> Option<usize> {
+    /// How many of `len` bytes write `number` puts down before it fails, if it is to be a short one.
+    fn short_write(&self, number: u64, len: usize) -> Option<usize> {
         let injection = self.injection?;
-        let next = self.trace.lock().len() as u64;
         match injection.kind {
-            InjectionKind::ShortWrite { written } if next == injection.at => {
+            InjectionKind::ShortWrite { written } if number == injection.at => {
                 Some(written.min(len.saturating_sub(1)))
             }
             InjectionKind::Lasting(Condition::DiskFull)
-                if next >= injection.at && !self.healed.load(Ordering::SeqCst) =>
+                if number >= injection.at && !self.healed.load(Ordering::SeqCst) =>
             {
                 Some(len / 2)
             }
@@ -301,10 +313,13 @@ struct FaultWriter {
 
 impl FileWriter for FaultWriter {
     fn write_all(&mut self, bytes: &[u8]) -> Result<()> {
-        if let Some(part) = self.schedule.short_write(bytes.len()).and_then(|len| bytes.get(..len)) {
+        // Counted once: others may write at the same time.
+        let number = self.schedule.count("write");
+        let short = self.schedule.short_write(number, bytes.len());
+        if let Some(part) = short.and_then(|len| bytes.get(..len)) {
             self.inner.write_all(part)?;
         }
-        self.schedule.step(&self.path, ("write", Access::Write), || self.inner.write_all(bytes))
+        self.schedule.take(number, &self.path, ("write", Access::Write), || self.inner.write_all(bytes))
     }
 
     fn sync(&mut self) -> Result<()> {

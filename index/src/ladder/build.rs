@@ -1,17 +1,14 @@
 //! From the clustered rows of one head to its part of the ladder's columns.
 
-use longwave_kernels::codec::{
-    SketchLayout, decode_sketch, decode4, encode_planes, encode_sketch, encode4, factor_code, factor_of_code,
-    record_len,
-};
-use longwave_kernels::{bf16, rotate};
+use longwave_kernels::codec::{SketchLayout, decode4, encode4, factor_code, factor_of_code, record_len};
+use longwave_kernels::{Kernels, bf16, rotate};
 
 use super::basis::{Axes, Basis, digest_of_all, stored};
 use super::columns::{
     CLUSTER_METRIC, CLUSTER_SIZE, LadderColumns, Parameters, SKETCH_BITS, SKETCH_METRIC, scales_len,
 };
 use super::input::{LadderInput, Moment};
-use super::linear::{narrowed, root, transform};
+use super::linear::{narrowed, root, squared_distance, squared_norm, transform};
 use crate::Clustering;
 
 /// A scale is at least this part of the root mean square of what is coded, over all dimensions: a dimension in which
@@ -200,9 +197,7 @@ impl LadderScratch {
         let errors: Vec<f64> = means
             .chunks_exact(dim)
             .zip(exact.chunks_exact(dim))
-            .map(|(coded, exact)| {
-                coded.iter().zip(exact).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum()
-            })
+            .map(|(coded, exact)| squared_distance(coded, exact))
             .collect();
 
         subtract(rows, &means, dim, clustering);
@@ -266,6 +261,7 @@ pub(crate) fn join(
     let mut columns = LadderColumns {
         key_dim,
         value_dim,
+        bases,
         parameters: parameters.encode(),
         basis: Vec::new(),
         bits: Vec::new(),
@@ -321,11 +317,11 @@ fn sketches(
             (&z[rows.start * dim..rows.end * dim], &mut decoded[rows.start * dim..rows.end * dim]);
         let start = sketch.len();
         sketch.resize(start + layout.record_len(rows.len()), 0);
-        encode_sketch(layout, z, sigma, &mut sketch[start..]);
         factors.resize(rows.len(), 0.0);
-        decode_sketch(layout, &sketch[start..], rows.len(), sigma, decoded, &mut factors);
-        left += z.iter().zip(decoded).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>();
-        squares += factors.iter().map(|&factor| f64::from(factor).powi(2)).sum::<f64>();
+        let kernels = Kernels::get();
+        kernels.encode_sketch(layout, z, sigma, &mut sketch[start..], (decoded, &mut factors));
+        left += squared_distance(z, decoded);
+        squares += squared_norm(&factors);
     }
     let noise = (left / squares / dim as f64).sqrt();
     (sketch, if noise.is_finite() { noise.min(f64::from(f32::MAX)) as f32 } else { 0.0 })
@@ -335,7 +331,7 @@ fn sketches(
 fn spreads(rows: &[f32], dim: usize, clustering: &Clustering) -> Vec<f64> {
     let squares = |bounds: &[u32]| {
         let rows = &rows[bounds[0] as usize * dim..bounds[1] as usize * dim];
-        rows.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / f64::from(bounds[1] - bounds[0])
+        squared_norm(rows) / f64::from(bounds[1] - bounds[0])
     };
     clustering.offsets.windows(2).map(squares).collect()
 }
@@ -381,9 +377,7 @@ fn spread_code(spread: f64, unit: f32) -> u8 {
 fn code_rows(rows: &[f32], sigma: &[f32]) -> Vec<u8> {
     let (dim, record) = (sigma.len(), record_len(sigma.len()));
     let mut records = vec![0; rows.len() / dim * record];
-    for (row, record) in rows.chunks_exact(dim).zip(records.chunks_exact_mut(record)) {
-        encode_planes(row, sigma, record);
-    }
+    Kernels::get().encode_planes(rows, sigma, &mut records);
     records
 }
 
@@ -417,7 +411,7 @@ fn sigma_of(rows: &[f32], dim: usize, overall: f64) -> Vec<f32> {
 }
 
 fn root_mean_square(rows: &[f32]) -> f64 {
-    (rows.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / rows.len() as f64).sqrt()
+    (squared_norm(rows) / rows.len() as f64).sqrt()
 }
 
 /// Mean row.

@@ -44,6 +44,7 @@
 use longwave_kernels::bf16;
 use longwave_storage::{Alignment, ColumnKind, NewColumn};
 
+use super::basis::Basis;
 use super::input::MomentSource;
 
 /// Record of how the columns were made: 32 bytes.
@@ -187,6 +188,8 @@ impl Parameters {
 pub struct LadderColumns {
     pub(super) key_dim: usize,
     pub(super) value_dim: usize,
+    /// Of each head, as the columns have it.
+    pub(super) bases: Vec<Basis>,
     pub(super) parameters: [u8; Parameters::SIZE],
     pub(super) basis: Vec<i8>,
     pub(super) bits: Vec<u8>,
@@ -204,6 +207,11 @@ pub struct LadderColumns {
 }
 
 impl LadderColumns {
+    /// The basis of each head, as a reader of the columns finds it.
+    pub fn bases(&self) -> &[Basis] {
+        &self.bases
+    }
+
     /// The columns, ready to be written.
     pub fn columns(&self) -> Vec<NewColumn<'_>> {
         COLUMN_KINDS.into_iter().filter_map(|kind| self.column(kind)).collect()

@@ -60,15 +60,13 @@ pub(super) fn root(moment: &[f32], dim: usize, regularisation: f64) -> [Vec<f64>
     let eigen =
         if scale.is_finite() && scale > 0.0 { Eigen::of(&scaled, dim) } else { None }.unwrap_or_else(flat);
     [0.5, -0.5].map(|power| {
-        let mut result = vec![0.0; dim * dim];
-        for (value, vector) in eigen.values.iter().zip(eigen.vectors.chunks_exact(dim)) {
+        let mut weighted = vec![0.0; dim * dim];
+        for (i, (value, vector)) in eigen.values.iter().zip(eigen.vectors.chunks_exact(dim)).enumerate() {
             // A moment has no negative eigenvalue but by rounding.
             let weight = (value.max(0.0) + regularisation).powf(power);
-            for (row, a) in result.chunks_exact_mut(dim).zip(vector) {
-                row.iter_mut().zip(vector).for_each(|(sum, b)| *sum += weight * a * b);
-            }
+            weighted.iter_mut().skip(i).step_by(dim).zip(vector).for_each(|(x, v)| *x = weight * v);
         }
-        result
+        product64(&weighted, &eigen.vectors, dim, dim, dim)
     })
 }
 
@@ -168,6 +166,32 @@ pub(super) fn second_moment(rows: &[f32], dim: usize) -> Vec<f64> {
     let product = MatMut::from_column_major_slice_mut(&mut out, dim, dim);
     matmul(product, Accum::Replace, columns, columns.transpose(), 1.0 / count as f32, Par::Seq);
     out.iter().map(|&x| f64::from(x)).collect()
+}
+
+/// Sum of the squares, in eight parts that are added up last.
+pub(crate) fn squared_norm(x: &[f32]) -> f64 {
+    let (eights, rest) = x.as_chunks::<8>();
+    let mut sums = [0.0f64; 8];
+    for eight in eights {
+        sums.iter_mut().zip(eight).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
+    }
+    sums.iter_mut().zip(rest).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
+    sums.iter().sum()
+}
+
+/// Squared distance of two vectors, in parts as [`squared_norm`].
+pub(crate) fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
+    let ((eights, rest), (others, other_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let mut sums = [0.0f64; 8];
+    let mut add = |a: &[f32], b: &[f32]| {
+        for (sum, (&a, &b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            let off = f64::from(a) - f64::from(b);
+            *sum += off * off;
+        }
+    };
+    eights.iter().zip(others).for_each(|(a, b)| add(a, b));
+    add(rest, other_rest);
+    sums.iter().sum()
 }
 
 /// `f32` of every element.

@@ -68,6 +68,7 @@ pub fn decode4(record: &[u8], sigma: &[f32], out: &mut [f32]) {
 }
 
 /// Root mean square of `z / sigma`; a floor keeps it from 0.
+#[inline(always)]
 pub(super) fn root_mean_square(z: &[f32], sigma: &[f32]) -> f64 {
     let mut squares = [0.0f64; DIM_STEP];
     let (rows, rest) = z.as_chunks::<DIM_STEP>();
@@ -86,7 +87,7 @@ pub(super) fn root_mean_square(z: &[f32], sigma: &[f32]) -> f64 {
 }
 
 /// Eight elements in units of sigma and of the row's root mean square.
-#[inline]
+#[inline(always)]
 pub(super) fn normalised(z: &[f32; 8], sigma: &[f32; 8], rms: f64) -> [f32; 8] {
     let mut x = [0.0; 8];
     for (x, (z, sigma)) in x.iter_mut().zip(z.iter().zip(sigma)) {
@@ -114,6 +115,7 @@ impl Sums {
     }
 
     /// The factor that leaves the least squared error.
+    #[inline(always)]
     pub(super) fn least_squares(&self) -> f64 {
         ratio(self.product.iter().sum(), self.coded.iter().sum())
     }
@@ -124,6 +126,7 @@ impl Sums {
     }
 }
 
+#[inline(always)]
 fn ratio(a: f64, b: f64) -> f64 {
     if b > 0.0 { a / b } else { 0.0 }
 }

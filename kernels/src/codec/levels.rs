@@ -35,6 +35,7 @@ const MIDPOINTS2: [f32; 3] = midpoints(LEVELS2);
 const MIDPOINTS4: [f32; 15] = midpoints(LEVELS4);
 
 /// Codes of the levels nearest to each number; the lower of two that are equally near, and 0 for what is not a number.
+#[inline(always)]
 pub(super) fn nearest(bits: u8, numbers: &[f32; 8]) -> [u8; 8] {
     match bits {
         1 => count_below(&MIDPOINTS1, numbers),
@@ -44,7 +45,7 @@ pub(super) fn nearest(bits: u8, numbers: &[f32; 8]) -> [u8; 8] {
 }
 
 /// How many of the `midpoints` lie below each number. Without a branch, so that the compiler vectorises it.
-#[inline]
+#[inline(always)]
 fn count_below<const M: usize>(midpoints: &[f32; M], numbers: &[f32; 8]) -> [u8; 8] {
     let mut counts = [0i32; 8];
     for midpoint in midpoints {
@@ -56,6 +57,7 @@ fn count_below<const M: usize>(midpoints: &[f32; M], numbers: &[f32; 8]) -> [u8;
 }
 
 /// The level of a code of `bits` bits.
+#[inline(always)]
 pub(super) fn level(bits: u8, code: u8) -> f32 {
     match bits {
         1 => LEVELS1[usize::from(code & 1)],

@@ -4,6 +4,8 @@ use half::f16;
 
 use super::code4::{Sums, check_dim, normalised, record_len, root_mean_square};
 use super::levels::{HALF_LEVELS4, LEVELS4, nearest};
+use crate::isa::Kernels;
+use crate::lanes::{Lanes, Portable};
 use crate::rows::DIM_STEP;
 
 /// How much of a row's code is read.
@@ -45,25 +47,64 @@ pub fn encode_planes(z: &[f32], sigma: &[f32], record: &mut [u8]) {
     let dim = z.len();
     check_dim(dim, sigma);
     assert!(record.len() == record_len(dim), "a record of {} bytes for {dim}", record.len());
-    let (factor, planes) = record.split_at_mut(2);
-    let (high, low) = planes.split_at_mut(dim / 4);
+    encode_rows(Portable, z, sigma, record);
+}
+
+impl Kernels {
+    /// [`encode_planes`] of rows of as many elements as there are scales, `[rows, dim]`, one record behind the other. The
+    /// same bits on every instruction set.
+    ///
+    /// # Panics
+    /// As [`encode_planes`]; if `rows` are not whole rows.
+    pub fn encode_planes(&self, rows: &[f32], sigma: &[f32], records: &mut [u8]) {
+        let dim = sigma.len();
+        check_dim(dim, sigma);
+        let count = rows.len() / dim;
+        assert!(rows.len() == count * dim, "{} elements are not whole rows of {dim}", rows.len());
+        assert!(records.len() == count * record_len(dim), "{} bytes for {count} records", records.len());
+        (self.encode_planes)(rows, sigma, records);
+    }
+}
+
+/// The body of [`Kernels::encode_planes`], whose checks hold.
+#[inline(always)]
+pub(crate) fn encode_rows<L: Lanes>(isa: L, rows: &[f32], sigma: &[f32], records: &mut [u8]) {
+    let dim = sigma.len();
+    for (z, record) in rows.chunks_exact(dim).zip(records.chunks_exact_mut(record_len(dim))) {
+        let (factor, planes) = record.split_at_mut(2);
+        factor.copy_from_slice(&encode_row(isa, z, sigma, planes).to_le_bytes());
+    }
+}
+
+/// Codes of one row; returns its factor.
+#[inline(always)]
+fn encode_row<L: Lanes>(isa: L, z: &[f32], sigma: &[f32], planes: &mut [u8]) -> f16 {
+    let (high, low) = planes.split_at_mut(z.len() / 4);
     let rms = root_mean_square(z, sigma);
     let mut sums = Sums::default();
     let (rows, _) = z.as_chunks::<DIM_STEP>();
     let (scales, _) = sigma.as_chunks::<DIM_STEP>();
     let planes = high.as_chunks_mut::<2>().0.iter_mut().zip(low.as_chunks_mut::<2>().0);
     for ((z, sigma), (high, low)) in rows.iter().zip(scales).zip(planes) {
-        let (mut upper, mut lower) = (0u16, 0u16);
-        for (lane, code) in nearest(4, &normalised(z, sigma, rms)).into_iter().enumerate() {
-            upper |= u16::from(code >> 2) << (2 * lane);
-            lower |= u16::from(code & 3) << (2 * lane);
-            sums.add(lane, z[lane], sigma[lane] * LEVELS4[usize::from(code)]);
+        let codes = u64::from_le_bytes(nearest(4, &normalised(z, sigma, rms)));
+        (*high, *low) = (gathered(codes >> 2), gathered(codes));
+        let mut coded = [0.0; DIM_STEP];
+        isa.store(isa.mul(isa.load(sigma), isa.load_whole(high, low)), &mut coded);
+        for lane in 0..DIM_STEP {
+            sums.add(lane, z[lane], coded[lane]);
         }
-        (*high, *low) = (upper.to_le_bytes(), lower.to_le_bytes());
     }
     let exact = sums.least_squares();
-    let stored = if exact.is_finite() { f16::from_f64(exact.min(f16::MAX.to_f64())) } else { f16::ZERO };
-    factor.copy_from_slice(&stored.to_le_bytes());
+    if exact.is_finite() { f16::from_f64(exact.min(f16::MAX.to_f64())) } else { f16::ZERO }
+}
+
+/// The lowest two bits of each of eight bytes, one behind the other.
+#[inline(always)]
+fn gathered(bytes: u64) -> [u8; 2] {
+    let pairs = bytes & 0x0303_0303_0303_0303;
+    let fours = (pairs | pairs >> 6) & 0x000f_000f_000f_000f;
+    let eights = (fours | fours >> 12) & 0x0000_00ff_0000_00ff;
+    ((eights | eights >> 24) as u16).to_le_bytes()
 }
 
 /// Decodes a record of [`encode_planes`] with the same scales, as far as `depth` says.

@@ -2,6 +2,9 @@
 
 use super::code4::{Sums, check_dim, normalised, root_mean_square};
 use super::levels::{factor_code, factor_of_code, level, nearest};
+use crate::isa::Kernels;
+use crate::lanes::{Lanes, Portable};
+use crate::rows::DIM_STEP;
 
 /// Rows of a block of sketches.
 pub const BLOCK_ROWS: usize = 32;
@@ -94,6 +97,25 @@ impl SketchLayout {
         }
     }
 
+    /// Half byte `nibble` of a row with these codes, which zeros follow.
+    #[inline(always)]
+    fn half_byte(&self, codes: &[u8], nibble: usize) -> u8 {
+        if nibble < self.fours {
+            return codes[nibble];
+        }
+        let nibble = nibble - self.fours;
+        if nibble < self.twos / 2 {
+            let at = self.fours + 2 * nibble;
+            return codes[at] | codes[at + 1] << 2;
+        }
+        let nibble = nibble - self.twos / 2;
+        if nibble < self.ones / 4 {
+            let at = self.fours + self.twos + 4 * nibble;
+            return codes[at] | codes[at + 1] << 1 | codes[at + 2] << 2 | codes[at + 3] << 3;
+        }
+        0
+    }
+
     /// Where the block of row `row` begins in the record of `rows` rows, how many rows it has, and which of them the row
     /// is.
     fn block(&self, row: usize, rows: usize) -> (usize, usize, usize) {
@@ -118,44 +140,102 @@ pub(super) struct Place {
 /// # Panics
 /// If the lengths do not fit the layout.
 pub fn encode_sketch(layout: &SketchLayout, z: &[f32], sigma: &[f32], record: &mut [u8]) {
+    let (mut decoded, mut factors) = (vec![0.0; z.len()], vec![0.0; z.len() / layout.dim]);
+    check_sketches(layout, z, sigma, record);
+    encode_cluster(Portable, NewSketches { layout, z, sigma }, record, &mut decoded, &mut factors);
+}
+
+impl Kernels {
+    /// [`encode_sketch`], and what [`decode_sketch`] makes of the record. The same bits on every instruction set.
+    ///
+    /// # Panics
+    /// If the lengths do not fit the layout.
+    pub fn encode_sketch(
+        &self,
+        layout: &SketchLayout,
+        z: &[f32],
+        sigma: &[f32],
+        record: &mut [u8],
+        (decoded, factors): (&mut [f32], &mut [f32]),
+    ) {
+        let rows = check_sketches(layout, z, sigma, record);
+        assert!(decoded.len() == z.len() && factors.len() == rows, "room for {rows} rows");
+        (self.encode_sketch)(NewSketches { layout, z, sigma }, record, decoded, factors);
+    }
+}
+
+/// Panics where a cluster's rows do not fit the layout; returns their number.
+#[track_caller]
+fn check_sketches(layout: &SketchLayout, z: &[f32], sigma: &[f32], record: &[u8]) -> usize {
     check_dim(layout.dim, sigma);
     let rows = z.len() / layout.dim;
     assert!(z.len() == rows * layout.dim, "{} elements are not whole rows of {}", z.len(), layout.dim);
     assert!(record.len() == layout.record_len(rows), "a record of {} bytes for {rows} rows", record.len());
+    rows
+}
+
+/// A cluster's rows, which fit the layout, and the scales that they are coded with.
+#[derive(Clone, Copy)]
+pub(crate) struct NewSketches<'a> {
+    layout: &'a SketchLayout,
+    z: &'a [f32],
+    sigma: &'a [f32],
+}
+
+/// The body of [`Kernels::encode_sketch`], whose checks hold.
+#[inline(always)]
+pub(crate) fn encode_cluster<L: Lanes>(
+    _: L,
+    NewSketches { layout, z, sigma }: NewSketches<'_>,
+    record: &mut [u8],
+    decoded: &mut [f32],
+    factors: &mut [f32],
+) {
     record.fill(0);
-    let mut codes = vec![0; layout.dim];
-    for (row, z) in z.chunks_exact(layout.dim).enumerate() {
-        let factor = encode_row(layout, z, sigma, &mut codes);
-        let (start, height, within) = layout.block(row, rows);
-        for (i, code) in codes[..layout.kept()].iter().enumerate() {
-            if let Some(place) = layout.place(i) {
-                let byte = &mut record[start + place.nibble / 2 * height + within];
-                *byte |= code << (place.shift + place.nibble as u32 % 2 * 4);
-            }
+    let rows = factors.len();
+    // A code for each dimension, and zeros for what fills the last half byte up.
+    let mut codes = vec![0; layout.dim + DIM_STEP];
+    let both = z.chunks_exact(layout.dim).zip(decoded.chunks_exact_mut(layout.dim));
+    for (row, ((z, decoded), factor)) in both.zip(factors).enumerate() {
+        let code = encode_row(layout, z, sigma, &mut codes, decoded);
+        *factor = factor_of_code(code);
+        for (x, sigma) in decoded[..layout.kept()].iter_mut().zip(sigma) {
+            *x *= *factor * sigma;
         }
-        record[start + layout.bytes() * height + within] = factor;
+        let (start, height, within) = layout.block(row, rows);
+        let mut column = record[start + within..].iter_mut().step_by(height);
+        for (byte, column) in column.by_ref().take(layout.bytes()).enumerate() {
+            *column = layout.half_byte(&codes, 2 * byte) | layout.half_byte(&codes, 2 * byte + 1) << 4;
+        }
+        record[start + layout.bytes() * height + within] = code;
     }
 }
 
-/// Codes of one row; returns the code of its factor. `codes` is as long as the row.
-fn encode_row(layout: &SketchLayout, z: &[f32], sigma: &[f32], codes: &mut [u8]) -> u8 {
+/// Codes of one row and their levels, 0 where there is no code; returns the code of its factor.
+#[inline(always)]
+fn encode_row(layout: &SketchLayout, z: &[f32], sigma: &[f32], codes: &mut [u8], levels: &mut [f32]) -> u8 {
     let kept = layout.kept();
     let rms = root_mean_square(&z[..kept], &sigma[..kept]);
     let mut sums = Sums::default();
+    levels[kept..].fill(0.0);
     let bounds =
         [(4, 0, layout.fours), (2, layout.fours, layout.fours + layout.twos), (1, kept - layout.ones, kept)];
     for (bits, start, end) in bounds {
-        let spans =
-            z[start..end].chunks(8).zip(sigma[start..end].chunks(8)).zip(codes[start..end].chunks_mut(8));
-        for ((z, sigma), codes) in spans {
+        let rows = z[start..end].chunks(8).zip(sigma[start..end].chunks(8));
+        let coded = codes[start..end].chunks_mut(8).zip(levels[start..end].chunks_mut(8));
+        for ((z, sigma), (codes, levels)) in rows.zip(coded) {
             // A last chunk of fewer is filled up; what the filling is coded as is not looked at.
             let (mut wide, mut scales) = ([0.0; 8], [1.0; 8]);
             wide[..z.len()].copy_from_slice(z);
             scales[..z.len()].copy_from_slice(sigma);
             let nearest = nearest(bits, &normalised(&wide, &scales, rms));
-            for lane in 0..z.len() {
-                codes[lane] = nearest[lane];
-                sums.add(lane, z[lane], sigma[lane] * level(bits, nearest[lane]));
+            let found = nearest.map(|code| level(bits, code));
+            codes.copy_from_slice(&nearest[..z.len()]);
+            levels.copy_from_slice(&found[..z.len()]);
+            if z.len() == 8 {
+                (0..8).for_each(|lane| sums.add(lane, wide[lane], scales[lane] * found[lane]));
+            } else {
+                (0..z.len()).for_each(|lane| sums.add(lane, z[lane], scales[lane] * found[lane]));
             }
         }
     }

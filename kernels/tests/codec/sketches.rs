@@ -72,6 +72,27 @@ fn codes_lie_where_the_format_says() {
 }
 
 #[test]
+fn a_cluster_is_coded_alike_everywhere_and_decoded_with_it() {
+    let mut random = Random(12);
+    for (step, dim) in dims().enumerate() {
+        let (layout, sigma, count) = (layout_of(dim, step), random.scales(dim), 1 + 7 * step % 70);
+        let mut z = rows(&mut random, count, &sigma);
+        z[..dim].fill(0.0);
+        z[(count - 1) * dim + dim / 3] = 1e20;
+        let mut expected = vec![0xee; layout.record_len(count)];
+        encode_sketch(&layout, &z, &sigma, &mut expected);
+        let (mut plain, mut factors) = (vec![f32::NAN; z.len()], vec![f32::NAN; count]);
+        decode_sketch(&layout, &expected, count, &sigma, &mut plain, &mut factors);
+        for kernels in every_isa() {
+            let mut record = vec![0xee; expected.len()];
+            let (mut decoded, mut found) = (vec![f32::NAN; z.len()], vec![f32::NAN; count]);
+            kernels.encode_sketch(&layout, &z, &sigma, &mut record, (&mut decoded, &mut found));
+            assert_eq!((record, decoded, found), (expected.clone(), plain.clone(), factors.clone()), "{dim}");
+        }
+    }
+}
+
+#[test]
 fn every_allocation_leaves_what_lloyd_and_max_say() {
     let mut random = Random(7);
     for (dim, fours, twos, ones) in [(128, 0, 0, 128), (128, 0, 128, 0), (128, 128, 0, 0), (64, 6, 8, 24)] {

@@ -158,10 +158,11 @@ impl Ingest<'_> {
         layer.observe(&self.synthetic, &mut context)?;
         let mut uncommitted = 0;
         let started = Instant::now();
-        for chunk in &self.chunks {
+        for (number, chunk) in self.chunks.iter().enumerate() {
             layer.append(&mut context, chunk)?;
             uncommitted += chunk.count;
-            if uncommitted >= self.arguments.commit_every as usize {
+            // After the last chunk comes the seal first.
+            if number + 1 < self.chunks.len() && uncommitted >= self.arguments.commit_every as usize {
                 context.commit(Durability::Strict)?;
                 uncommitted = 0;
             }
