@@ -34,8 +34,9 @@ fn inspect_shows_what_was_imported() {
     assert_keys(
         &context["settings"],
         "sinks window bulk_segment_rows decode_segment_rows bulk_append_rows sample_positions tokens_per_cluster \
-         iterations split_factor seed ladder",
+         iterations split_factor seed ladder rebuild_positions",
     );
+    assert_eq!(context["settings"]["rebuild_positions"], 64);
     let kinds: Vec<&str> =
         context["layers"].as_array().unwrap().iter().map(|l| l["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["absent", "clustered", "absent", "absent", "clustered"]);
@@ -118,6 +119,7 @@ fn inspect_prints_tables_at_three_depths() {
         "{context}"
     );
     assert_eq!(context.matches(".segment").count(), 2, "{context}");
+    assert!(context.contains("once 64 positions are observed"), "{context}");
     assert!(!context.contains("centroid"), "{context}");
     let layer = setting.succeed(&["inspect", "store", "manual", "--layer", "1"]);
     assert_eq!(layer.matches(".segment").count(), 1, "{layer}");

@@ -59,6 +59,7 @@ pub(super) struct Settings {
     pub(super) split_factor: Option<f32>,
     pub(super) seed: u64,
     pub(super) ladder: bool,
+    pub(super) rebuild_positions: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -229,6 +230,7 @@ impl Settings {
             split_factor: settings.split_factor,
             seed: settings.seed,
             ladder: settings.ladder,
+            rebuild_positions: settings.rebuild_positions,
         }
     }
 }

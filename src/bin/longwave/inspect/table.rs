@@ -112,6 +112,9 @@ fn head(text: &mut String, context: &Context) {
         settings.decode_segment_rows,
         settings.sample_positions
     );
+    let rebuilt = settings.rebuild_positions.map_or("only when asked".to_string(), |positions| {
+        format!("once {positions} positions are observed, where a segment knew none")
+    });
     line!(
         text,
         "clusters {} tokens each, {} iterations, {split}, seed {}, {} ladder",
@@ -120,6 +123,7 @@ fn head(text: &mut String, context: &Context) {
         settings.seed,
         if settings.ladder { "with a" } else { "without a" }
     );
+    line!(text, "rebuilt  {rebuilt}");
     line!(
         text,
         "on disk  {}: segments {}, row log {}, meta log {}, manifest {}",
