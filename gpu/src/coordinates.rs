@@ -2,8 +2,10 @@
 
 use crate::device::{Buffer, Device};
 use crate::error::Error;
+use crate::resident::Resident;
 use longwave_index::ladder::HeadLadder;
 use longwave_kernels::{Kernels, Rows};
+use longwave_query::constants::Z_CLUSTER;
 use longwave_query::{LayerSegment, LayerView, QueryBatch};
 
 /// What the kernels multiply with, one entry a strip; see [`crate::Strips`].
@@ -16,6 +18,8 @@ pub(crate) struct Coordinates {
     pub(crate) middle: Buffer<f32>,
     pub(crate) variance: Buffer<f32>,
     pub(crate) noise: Buffer<f32>,
+    /// The largest standard deviation of scores inside a cluster, `[strips, group]`.
+    pub(crate) deviations: Vec<f32>,
     /// Scaled queries `[units, group, dim]`, and key coordinates as above, for the CPU's share.
     pub(crate) queries: Vec<f32>,
     pub(crate) host_key: Vec<f32>,
@@ -29,6 +33,7 @@ struct Numbers {
     middle: Vec<f32>,
     variance: Vec<f32>,
     noise: Vec<f32>,
+    deviations: Vec<f32>,
 }
 
 impl Coordinates {
@@ -36,20 +41,24 @@ impl Coordinates {
         device: &Device,
         view: &LayerView<'_>,
         batch: &QueryBatch<'_>,
-        segments: &[&LayerSegment],
+        (segments, resident): (&[&LayerSegment], &Resident),
     ) -> Result<Self, Error> {
         let (group, dim) = (view.shape.group(), view.shape.key_dim);
         let queries: Vec<f32> = batch.data.iter().map(|q| q * view.scoring.scale).collect();
         let rows = |error: longwave_storage::Error| Error::Rows(error.to_string());
         let mut numbers = Numbers::default();
         for (unit, mine) in queries.chunks_exact(group * dim).enumerate() {
-            for segment in segments {
+            let kv_head = unit % view.shape.kv_heads;
+            for (number, segment) in segments.iter().enumerate() {
                 let ladder = segment.ladder().map_err(rows)?;
                 let ladder = ladder.ok_or_else(|| Error::Rows("a segment without a ladder".into()))?;
-                let head = ladder.head(unit % view.shape.kv_heads).map_err(rows)?;
-                numbers.add(&head, mine, group);
+                let head = ladder.head(kv_head).map_err(rows)?;
+                numbers.add(&head, mine, group, resident.key_spread_max(number, kv_head));
             }
         }
+        // A soft-cap leaves no deviation that reaches from one end to the other.
+        let most = view.scoring.softcap.map_or(f32::INFINITY, |cap| 2.0 * cap / Z_CLUSTER);
+        numbers.deviations.iter_mut().for_each(|deviation| *deviation = deviation.min(most));
         Ok(Coordinates {
             centroid: device.upload(&numbers.centroid)?,
             sketch: device.upload(&numbers.sketch)?,
@@ -57,6 +66,7 @@ impl Coordinates {
             middle: device.upload(&numbers.middle)?,
             variance: device.upload(&numbers.variance)?,
             noise: device.upload(&numbers.noise)?,
+            deviations: numbers.deviations,
             queries,
             host_key: numbers.key,
         })
@@ -64,7 +74,7 @@ impl Coordinates {
 }
 
 impl Numbers {
-    fn add(&mut self, ladder: &HeadLadder<'_>, queries: &[f32], group: usize) {
+    fn add(&mut self, ladder: &HeadLadder<'_>, queries: &[f32], group: usize, key_spread_max: f32) {
         let (kernels, dim) = (Kernels::get(), queries.len() / group);
         let mut products = vec![0.0; dim * group];
         kernels.scores_i8(queries, group, dim, ladder.inverse, &mut products);
@@ -80,7 +90,9 @@ impl Numbers {
             times(&mut self.centroid, ladder.centroid_sigma);
             times(&mut self.sketch, ladder.sketch_sigma);
             times(&mut self.key, ladder.key_sigma);
-            self.variance.push(coordinates.iter().zip(ladder.shape).map(|(x, shape)| x * x * shape).sum());
+            let variance: f32 = coordinates.iter().zip(ladder.shape).map(|(x, shape)| x * x * shape).sum();
+            self.variance.push(variance);
+            self.deviations.push((variance * key_spread_max).sqrt());
             let norm2: f32 = coordinates.iter().map(|x| x * x).sum();
             self.noise.push(norm2.sqrt() * ladder.sketch_noise);
         }

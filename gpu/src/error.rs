@@ -52,6 +52,16 @@ pub enum Error {
         /// Its size.
         bytes: usize,
     },
+    /// A cache is not for these rows.
+    #[error("the cache of {what} is for other rows: expected {expected}, found {found}")]
+    Cache {
+        /// What it is to keep.
+        what: &'static str,
+        /// Slots as the call reads them.
+        expected: String,
+        /// Slots as it has them.
+        found: String,
+    },
     /// The driver refused something, or a kernel failed.
     #[error("{what} failed: {reason}")]
     Driver {

@@ -26,6 +26,8 @@ pub(crate) struct Resident {
 #[derive(Debug)]
 struct HeadPlaces {
     first_cluster: usize,
+    /// The largest key spread of its clusters.
+    key_spread_max: f32,
     layout: SketchLayout,
     /// Where the sketches of each cluster begin, and its rows: first and number.
     clusters: Vec<(usize, u32, u32)>,
@@ -65,6 +67,10 @@ impl Resident {
                 let offsets = ladder.postings().offsets(head).map_err(rows_error)?;
                 columns.add(&ladder.head(head).map_err(rows_error)?, offsets)?;
             }
+        }
+        if u32::try_from(columns.sketches.len()).is_err() {
+            let found = format!("{} bytes", columns.sketches.len());
+            return Err(Error::Unsupported { what: "sketches", expected: "4 GiB in a layer at most", found });
         }
         let summaries = Summaries {
             summaries: device.upload(&columns.summaries)?,
@@ -110,6 +116,16 @@ impl Resident {
         self.segments.len()
     }
 
+    /// Clusters of all segments and KV heads.
+    pub(crate) fn clusters(&self) -> usize {
+        self.heads.iter().map(|head| head.clusters.len()).sum()
+    }
+
+    /// The largest key spread of the clusters of a segment's KV head.
+    pub(crate) fn key_spread_max(&self, segment: usize, head: usize) -> f32 {
+        self.head(segment, head).key_spread_max
+    }
+
     pub(crate) fn layout(&self, segment: usize, head: usize) -> SketchLayout {
         self.head(segment, head).layout
     }
@@ -141,18 +157,19 @@ impl Columns {
             let squares = mean.iter().zip(ladder.global_value).map(|(mean, global)| (mean + global).powi(2));
             self.mean_norms2.push(squares.sum());
         }
-        let mut clusters = Vec::with_capacity(ladder.cluster_count());
+        let (mut clusters, mut key_spread_max) = (Vec::with_capacity(ladder.cluster_count()), 0.0f32);
         for (cluster, rows) in (0..ladder.cluster_count()).zip(offsets.windows(2)) {
             let summary = ladder.cluster(cluster);
             let numbers = [summary.count, summary.key_spread, summary.value_spread, summary.mean_error];
             self.summaries.extend(numbers);
+            key_spread_max = key_spread_max.max(summary.key_spread);
             clusters.push((self.sketches.len(), rows[0], rows[1] - rows[0]));
             self.sketches.extend(ladder.sketch(cluster).map_err(rows_error)?);
         }
         self.sigma.extend(ladder.value_mean_sigma);
         self.value_sigma.extend(ladder.value_sigma);
         self.global.extend(ladder.global_value);
-        self.heads.push(HeadPlaces { first_cluster, layout: ladder.layout, clusters });
+        self.heads.push(HeadPlaces { first_cluster, key_spread_max, layout: ladder.layout, clusters });
         Ok(())
     }
 }

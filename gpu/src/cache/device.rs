@@ -97,6 +97,11 @@ impl BlockCache {
         self.shared.slot_rows
     }
 
+    /// Elements of a key, and of a value.
+    pub fn dim(&self) -> usize {
+        self.shared.dim
+    }
+
     /// Runs `work` with the memory that holds the slots, for launching kernels.
     pub fn with_pool<R>(&self, work: impl FnOnce(&Buffer<u16>) -> R) -> R {
         work(&self.shared.pool.read())

@@ -4,7 +4,7 @@
 //! CPU reads its own share, estimates from summaries and reads the tail. Both sides give partial states, which merge.
 
 use super::{
-    Division, Staged, Tier, TierAnswer, TierReport, Wanted, finished, query_error, rows_error, slots_of,
+    Division, Staged, Tier, TierAnswer, TierReport, Wanted, finished, fitting_slots, query_error, rows_error,
     steady_states,
 };
 use crate::cache::{BlockId, Scored, Slots, segment_key};
@@ -28,7 +28,8 @@ impl Tier {
         division: Division,
     ) -> Result<TierAnswer, Error> {
         let call = Call::plan(layer, view, queries, budget)?;
-        let slots = slots_of(self.caches.clusters.as_ref());
+        let dim = call.view.shape.key_dim;
+        let slots = fitting_slots(self.caches.clusters.as_ref(), "clusters", (None, dim))?;
         let items: Vec<Item> = call
             .reads
             .iter()

@@ -255,6 +255,22 @@ fn slots_of(cache: Option<&Arc<BlockCache>>) -> Slots {
     cache.map(|cache| cache.slots()).unwrap_or_default()
 }
 
+/// As [`slots_of`], of a cache for rows of `dim` elements, in slots of so many rows if that matters.
+fn fitting_slots(
+    cache: Option<&Arc<BlockCache>>,
+    what: &'static str,
+    (rows, dim): (Option<usize>, usize),
+) -> Result<Slots, Error> {
+    let shown = |rows: usize, dim: usize| format!("slots of {rows} rows of {dim} elements");
+    match cache.map(|cache| (cache.slot_rows(), cache.dim())) {
+        Some((found_rows, found_dim)) if found_dim != dim || rows.is_some_and(|rows| found_rows != rows) => {
+            let (expected, found) = (shown(rows.unwrap_or(found_rows), dim), shown(found_rows, found_dim));
+            Err(Error::Cache { what, expected, found })
+        }
+        _ => Ok(slots_of(cache)),
+    }
+}
+
 fn rows_error(error: longwave_storage::Error) -> Error {
     Error::Rows(error.to_string())
 }

@@ -9,18 +9,6 @@ use crate::measure::{listed, row_bytes};
 use crate::zone::{Limits, Opened, ReadKey, ReadValues, Resolution, Strips, Summaries, ZoneRows};
 use longwave_kernels::codec::{Depth, SketchLayout, record_len};
 
-/// Limits as the CPU's ladder has them; timings do not depend on them.
-const LIMITS: Limits = Limits {
-    cluster_deviations: 3.0,
-    row_deviations: 1.5,
-    rise: 80.0,
-    sketch: 10.0,
-    over: 20.0,
-    codes_leave: [0.4, 0.1],
-    raised: 1.0,
-    softcap: 0.0,
-};
-
 /// As much of a code as the timed kernels read.
 const DEPTH: Depth = Depth::Half;
 
@@ -109,7 +97,7 @@ impl<'d> LadderLayer<'d> {
         let Layer { device, splits, ref rows, .. } = *self.layer;
         let (shape, dim, queries) = (&rows.shape, rows.shape.dim(), &self.coordinates);
         let (strips, summaries, ones) = (&self.strips, &self.summaries, &self.ones);
-        let units = self.layer.units();
+        let (units, limits) = (self.layer.units(), &Limits::new(None));
         let of_means = CodeForm::summaries(dim);
         let of_rows = CodeForm::rows(dim, DEPTH);
         let sums = |weights: &Buffer<f32>, (stored, form): (&Buffer<u16>, CodeForm), rows: &RowList| {
@@ -119,7 +107,7 @@ impl<'d> LadderLayer<'d> {
         let means = (&self.means, of_means);
         let coded = device.score_codes(shape, queries, means, &strips.clusters)?;
         let mut weighed =
-            device.weigh_clusters(strips, summaries, &coded, (ones, ones), ones, &LIMITS, 0.0)?;
+            device.weigh_clusters(strips, summaries, &coded, (ones, ones), ones, limits, 0.0)?;
         let rough = |weights: &Buffer<f32>, values, list: &RowList, steady: &Buffer<f32>| {
             let mean_sums = sums(weights, means, list)?;
             device.rough_answer(strips, summaries, dim, weights, &mean_sums, values, (steady, queries))
@@ -130,18 +118,17 @@ impl<'d> LadderLayer<'d> {
         device.select_above(&gains, strips.by_unit(), [0.0; 3])?;
         let tables = device.sketch_tables(shape, &self.layouts, queries)?;
         let (scores, factors) = device.scan_sketches(shape, &self.sketches, &self.blocks, &tables)?;
-        let mut planes =
-            device.weigh_rows(strips, &self.zone, &weighed, (scores, &factors), ones, &LIMITS)?;
+        let mut planes = device.weigh_rows(strips, &self.zone, &weighed, (scores, &factors), ones, limits)?;
         let second = rough(&planes.clusters, None, &weighed.means, &weighed.steady)?;
         let products = device.score_codes(shape, &second.scaled, means, &weighed.means)?;
         let keys =
-            device.row_gains(strips, summaries, &self.zone, &planes, Some(&products), &second, &LIMITS)?;
+            device.row_gains(strips, summaries, &self.zone, &planes, Some(&products), &second, limits)?;
         device.select_above(&keys, self.zone.spans(), [0.1, 0.2, 0.4])?;
         let mut scores = device.score_codes(shape, queries, (&self.codes, of_rows), &self.some)?;
         let reads = (&self.reads.0[..], &self.reads.1[..]);
-        device.weigh_keys(strips, &self.zone, reads, &mut scores, &mut weighed, &mut planes, &LIMITS)?;
+        device.weigh_keys(strips, &self.zone, reads, &mut scores, &mut weighed, &mut planes, limits)?;
         let third = rough(&planes.clusters, None, &weighed.means, &weighed.steady)?;
-        let values = device.row_gains(strips, summaries, &self.zone, &planes, None, &third, &LIMITS)?;
+        let values = device.row_gains(strips, summaries, &self.zone, &planes, None, &third, limits)?;
         device.select_above(&values, self.zone.spans(), [0.1, 0.2, 0.4])?;
         let of_values = sums(&scores, (&self.codes, of_rows), &self.some)?;
         let on_mean = device.rest_on_mean(strips, &self.zone, &planes)?;

@@ -7,10 +7,11 @@ use crate::device::{Buffer, Device};
 use crate::error::Error;
 use crate::launch::{RowList, Spans, assert_len};
 use longwave_kernels::codec::Depth;
+use longwave_query::constants::{ABOVE_MAX, JENSEN_MAX, KEY_NOISE, RISE_MAX, SKETCH_MAX, Z_CLUSTER, Z_ROW};
 
 mod kernels;
 
-/// How far estimates may go: the constants of the CPU's ladder.
+/// How far estimates may go.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     /// Standard deviations that a score inside a cluster is allowed above its centre, ...
@@ -29,6 +30,22 @@ pub struct Limits {
     pub raised: f32,
     /// The soft-cap of scores; 0 is none.
     pub softcap: f32,
+}
+
+impl Limits {
+    /// The CPU's constants, for scores with or without a soft-cap.
+    pub fn new(softcap: Option<f32>) -> Limits {
+        Limits {
+            cluster_deviations: Z_CLUSTER,
+            row_deviations: Z_ROW,
+            rise: RISE_MAX,
+            sketch: SKETCH_MAX,
+            over: ABOVE_MAX,
+            codes_leave: KEY_NOISE.map(f32::sqrt),
+            raised: JENSEN_MAX,
+            softcap: softcap.unwrap_or(0.0),
+        }
+    }
 }
 
 /// The clusters that the units of a call have, segment by segment.

@@ -23,8 +23,9 @@ pub const KEY_NOISE: [f32; 2] = [0.145, 0.0135];
 /// The share of their variance that codes leave of centroids, and the variance of scores that this is counted up to.
 pub(crate) const CENTROID_NOISE: f32 = 0.0095;
 pub(crate) const SHARED_MAX: f32 = 2.0;
-/// Deviation of a score, in nats, above which the prediction counts what the score could be. Models stay below 6.
-pub(crate) const UNSURE: f32 = 16.0;
+/// Deviation of a score, in nats, above which the prediction counts what the score could be, and a device leaves the call to the
+/// CPU. Those of SmolLM2 stayed below 8.
+pub const UNSURE: f32 = 16.0;
 /// The most that a row's score is raised by for what its resolution leaves open.
 pub const JENSEN_MAX: f32 = 1.0;
 /// Limits on exponents, so that one wild estimate cannot overflow a sum.

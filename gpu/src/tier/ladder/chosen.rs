@@ -1,6 +1,7 @@
 //! What the device chose, by the names that the CPU has for it.
 
 use super::super::picks::{OpenedCluster, Pick};
+use super::left_to_cpu::check_places;
 use super::{Call, Zone};
 use crate::device::Buffer;
 use crate::error::Error;
@@ -8,7 +9,7 @@ use crate::probe::place_and_level;
 
 impl Call<'_, '_> {
     /// The opened clusters, in the order of the zone. `chosen` has numbers within the unit, `counts` how many of each unit.
-    pub(super) fn opened(&self, chosen: &[u32], counts: &[u32]) -> Vec<OpenedCluster> {
+    pub(super) fn opened(&self, chosen: &[u32], counts: &[u32]) -> Result<Vec<OpenedCluster>, Error> {
         let (segments, mut clusters) = (self.resident.segment_count(), Vec::new());
         let (mut first_place, mut start) = (0usize, 0);
         for unit in 0..self.units {
@@ -28,12 +29,13 @@ impl Call<'_, '_> {
                 }
                 let (sketches, first, rows) = self.resident.cluster(strip % segments, head, cluster);
                 let place = first_place as u32 + number;
+                check_places("rows of opened clusters", start as usize + rows as usize)?;
                 clusters.push(OpenedCluster { strip, place, sketches, first, start, rows });
                 start += rows;
             }
             first_place += (unit * segments..(unit + 1) * segments).map(of).sum::<usize>();
         }
-        clusters
+        Ok(clusters)
     }
 
     /// Rows whose squared gain is above the thresholds: as half a code, as a whole one, and in full.

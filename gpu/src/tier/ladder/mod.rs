@@ -7,10 +7,11 @@
 //! `longwave_query`.
 
 mod chosen;
+mod left_to_cpu;
 
 use super::picks::{Names, OpenedCluster, Part, RESOLUTIONS, cache_of, row_bytes};
 use super::{
-    Division, StagedPools, Tier, TierAnswer, TierReport, Wanted, query_error, rotated_steady, slots_of,
+    Division, StagedPools, Tier, TierAnswer, TierReport, Wanted, fitting_slots, query_error, rotated_steady,
     steady_states,
 };
 use crate::cache::Slots;
@@ -25,11 +26,10 @@ use crate::shape::RowShape;
 use crate::zone::{
     Limits, Opened, ReadKey, ReadValues, Resolution, Rough, RowPlanes, Strips, Weighed, ZoneRows,
 };
-use longwave_kernels::codec::Depth;
+use left_to_cpu::{check_deviations, check_places, check_totals};
+use longwave_kernels::codec::{Depth, record_len};
 use longwave_kernels::rotate;
-use longwave_query::constants::{
-    ABOVE_MAX, JENSEN_MAX, KEY, KEY_NOISE, MEAN, PROBE, RISE_MAX, SKETCH_MAX, VALUE, Z_CLUSTER, Z_ROW,
-};
+use longwave_query::constants::{KEY, MEAN, PROBE, VALUE};
 use longwave_query::{LayerSegment, LayerView, QueryBatch, Summaries};
 use longwave_storage::ColumnKind;
 use std::sync::Arc;
@@ -84,9 +84,16 @@ impl Tier {
             let found = "none".to_string();
             return Err(Error::Unsupported { what: "a layer", expected: "segments with a ladder", found });
         }
+        let (codes, rows) = (self.caches.codes.as_ref(), self.caches.rows.as_ref());
+        let slots = [
+            fitting_slots(codes, "codes", (Some(1), record_len(s.key_dim) / 2))?,
+            fitting_slots(rows, "rows", (Some(1), s.key_dim))?,
+        ];
         let names = Names { layer, shape: &view.shape, segments: &segments.summarised };
         let resident = self.resident(layer, view, &segments.summarised)?;
-        let coordinates = Coordinates::new(&self.device, view, queries, &segments.summarised)?;
+        check_places("clusters", queries.positions.saturating_mul(resident.clusters()))?;
+        let coordinates = Coordinates::new(&self.device, view, queries, (&segments.summarised, &resident))?;
+        check_deviations(&coordinates.deviations)?;
         let strips = resident.strips(&self.device, queries.positions, s.group())?;
         // The device scores centroids while the CPU reads the tail.
         let centroids = (&resident.centroids, CodeForm::summaries(s.key_dim));
@@ -103,12 +110,12 @@ impl Tier {
             coordinates,
             splits: self.device.splits(strips.count()),
             strips,
-            limits: limits(view),
+            limits: Limits::new(view.scoring.softcap),
             units,
             steady_out,
             division,
             demoted: segments.summarised.iter().map(|segment| demoted(view, segment)).collect(),
-            slots: [slots_of(self.caches.codes.as_ref()), slots_of(self.caches.rows.as_ref())],
+            slots,
             placement: Placement { places: Vec::new(), predicted: Default::default() },
             bytes: [0; 3],
             rows: [0; 6],
@@ -130,19 +137,6 @@ impl Tier {
 fn demoted<'a>(view: &'a LayerView<'_>, segment: &LayerSegment) -> &'a [bool] {
     let number = view.segments.iter().position(|&other| std::ptr::eq(other, segment));
     number.and_then(|number| view.demoted.get(number)).map_or(&[], Vec::as_slice)
-}
-
-fn limits(view: &LayerView<'_>) -> Limits {
-    Limits {
-        cluster_deviations: Z_CLUSTER,
-        row_deviations: Z_ROW,
-        rise: RISE_MAX,
-        sketch: SKETCH_MAX,
-        over: ABOVE_MAX,
-        codes_leave: KEY_NOISE.map(f32::sqrt),
-        raised: JENSEN_MAX,
-        softcap: view.scoring.softcap.unwrap_or(0.0),
-    }
 }
 
 impl Call<'_, '_> {
@@ -193,7 +187,7 @@ impl Call<'_, '_> {
         let [chosen, counts] =
             device.select_above(&gains, self.strips.by_unit(), [least, f32::INFINITY, f32::INFINITY])?;
         let (chosen, counts) = (device.download(&chosen)?, device.download(&counts)?);
-        let clusters = self.opened(&chosen, &counts);
+        let clusters = self.opened(&chosen, &counts)?;
 
         let opened: Vec<Opened> = clusters
             .iter()
@@ -446,11 +440,7 @@ impl Call<'_, '_> {
         let (device, dim) = (&self.tier.device, self.shape.dim());
         let mut output = device.download(&answer.output)?;
         let (totals, tops) = (device.download(&answer.totals)?, device.download(&weighed.tops)?);
-        // Where the weights hold no answer, or one so small that its error is not a number, the CPU reads every row.
-        if let Some(total) = totals.iter().find(|&&total| !(total > 0.0 && (total * total).is_normal())) {
-            let (what, expected) = ("a sum of weights", "one whose square is a number above 0");
-            return Err(Error::Unsupported { what, expected, found: total.to_string() });
-        }
+        check_totals(&totals)?;
         let heads = output.chunks_exact_mut(dim).zip(coded.chunks_exact(dim)).zip(&totals);
         for ((output, coded), total) in heads {
             output.iter_mut().zip(coded).for_each(|(output, coded)| *output += coded / total);
