@@ -12,7 +12,7 @@ use crate::clustering::Clustering;
 
 /// A row is far out when its squared distance to the cluster's mean is more than this many times the mean of all,
 const FAR: f64 = 4.0;
-/// or when a query straight at it scores it more than ten standard deviations above the mean of the cluster.
+/// or when a query straight at it scores it more than eleven standard deviations (the root of this) above the mean of the cluster.
 const SQUARED_DEVIATIONS: f64 = 120.0;
 /// Rows nearer than this are not asked for the second, which takes far longer to find out.
 const NEAR: f64 = 1.2;
@@ -133,10 +133,12 @@ impl Shape {
         Self { matrix, dim }
     }
 
-    /// `deviation^T * matrix * deviation`.
+    /// `deviation^T * matrix * deviation`. The matrix is symmetric, so that its rows can be added up side by side.
     fn along(&self, deviation: &[f32]) -> f64 {
-        let row = |row: &[f32]| row.iter().zip(deviation).map(|(m, x)| m * x).sum::<f32>();
-        let products = self.matrix.chunks_exact(self.dim).map(row).zip(deviation);
-        products.map(|(product, x)| f64::from(product * x)).sum()
+        let mut products = vec![0.0f32; self.dim];
+        for (row, x) in self.matrix.chunks_exact(self.dim).zip(deviation) {
+            products.iter_mut().zip(row).for_each(|(product, m)| *product += m * x);
+        }
+        products.iter().zip(deviation).map(|(product, x)| f64::from(product * x)).sum()
     }
 }
