@@ -20,11 +20,11 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// If a test fails, or fewer were tried than are asked for.
 pub fn crash(root: &Path) -> Result<String> {
     let mut sums = Sums::default();
-    let line = CommandLine::cargo(&["test", "--package", "longwave", "--test", "engine", "--"])
+    let line = CommandLine::cargo(&["test", "--workspace", "--test", "engine", "--"])
         .args(&["faults::", "kill::a_killed", "damage::", "--nocapture"])
         .env("LONGWAVE_TESTS", "full");
     line.run_watched(root, |text| sums.add_line(text))?;
-    let line = CommandLine::cargo(&["test", "--package", "longwave-storage", "--test", "storage", "--"])
+    let line = CommandLine::cargo(&["test", "--workspace", "--test", "storage", "--"])
         .args(&["crash::", "damage::", "--nocapture"])
         .env("LONGWAVE_TESTS", "full");
     line.run_watched(root, |text| sums.add_line(text))?;
@@ -128,7 +128,7 @@ fn feed(binary: &Path, root: &Path, target: &str, corpora: [&PathBuf; 2], time: 
 /// If an answer was wrong, or memory, open files or the disk grew.
 pub fn soak(root: &Path, minutes: f64) -> Result<String> {
     let mut said = String::new();
-    let line = CommandLine::cargo(&["test", "--package", "longwave", "--test", "engine", "--"])
+    let line = CommandLine::cargo(&["test", "--workspace", "--test", "engine", "--"])
         .args(&["soak::contexts", "--nocapture"])
         .env("LONGWAVE_SOAK_MINUTES", minutes.to_string());
     line.run_watched(root, |text| {
