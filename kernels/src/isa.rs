@@ -59,6 +59,7 @@ pub(crate) type Scan = fn(&SketchQuery, &[u8], usize, &ScanOf<'_>, &mut ScanPlan
 /// No kernel allocates.
 pub struct Kernels {
     pub(crate) isa: Isa,
+    pub(crate) prefetch: fn(&[u8]),
     /// queries, heads, block of rows, rows to prefetch, scores `[row][head]`
     pub(crate) score: fn(&[f32], usize, &Block<'_>, Ahead<'_>, &mut [f32]),
     /// weights `[row][head]`, heads, block of rows, rows to prefetch, output `[head][dim]`
@@ -97,7 +98,8 @@ pub struct Kernels {
     pub(crate) scan_sketch: Scan,
     /// scores, deviations, top, the most that a score counts above it
     pub(crate) weigh_rows: fn(&mut [f32], &[f32], f32, f32) -> RowSums,
-    pub(crate) sum_rows: fn(&[f32], &[f32]) -> RowSums,
+    /// weights and deviations `[head][row]`, rows, places from a head to the next, sums
+    pub(crate) sum_rows: fn(&[f32], &[f32], usize, usize, &mut [RowSums]),
     pub(crate) row_gains: fn(Uncertain<'_>, GainOf, &mut [f32]),
 }
 
@@ -143,6 +145,11 @@ impl Kernels {
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 => None,
         }
+    }
+
+    /// Asks for bytes that are to be read soon, where the instruction set can: a hint that changes nothing but time.
+    pub fn prefetch(&self, bytes: &[u8]) {
+        (self.prefetch)(bytes);
     }
 
     /// The instruction set that these kernels use.

@@ -82,20 +82,25 @@ pub struct Estimated<'a> {
     pub mean_error: &'a [f32],
     /// Rows.
     pub counts: &'a [f32],
+    /// Relative variance of a weight from the error of the centroid, which all rows of a cluster share. It counts up to twice
+    /// the variance of the scores inside, of which it is a part.
+    pub shared: f32,
     /// What makes a weight a share: 1 by the sum of the weights.
     pub scale: f32,
 }
 
-/// Rows of one query head: their weights, the standard deviations of their scores, and the error of the answer for each
-/// unit of weight that a row is off.
+/// Rows, as several query heads see them: their weights, the standard deviations of their scores, and the error of the answer
+/// for each unit of weight that a row is off. Numbers of a row lie at `[head * stride + row]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Uncertain<'a> {
     /// Weights against a reference.
     pub weights: &'a [f32],
     /// Standard deviations of the scores.
     pub deviations: &'a [f32],
-    /// Error per weight.
-    pub reach: f32,
+    /// Places from a head to the next.
+    pub stride: usize,
+    /// Error per weight, one number a head.
+    pub reach: &'a [f32],
 }
 
 /// What a row is read for.
@@ -178,7 +183,7 @@ impl Kernels {
 
     /// Squared error that clusters leave in the output of one query head. With `share = closed * scale * weight` and
     /// `w = min(within, 2)` it is the sum of
-    /// `share² / count * ((exp(w) - 1) * (off + spread) + spread) + (scale * on_mean)² * mean_error`.
+    /// `share² * (((exp(w) - 1) * (off + spread) + spread) / count + min(shared, 2 * within) * off) + (scale * on_mean)² * mean_error`.
     ///
     /// # Panics
     /// Where the slices differ in length.
@@ -200,30 +205,40 @@ impl Kernels {
         (self.weigh_rows)(scores, deviations, top, most)
     }
 
-    /// The sums of weights as [`Kernels::weigh_rows`] has left them, or as they have been replaced.
+    /// The sums of weights of `len` rows as [`Kernels::weigh_rows`] has left them, or as they have been replaced, for as many
+    /// heads as there is room for sums. Numbers of a row lie at `[head * stride + row]`.
     ///
     /// # Panics
-    /// Where the slices differ in length.
-    pub fn sum_rows(&self, weights: &[f32], deviations: &[f32]) -> RowSums {
-        assert!(
-            weights.len() == deviations.len(),
-            "{} weights, {} deviations",
-            weights.len(),
-            deviations.len()
-        );
-        (self.sum_rows)(weights, deviations)
+    /// Where there are no such rows.
+    pub fn sum_rows(
+        &self,
+        weights: &[f32],
+        deviations: &[f32],
+        len: usize,
+        stride: usize,
+        sums: &mut [RowSums],
+    ) {
+        check_planes([weights.len(), deviations.len()], len, stride, sums.len());
+        (self.sum_rows)(weights, deviations, len, stride, sums);
     }
 
-    /// Adds to each row's gain the square of what reading it may change in the output of one query head:
+    /// Each row's gain: the sum over the query heads of the squares of what reading it may change in a head's output, which is
     /// weight times reach times the factor that `kind` has.
     ///
     /// # Panics
-    /// Where the slices differ in length.
+    /// Where there are no such rows.
     pub fn row_gains(&self, rows: Uncertain<'_>, kind: GainOf, gains: &mut [f32]) {
-        let len = gains.len();
-        assert!(rows.weights.len() == len && rows.deviations.len() == len, "{len} gains");
+        let found = [rows.weights.len(), rows.deviations.len()];
+        check_planes(found, gains.len(), rows.stride, rows.reach.len());
         (self.row_gains)(rows, kind, gains);
     }
+}
+
+#[track_caller]
+fn check_planes(found: [usize; 2], len: usize, stride: usize, heads: usize) {
+    let room =
+        heads == 0 || (stride >= len && found.iter().all(|&found| found >= (heads - 1) * stride + len));
+    assert!(room, "{found:?} numbers for {len} rows and {heads} heads at a stride of {stride}");
 }
 
 /// Up to eight numbers, and zeros in the lanes after them.
@@ -333,15 +348,18 @@ pub(crate) fn cluster_noise<L: Lanes>(isa: L, clusters: &Estimated<'_>) -> f32 {
         weights.zip(scores).zip(values)
     {
         let share = isa.mul(isa.mul(load(isa, weight), scale), load(isa, closed));
-        let within = isa.min(load(isa, within), isa.splat(WITHIN_MAX));
+        let within = load(isa, within);
+        let shared = isa.min(isa.splat(clusters.shared), isa.add(within, within));
+        let within = isa.min(within, isa.splat(WITHIN_MAX));
         let quarter = small_exp_m1(isa, isa.mul(within, isa.splat(0.25)));
         let double = isa.mul(quarter, isa.add(quarter, two));
         let whole = isa.mul(double, isa.add(double, two));
-        let spread = load(isa, spread);
-        let each = isa.mul_add(whole, isa.add(load(isa, off), spread), spread);
+        let (off, spread) = (load(isa, off), load(isa, spread));
+        let each = isa.mul_add(whole, isa.add(off, spread), spread);
         // Lanes without a cluster have a share of 0, and must not divide it by 0.
         let count = isa.max(load(isa, count), isa.splat(1.0));
-        noise = isa.mul_add(isa.div(isa.mul(share, share), count), each, noise);
+        let each = isa.mul_add(shared, off, isa.div(each, count));
+        noise = isa.mul_add(isa.mul(share, share), each, noise);
         let unread = isa.mul(load(isa, on_mean), scale);
         coding = isa.mul_add(isa.mul(unread, unread), load(isa, mean_error), coding);
     }
@@ -437,32 +455,45 @@ pub(crate) fn weigh_rows<L: Lanes>(
 }
 
 #[inline(always)]
-pub(crate) fn sum_rows<L: Lanes>(isa: L, weights: &[f32], deviations: &[f32]) -> RowSums {
-    let mut sums = Lanewise::new(isa);
-    for (weights, deviations) in weights.chunks(8).zip(deviations.chunks(8)) {
-        let (weight, deviation) = (load(isa, weights), load(isa, deviations));
-        sums.add(isa, weight, deviation, isa.mul(deviation, deviation));
+pub(crate) fn sum_rows<L: Lanes>(
+    isa: L,
+    weights: &[f32],
+    deviations: &[f32],
+    len: usize,
+    stride: usize,
+    sums: &mut [RowSums],
+) {
+    for (head, sums) in sums.iter_mut().enumerate() {
+        let mut under_way = Lanewise::new(isa);
+        let mine = head * stride..head * stride + len;
+        for (weights, deviations) in weights[mine.clone()].chunks(8).zip(deviations[mine].chunks(8)) {
+            let (weight, deviation) = (load(isa, weights), load(isa, deviations));
+            under_way.add(isa, weight, deviation, isa.mul(deviation, deviation));
+        }
+        *sums = under_way.finish(isa);
     }
-    sums.finish(isa)
 }
 
 #[inline(always)]
 pub(crate) fn row_gains<L: Lanes>(isa: L, rows: Uncertain<'_>, kind: GainOf, gains: &mut [f32]) {
-    let reach = isa.splat(rows.reach);
-    let numbers = rows.weights.chunks(8).zip(rows.deviations.chunks(8));
-    for ((weights, deviations), gains) in numbers.zip(gains.chunks_mut(8)) {
-        let deviation = load(isa, deviations);
-        let factor = match kind {
-            GainOf::Key { deviations, rise } => {
-                let rise = isa.min(isa.mul(deviation, isa.splat(deviations)), isa.splat(rise));
-                isa.sub(exp(isa, rise), isa.splat(1.0))
-            }
-            GainOf::Value { deviations, rise } => {
-                let wide = isa.min(isa.mul(deviation, isa.splat(deviations)), isa.splat(rise));
-                exp(isa, isa.min(isa.mul(deviation, deviation), wide))
-            }
-        };
-        let gain = isa.mul(isa.mul(load(isa, weights), reach), factor);
-        store(isa, isa.mul_add(gain, gain, load(isa, gains)), gains);
+    for (part, gains) in gains.chunks_mut(8).enumerate() {
+        let mut sum = isa.splat(0.0);
+        for (head, &reach) in rows.reach.iter().enumerate() {
+            let mine = head * rows.stride + part * 8..head * rows.stride + part * 8 + gains.len();
+            let deviation = load(isa, &rows.deviations[mine.clone()]);
+            let factor = match kind {
+                GainOf::Key { deviations, rise } => {
+                    let rise = isa.min(isa.mul(deviation, isa.splat(deviations)), isa.splat(rise));
+                    isa.sub(exp(isa, rise), isa.splat(1.0))
+                }
+                GainOf::Value { deviations, rise } => {
+                    let wide = isa.min(isa.mul(deviation, isa.splat(deviations)), isa.splat(rise));
+                    exp(isa, isa.min(isa.mul(deviation, deviation), wide))
+                }
+            };
+            let gain = isa.mul(isa.mul(load(isa, &rows.weights[mine]), isa.splat(reach)), factor);
+            sum = isa.mul_add(gain, gain, sum);
+        }
+        store(isa, sum, gains);
     }
 }

@@ -58,6 +58,17 @@ pub(crate) trait Lanes: Copy {
     fn prefetch_address(self, address: *const u8);
 }
 
+/// Asks for the cache lines that `bytes` lie in.
+#[inline(always)]
+pub(crate) fn prefetch<L: Lanes>(isa: L, bytes: &[u8]) {
+    for byte in bytes.iter().step_by(64) {
+        isa.prefetch_address(byte);
+    }
+    if let Some(last) = bytes.last() {
+        isa.prefetch_address(last);
+    }
+}
+
 /// The instruction set that every processor has.
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;

@@ -8,7 +8,7 @@ use crate::ladder::{ClusterWeights, Estimated, GainOf, Limits, Probed, RowSums, 
 use crate::lanes::Portable;
 use crate::rows::{Ahead, Block, Rows};
 use crate::weigh::PerLane;
-use crate::{accumulate, codec, convert, exp, ladder, score, weigh};
+use crate::{accumulate, codec, convert, exp, ladder, lanes, score, weigh};
 
 macro_rules! shells {
     ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? = $body:path;)*) => {$(
@@ -19,6 +19,7 @@ macro_rules! shells {
 }
 
 shells! {
+    fn prefetch(bytes: &[u8]) = lanes::prefetch;
     fn score(queries: &[f32], heads: usize, block: &Block<'_>, ahead: Ahead<'_>, scores: &mut [f32])
         = score::score_block;
     fn accumulate(weights: &[f32], heads: usize, block: &Block<'_>, ahead: Ahead<'_>, out: &mut [f32])
@@ -57,13 +58,15 @@ shells! {
         sums: &mut [RowSums],
     ) = codec::scan_sketch;
     fn weigh_rows(scores: &mut [f32], deviations: &[f32], top: f32, most: f32) -> RowSums = ladder::weigh_rows;
-    fn sum_rows(weights: &[f32], deviations: &[f32]) -> RowSums = ladder::sum_rows;
+    fn sum_rows(weights: &[f32], deviations: &[f32], len: usize, stride: usize, sums: &mut [RowSums])
+        = ladder::sum_rows;
     fn row_gains(rows: Uncertain<'_>, kind: GainOf, gains: &mut [f32]) = ladder::row_gains;
 }
 
 pub(crate) fn kernels() -> &'static Kernels {
     static KERNELS: Kernels = Kernels {
         isa: Isa::Portable,
+        prefetch,
         score,
         accumulate,
         max_per_head,

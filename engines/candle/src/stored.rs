@@ -111,6 +111,19 @@ impl KvCache for PrefillCache<'_> {
     }
 }
 
+/// What a context has forgotten, over all layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forgot {
+    /// Clusters of the segments, over all KV heads.
+    pub clusters: u64,
+    /// Those of them that are demoted.
+    pub demoted: u64,
+    /// Rows of each KV head that were ever appended.
+    pub rows: u64,
+    /// Those of them that were dropped.
+    pub dropped: u64,
+}
+
 /// The cache of decoding: every attention call is answered by Longwave under one budget.
 #[derive(Debug)]
 pub struct StoredCache {
@@ -134,6 +147,22 @@ impl StoredCache {
     #[must_use]
     pub fn spent(&self) -> &Spent {
         &self.spent
+    }
+
+    /// What the context has forgotten by now.
+    ///
+    /// # Errors
+    /// If a segment cannot be read.
+    pub fn forgot(&self) -> Result<Forgot> {
+        let mut forgot = Forgot::default();
+        for layer in 0..self.context.model().layers {
+            let of_layer = self.context.forgotten(layer).map_err(cache)?;
+            forgot.clusters += of_layer.clusters;
+            forgot.demoted += of_layer.clusters_demoted;
+            forgot.rows += self.context.length(layer).map_err(cache)?;
+            forgot.dropped += of_layer.rows_dropped;
+        }
+        Ok(forgot)
     }
 
     fn audited(&self) -> bool {
@@ -164,7 +193,9 @@ impl KvCache for StoredCache {
             });
         }
         if self.audited() {
-            let exact = self.context.attend(layer, &view, &Budget::Exact).map_err(cache)?;
+            // Asked of a snapshot, from which a context that forgets does not learn what is important.
+            let snapshot = self.context.snapshot().map_err(cache)?;
+            let exact = snapshot.attend(layer, &view, &Budget::Exact).map_err(cache)?;
             self.spent.audited(layer, compared(&answer, &exact.output, head_dim));
         }
         self.spent.read(layer, answer.report.bytes_share());

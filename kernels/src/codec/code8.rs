@@ -1,7 +1,7 @@
 //! Rows in 8 bits an element.
 
 use crate::isa::Kernels;
-use crate::lanes::Lanes;
+use crate::lanes::{Lanes, prefetch};
 use crate::rows::{DIM_STEP, is_supported_dim};
 
 /// Bytes of the factor at the end of a record.
@@ -107,12 +107,4 @@ pub(crate) fn decode8<L: Lanes>(isa: L, rows: Records8<'_>, out: &mut [f32]) {
             isa.store(isa.mul(isa.load_i8(code), factor), row);
         }
     }
-}
-
-#[inline(always)]
-fn prefetch<L: Lanes>(isa: L, record: &[u8]) {
-    for byte in record.iter().step_by(64) {
-        isa.prefetch_address(byte);
-    }
-    isa.prefetch_address(&record[record.len() - 1]);
 }

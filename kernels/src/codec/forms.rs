@@ -4,7 +4,7 @@ use half::f16;
 
 use super::code4::record_len;
 use super::planes::Depth;
-use crate::lanes::Lanes;
+use crate::lanes::{Lanes, prefetch};
 use crate::rows::{DIM_STEP, is_supported_dim};
 
 /// Rows that are worked on together.
@@ -187,11 +187,7 @@ impl<'a> Records<'a> {
                 Form::Pairs | Form::Whole => record_len(self.dim),
             };
             for place in start..(start + BLOCK).min(self.len) {
-                let record = &self.record(place)[..read];
-                for byte in record.iter().step_by(64) {
-                    isa.prefetch_address(byte);
-                }
-                isa.prefetch_address(&record[read - 1]);
+                prefetch(isa, &self.record(place)[..read]);
             }
         }
     }

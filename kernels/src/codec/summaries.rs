@@ -11,6 +11,7 @@ use super::levels::LEVELS4;
 use super::lookup::Lookup;
 use crate::exp::store_padded;
 use crate::isa::Kernels;
+use crate::lanes::prefetch;
 use crate::rows::is_supported_dim;
 
 /// Codes that are decoded together; dimensions are filled up to a multiple of them.
@@ -223,9 +224,7 @@ impl<'a> Summaries<'a> {
     fn prefetch<L: Lookup>(&self, isa: L, place: usize) {
         let Some(listed) = self.listed else { return };
         if let Some(&index) = listed.get(place) {
-            let record = &self.bytes[index as usize * record_len(self.dim)..][..record_len(self.dim)];
-            record.iter().step_by(64).for_each(|byte| isa.prefetch_address(byte));
-            isa.prefetch_address(&record[record.len() - 1]);
+            prefetch(isa, &self.bytes[index as usize * record_len(self.dim)..][..record_len(self.dim)]);
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The ladder's arithmetic against its definitions in `f64`, at every tail length.
 
-use longwave_kernels::ladder::{ClusterWeights, Estimated, GainOf, Limits, Probed, Spread, Uncertain};
+use longwave_kernels::ladder::{
+    ClusterWeights, Estimated, GainOf, Limits, Probed, RowSums, Spread, Uncertain,
+};
 
 use crate::DIMS;
 use crate::isas::every_isa;
@@ -114,6 +116,7 @@ fn clusters_leave_the_noise_of_the_definition() {
             value_spread: &spread,
             mean_error: &error,
             counts: &counts,
+            shared: 0.75,
             scale: 0.125,
         };
         for kernels in every_isa() {
@@ -121,9 +124,10 @@ fn clusters_leave_the_noise_of_the_definition() {
             let mut expected = 0.0;
             for i in 0..count {
                 let of = |slice: &[f32]| f64::from(slice[i]);
-                let (share, within) = (of(&weights) * of(&closed) * 0.125, of(&within).min(2.0));
-                let noise = within.exp_m1() * (of(&off) + of(&spread)) + of(&spread);
-                expected += share * share / of(&counts) * noise;
+                let (share, inside) = (of(&weights) * of(&closed) * 0.125, of(&within).min(2.0));
+                let noise = inside.exp_m1() * (of(&off) + of(&spread)) + of(&spread);
+                let common = (2.0 * of(&within)).min(0.75) * of(&off);
+                expected += share * share * (noise / of(&counts) + common);
                 expected += (of(&on_mean) * 0.125).powi(2) * of(&error);
             }
             close(found, expected, 1e-37, "noise");
@@ -159,33 +163,42 @@ fn rows_weigh_and_sum_as_the_definition_says() {
             close(sums.noise, expected[2], 3e-7 * expected[1] + 1e-36, "noise");
             let most = |of: &[f32]| of.iter().copied().fold(0.0, f32::max);
             assert_eq!((sums.weight_max, sums.deviation_max), (most(&weights), most(&deviations)));
-            assert_eq!(kernels.sum_rows(&weights, &deviations), sums, "{:?}", kernels.isa());
+            // Of two heads, the second of which starts three places behind the first's last row.
+            let second = |plane: &[f32]| [&vec![9.0; count + 3], plane].concat();
+            let (stride, mut found) = (count + 3, [RowSums::default(); 2]);
+            kernels.sum_rows(&second(&weights), &second(&deviations), count, stride, &mut found);
+            assert_eq!((found[1], found[0].weight), (sums, 9.0 * count as f32), "{:?}", kernels.isa());
         }
     }
 }
 
 #[test]
-fn gains_are_those_of_the_definition_and_add_up() {
+fn gains_are_those_of_the_definition_summed_over_the_heads() {
     let mut sample = Sample::new(34);
     for count in 0..35 {
-        let deviations: Vec<f32> = variances(&mut sample, count).iter().map(|v| v.sqrt()).collect();
-        let weights: Vec<f32> = (0..count).map(|_| sample.number(2.0).abs()).collect();
-        let before: Vec<f32> = (0..count).map(|_| sample.number(1.0).abs()).collect();
+        let (heads, stride) = (1 + count % 5, count + 2);
+        let places = heads * stride;
+        let deviations: Vec<f32> = variances(&mut sample, places).iter().map(|v| v.sqrt()).collect();
+        let weights: Vec<f32> = (0..places).map(|_| sample.number(2.0).abs()).collect();
+        let reach: Vec<f32> = (0..heads).map(|_| sample.number(1.0).abs()).collect();
         let kinds =
             [GainOf::Key { deviations: 1.5, rise: 30.0 }, GainOf::Value { deviations: 1.5, rise: 30.0 }];
         for (kernels, kind) in every_isa().into_iter().flat_map(|k| kinds.map(|kind| (k, kind))) {
-            let mut gains = before.clone();
-            let rows = Uncertain { weights: &weights, deviations: &deviations, reach: 0.375 };
+            let mut gains = vec![f32::NAN; count];
+            let rows = Uncertain { weights: &weights, deviations: &deviations, stride, reach: &reach };
             kernels.row_gains(rows, kind, &mut gains);
-            for i in 0..count {
-                let deviation = f64::from(deviations[i]);
-                let wide = (1.5 * deviation).min(30.0);
-                let factor = match kind {
-                    GainOf::Key { .. } => wide.exp_m1(),
-                    GainOf::Value { .. } => deviation.powi(2).min(wide).exp(),
+            for (row, &gain) in gains.iter().enumerate() {
+                let of_head = |head: usize| {
+                    let at = head * stride + row;
+                    let deviation = f64::from(deviations[at]);
+                    let wide = (1.5 * deviation).min(30.0);
+                    let factor = match kind {
+                        GainOf::Key { .. } => wide.exp_m1(),
+                        GainOf::Value { .. } => deviation.powi(2).min(wide).exp(),
+                    };
+                    (f64::from(weights[at]) * f64::from(reach[head]) * factor).powi(2)
                 };
-                let gain = (f64::from(weights[i]) * 0.375 * factor).powi(2);
-                close(gains[i], f64::from(before[i]) + gain, 1e-6, "gain");
+                close(gain, (0..heads).map(of_head).sum(), 1e-6, "gain");
             }
         }
     }
@@ -221,8 +234,9 @@ fn what_does_not_fit_panics() {
         };
         refused(&|| kernels.scores_i8(&[1.0; 16], 2, 8, &[1; 12], &mut [0.0; 4]));
         refused(&|| assert!(kernels.weigh_rows(&mut [1.0; 3], &[1.0; 2], 0.0, 1.0).weight >= 0.0));
-        refused(&|| assert!(kernels.sum_rows(&[1.0; 3], &[1.0; 4]).weight >= 0.0));
-        let rows = Uncertain { weights: &[1.0; 3], deviations: &[1.0; 3], reach: 1.0 };
+        refused(&|| kernels.sum_rows(&[1.0; 6], &[1.0; 7], 3, 4, &mut [RowSums::default(); 2]));
+        refused(&|| kernels.sum_rows(&[1.0; 8], &[1.0; 8], 3, 2, &mut [RowSums::default(); 2]));
+        let rows = Uncertain { weights: &[1.0; 3], deviations: &[1.0; 3], stride: 2, reach: &[1.0; 2] };
         refused(&|| kernels.row_gains(rows, GainOf::Key { deviations: 1.0, rise: 1.0 }, &mut [0.0; 2]));
     }
 }

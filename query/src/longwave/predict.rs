@@ -5,7 +5,7 @@ use super::clusters::Clusters;
 use super::constants::{SHARED_MAX, UNSURE, VALUE_NOISE, Z_CLUSTER};
 use super::head::Head;
 use super::product;
-use super::zone::{Chosen, Zone, of};
+use super::zone::{Zone, of};
 use longwave_kernels::Kernels;
 use longwave_kernels::ladder::Estimated;
 
@@ -19,11 +19,26 @@ pub(super) struct Prediction {
     unread: Vec<f32>,
     /// Of the means that were read, `[group, means]`.
     distances: Vec<f32>,
+    /// Of the rows whose values were read, `[opened, group]`.
+    read: Vec<ReadValues>,
     rows: Vec<f32>,
     /// One number a cluster: squared error of the value that stands for it, and 1 where it is not open.
     mean_error: Vec<f32>,
     closed: Vec<f32>,
 }
+
+/// Sums over the rows of an opened cluster whose values were read, of one head's weights.
+#[derive(Clone, Copy, Default)]
+struct ReadValues {
+    weight: f32,
+    /// Of the squares, times the share of the values' noise that reading took away.
+    squared: f32,
+    /// Of the weights times the share of the deviation that is left.
+    left: f32,
+}
+
+/// A difference that is a smaller share of what was taken from is summed anew.
+const DIFFERENCE_MIN: f32 = 1e-3;
 
 impl Prediction {
     /// Predicted relative error of each head of the group; `closed` has the sums over the means of the clusters that are not
@@ -40,10 +55,10 @@ impl Prediction {
         self.squared.clear();
         self.squared.resize(head.group, 0.0);
         self.distances(kernels, head, clusters, answer);
+        self.values(head, zone);
         self.zone_noise(head, clusters, zone, answer);
         self.cluster_noise(kernels, head, clusters, zone, answer);
-        self.shared_noise(head, clusters, zone, answer);
-        self.unsure(head, clusters, zone, answer);
+        self.unsure(kernels, head, clusters, zone, answer);
         self.bias(head, clusters, answer, closed);
         self.squared.iter().zip(&answer.norm).map(|(squared, norm)| squared.sqrt() / norm).collect()
     }
@@ -66,35 +81,70 @@ impl Prediction {
         }
     }
 
-    /// Noise of values and keys of the opened clusters.
+    /// Sums up, for each opened cluster and head, what the values that were read leave of its noise.
+    fn values(&mut self, head: &Head<'_>, zone: &Zone) {
+        self.read.clear();
+        self.read.resize(zone.opened.len() * head.group, ReadValues::default());
+        let [half, code] = VALUE_NOISE.map(f32::sqrt);
+        let values = &zone.values;
+        for (list, left, is_code) in
+            [(&values.half, half, false), (&values.code, code, true), (&values.full, 0.0, false)]
+        {
+            for chosen in list {
+                let number = chosen.opened as usize;
+                let left = if is_code && zone.opened[number].codes_alone { 0.0 } else { left };
+                for (g, read) in self.read[number * head.group..][..head.group].iter_mut().enumerate() {
+                    let weight = zone.weight[zone.place(chosen, g)];
+                    read.weight += weight;
+                    read.squared += weight * weight * (1.0 - left * left);
+                    read.left += weight * left;
+                }
+            }
+        }
+    }
+
+    /// Noise of values and keys of the opened clusters: of each row by itself, and what its rows share. That does not average
+    /// out over them: what the codes leave of the errors of its centroid and of its value mean. It shows where rows are
+    /// nearly equal.
     fn zone_noise(&mut self, head: &Head<'_>, clusters: &Clusters, zone: &Zone, answer: &Rough) {
         self.unread.clone_from(&zone.cluster_weight);
-        let mut with_values = zone.values.numbers().peekable();
         for (number, opened) in zone.opened.iter().enumerate() {
             let spread = clusters.value_spread[opened.cluster];
-            let read = with_values.next_if_eq(&number).is_some();
+            let centroid = &head.bases[head.segments[opened.segment].basis].centroid_variance;
             for g in 0..head.group {
-                let (at, sums) = (g * clusters.len + opened.cluster, zone.sums[number * head.group + g]);
-                let mut squared = sums.squared;
-                if read {
-                    self.rows.clear();
-                    self.rows.extend_from_slice(zone.part(&zone.weight, g, opened));
-                    let [half, code] = VALUE_NOISE.map(f32::sqrt);
-                    let code = if opened.codes_alone { 0.0 } else { code };
-                    let values = &zone.values;
-                    for (list, left) in [(&values.half, half), (&values.code, code), (&values.full, 0.0)] {
-                        for chosen in of(list, number) {
-                            let weight = &mut self.rows[chosen.at as usize - opened.start];
-                            self.unread[at] -= *weight;
-                            *weight *= left;
-                        }
-                    }
-                    squared = self.rows.iter().map(|weight| weight * weight).sum();
+                let (place, at) = (number * head.group + g, g * clusters.len + opened.cluster);
+                let (sums, read, off) = (zone.sums[place], self.read[place], self.off[at]);
+                self.unread[at] -= read.weight;
+                let mut squared = sums.squared - read.squared;
+                // What is left of a difference of nearly equal numbers is their rounding.
+                if squared < DIFFERENCE_MIN * sums.squared {
+                    squared = self.squares_left(zone, number, g);
                 }
-                let noise = squared * spread + sums.noise * (self.off[at] + spread);
+                let mut noise = squared * spread + sums.noise * (off + spread);
+                if sums.squared > 0.0 {
+                    let shared = (centroid[g] / clusters.within[at]).min(1.0);
+                    noise += sums.weight * sums.weight * shared * sums.noise / sums.squared * off;
+                }
+                noise += read.left * read.left * clusters.mean_error[opened.cluster];
                 self.squared[g] += noise / (answer.total[g] * answer.total[g]);
             }
         }
+    }
+
+    /// Sum of the squared weights of an opened cluster's rows, times what is left of their values' noise.
+    fn squares_left(&mut self, zone: &Zone, number: usize, g: usize) -> f32 {
+        let opened = &zone.opened[number];
+        self.rows.clear();
+        self.rows.extend_from_slice(zone.part(&zone.weight, g, opened));
+        let [half, code] = VALUE_NOISE.map(f32::sqrt);
+        let code = if opened.codes_alone { 0.0 } else { code };
+        let values = &zone.values;
+        for (list, left) in [(&values.half, half), (&values.code, code), (&values.full, 0.0)] {
+            for chosen in of(list, number) {
+                self.rows[chosen.at as usize - opened.start] *= left;
+            }
+        }
+        product(&self.rows, &self.rows)
     }
 
     /// Noise of the clusters that are estimated, and of the value means.
@@ -114,58 +164,37 @@ impl Prediction {
         }
         self.closed.clear();
         self.closed.extend(clusters.is_open.iter().map(|&open| if open { 0.0 } else { 1.0 }));
-        for g in 0..head.group {
-            let estimated = Estimated {
-                weights: clusters.plane(&zone.cluster_weight, g),
-                on_mean: clusters.plane(&self.unread, g),
-                closed: &self.closed,
-                within: clusters.plane(&clusters.within, g),
-                off: clusters.plane(&self.off, g),
-                value_spread: &clusters.value_spread,
-                mean_error: &self.mean_error,
-                counts: &clusters.count,
-                scale: 1.0 / answer.total[g],
-            };
-            self.squared[g] += kernels.cluster_noise(&estimated);
-        }
-    }
-
-    /// Noise that the rows of a cluster share, and that does not average out over them: what the codes leave of the errors
-    /// of its centroid and of its value mean. It shows where rows are nearly equal.
-    fn shared_noise(&mut self, head: &Head<'_>, clusters: &Clusters, zone: &Zone, answer: &Rough) {
-        for g in 0..head.group {
-            let variance = |segment: usize| head.bases[head.segments[segment].basis].centroid_variance[g];
-            let (mut squared, start) = (0.0, g * clusters.len);
-            for (number, run) in head.runs(&clusters.closed) {
-                let noise = variance(number).min(SHARED_MAX).exp_m1();
-                for at in run.iter().map(|&cluster| start + cluster as usize) {
-                    // The error of the centroid is a part of the spread around it.
-                    let noise = noise.min(2.0 * clusters.within[at]);
-                    squared += zone.cluster_weight[at].powi(2) * noise * self.off[at];
-                }
+        for segment in &head.segments {
+            let of = segment.clusters();
+            for g in 0..head.group {
+                let shared = head.bases[segment.basis].centroid_variance[g];
+                let estimated = Estimated {
+                    weights: &clusters.plane(&zone.cluster_weight, g)[of.clone()],
+                    on_mean: &clusters.plane(&self.unread, g)[of.clone()],
+                    closed: &self.closed[of.clone()],
+                    within: &clusters.plane(&clusters.within, g)[of.clone()],
+                    off: &clusters.plane(&self.off, g)[of.clone()],
+                    value_spread: &clusters.value_spread[of.clone()],
+                    mean_error: &self.mean_error[of.clone()],
+                    counts: &clusters.count[of.clone()],
+                    shared: shared.min(SHARED_MAX).exp_m1(),
+                    scale: 1.0 / answer.total[g],
+                };
+                self.squared[g] += kernels.cluster_noise(&estimated);
             }
-            for (number, opened) in zone.opened.iter().enumerate() {
-                let (at, sums) = (start + opened.cluster, zone.sums[number * head.group + g]);
-                if sums.squared > 0.0 {
-                    let shared = (variance(opened.segment) / clusters.within[at]).min(1.0);
-                    squared += sums.weight.powi(2) * shared * sums.noise / sums.squared * self.off[at];
-                }
-                let [half, code] = VALUE_NOISE.map(f32::sqrt);
-                let code = if opened.codes_alone { 0.0 } else { code };
-                let mut left = 0.0;
-                for (list, deviation) in [(&zone.values.half, half), (&zone.values.code, code)] {
-                    let weight = |chosen: &Chosen| zone.weight[g * zone.len + chosen.at as usize];
-                    left += deviation * of(list, number).iter().map(weight).sum::<f32>();
-                }
-                squared += left * left * clusters.mean_error[opened.cluster];
-            }
-            self.squared[g] += squared / (answer.total[g] * answer.total[g]);
         }
     }
 
     /// Where scores are less sure than any model's, exponentials run over and the terms above lose what might have been: the
     /// largest error that a cluster or a row could make which was not read and may hold far more than it seems to.
-    fn unsure(&mut self, head: &Head<'_>, clusters: &Clusters, zone: &Zone, answer: &Rough) {
+    fn unsure(
+        &mut self,
+        kernels: &Kernels,
+        head: &Head<'_>,
+        clusters: &Clusters,
+        zone: &Zone,
+        answer: &Rough,
+    ) {
         for g in 0..head.group {
             let total = answer.total[g].ln();
             // A weight below the smallest number is one of that size for all that is known.
@@ -175,7 +204,9 @@ impl Prediction {
             };
             let mut worst = 0.0f32;
             let within = clusters.plane(&clusters.within, g);
-            if within.iter().fold(0.0, |most: f32, &within| most.max(within)) > UNSURE * UNSURE {
+            let mut most = [0.0];
+            kernels.max_per_head(within, 1, &mut most);
+            if most[0] > UNSURE * UNSURE {
                 for (cluster, within) in within.iter().enumerate() {
                     if *within > UNSURE * UNSURE && !clusters.is_open[cluster] {
                         let at = g * clusters.len + cluster;

@@ -50,6 +50,8 @@ pub(super) struct Buffers {
     rows: Vec<u32>,
     /// `[rows, group]`.
     numbers: Vec<f32>,
+    /// Whether a row of an opened cluster was read.
+    changed: Vec<bool>,
 }
 
 impl Reader<'_, '_> {
@@ -69,7 +71,14 @@ impl Reader<'_, '_> {
             }
         }
         zone.keys = keys;
-        for number in zone.keys.numbers().collect::<Vec<_>>() {
+        let Buffers { changed, .. } = buffers;
+        changed.clear();
+        changed.resize(zone.opened.len(), false);
+        let Choice { half, code, full } = &zone.keys;
+        for chosen in half.iter().chain(code).chain(full) {
+            changed[chosen.opened as usize] = true;
+        }
+        for number in (0..zone.opened.len()).filter(|&number| changed[number]) {
             zone.sum_again(self.kernels, clusters, number, self.head.group);
         }
         Ok(())
@@ -91,7 +100,7 @@ impl Reader<'_, '_> {
     ) -> Result<(), Error> {
         let (group, dim) = (self.head.group, self.view.shape.key_dim);
         let segment = &self.head.segments[zone.opened[run[0].opened as usize].segment];
-        let Buffers { rows, numbers: scores } = buffers;
+        let Buffers { rows, numbers: scores, .. } = buffers;
         rows.clear();
         scores.clear();
         rows.extend(run.iter().map(|chosen| chosen.row));
@@ -111,8 +120,8 @@ impl Reader<'_, '_> {
                 self.kernels.scores_codes(queries, group, RowCodes { records, dim, depth }, rows, scores);
                 segment.ladder.check_key_codes(records, rows)?;
                 for (chosen, scores) in run.iter().zip(scores.chunks_exact_mut(group)) {
-                    let sketched = zone.score[chosen.at as usize..].iter().step_by(zone.len);
-                    scores.iter_mut().zip(sketched).for_each(|(score, sketched)| *score += sketched);
+                    let heads = scores.iter_mut().enumerate();
+                    heads.for_each(|(g, score)| *score += zone.score[zone.place(chosen, g)]);
                 }
             }
         }
@@ -148,7 +157,8 @@ impl Reader<'_, '_> {
         let left = self.left(&zone.opened[run[0].opened as usize], resolution);
         for (chosen, scores) in run.iter().zip(scores.chunks_exact_mut(group)) {
             for (g, score) in scores.iter_mut().enumerate() {
-                let deviation = &mut zone.deviation[g * zone.len + chosen.at as usize];
+                let place = zone.place(chosen, g);
+                let deviation = &mut zone.deviation[place];
                 *deviation *= left[g];
                 *score += (*deviation * *deviation / 2.0).min(JENSEN_MAX);
             }
@@ -159,7 +169,8 @@ impl Reader<'_, '_> {
         self.kernels.exp_weights(scores, group, &clusters.top, &mut most);
         for (chosen, weights) in run.iter().zip(scores.chunks_exact(group)) {
             for (g, &weight) in weights.iter().enumerate() {
-                zone.weight[g * zone.len + chosen.at as usize] = weight;
+                let place = zone.place(chosen, g);
+                zone.weight[place] = weight;
             }
         }
     }
@@ -213,8 +224,7 @@ impl Reader<'_, '_> {
         buffers.numbers.clear();
         for chosen in run {
             buffers.rows.push(chosen.row);
-            let places = (0..self.head.group).map(|g| g * zone.len + chosen.at as usize);
-            buffers.numbers.extend(places.map(|place| zone.weight[place]));
+            buffers.numbers.extend((0..self.head.group).map(|g| zone.weight[zone.place(chosen, g)]));
         }
         &self.head.segments[zone.opened[run[0].opened as usize].segment]
     }

@@ -20,7 +20,8 @@ pub(super) struct Gains {
     reach: Vec<f32>,
     bound: Vec<f32>,
     rows: Vec<f32>,
-    plane: [Vec<f32>; 2],
+    /// Planes of opened clusters.
+    planes: [Vec<f32>; 2],
 }
 
 impl Gains {
@@ -80,12 +81,8 @@ impl Gains {
             }
             let reach = &self.reach[number * group..][..group];
             let gains = &mut self.rows[..opened.rows];
-            gains.fill(0.0);
-            for (g, &reach) in reach.iter().enumerate() {
-                let weights = zone.part(&zone.weight, g, opened);
-                let deviations = zone.part(&zone.deviation, g, opened);
-                kernels.row_gains(Uncertain { weights, deviations, reach }, kind, gains);
-            }
+            let (weights, deviations) = (&zone.weight[opened.start..], &zone.deviation[opened.start..]);
+            kernels.row_gains(Uncertain { weights, deviations, stride: opened.wide, reach }, kind, gains);
             push(opened, number, gains, rungs, choice);
         }
     }
@@ -96,19 +93,17 @@ impl Gains {
         self.bound.clear();
         self.bound.resize(count, 0.0);
         let group = self.reach.len() / count.max(1);
+        let [weights, deviations] = &mut self.planes;
+        weights.clear();
+        deviations.clear();
         for g in 0..group {
-            let [weights, deviations] = &mut self.plane;
-            weights.clear();
-            deviations.clear();
-            for (sums, reach) in
-                zone.sums[g..].iter().step_by(group).zip(self.reach[g..].iter().step_by(group))
-            {
-                weights.push(sums.weight_max * reach);
-                deviations.push(sums.deviation_max);
-            }
-            let rows = Uncertain { weights, deviations, reach: 1.0 };
-            kernels.row_gains(rows, kind, &mut self.bound);
+            let sums = zone.sums[g..].iter().step_by(group);
+            deviations.extend(sums.clone().map(|sums| sums.deviation_max));
+            let reach = self.reach[g..].iter().step_by(group);
+            weights.extend(sums.zip(reach).map(|(sums, reach)| sums.weight_max * reach));
         }
+        let rows = Uncertain { weights, deviations, stride: count, reach: &vec![1.0; group] };
+        kernels.row_gains(rows, kind, &mut self.bound);
     }
 }
 

@@ -318,7 +318,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         let tops = clusters.top.clone();
         self.reader.read_keys(zone, clusters, buffers)?;
         closed.rescale(&tops, &clusters.top);
-        if zone.keys.numbers().next().is_some() {
+        if !zone.keys.is_empty() {
             rough = self.rough();
         }
         self.timings.add(Operator::Read, started.elapsed());

@@ -10,6 +10,9 @@ use longwave_kernels::codec::{SCAN_STEP, ScanOf, ScanPlanes, SketchQuery};
 use longwave_kernels::ladder::RowSums;
 use longwave_storage::RowForm;
 
+/// Records of sketches that are asked for ahead of the one that is scanned: they lie anywhere.
+const AHEAD: usize = 3;
+
 /// An opened cluster.
 #[derive(Clone, Copy)]
 pub(super) struct Opened {
@@ -18,8 +21,10 @@ pub(super) struct Opened {
     /// First row in the segment, and the number of rows.
     pub(super) first: usize,
     pub(super) rows: usize,
-    /// Place of the first row in the planes of the zone, a multiple of [`SCAN_STEP`]. Places between clusters are no row's.
+    /// Place of the first row's first number among the zone's.
     pub(super) start: usize,
+    /// Places from a head to the next: rows, up to a multiple of [`SCAN_STEP`]. Places behind the last row are no row's.
+    pub(super) wide: usize,
     /// Whether its rows are kept as codes and no finer.
     pub(super) codes_alone: bool,
 }
@@ -29,7 +34,7 @@ pub(super) struct Opened {
 pub(super) struct Chosen {
     /// Number of its cluster among the opened ones.
     pub(super) opened: u32,
-    /// Its place in the planes.
+    /// The place of its first head's numbers; see [`Zone::place`].
     pub(super) at: u32,
     /// Its number in its segment.
     pub(super) row: u32,
@@ -43,18 +48,20 @@ pub(super) struct Choice {
     pub(super) full: Vec<Chosen>,
 }
 
-/// The rows of the zone, in planes of `len` places for each query head, `[group, len]`; see [`Zone::part`].
+/// The rows of the zone. Numbers of a row lie cluster by cluster, `[group, wide]` of each, so that a call goes through them from
+/// one end to the other; see [`Zone::part`].
 #[derive(Default)]
 pub(super) struct Zone {
     pub(super) opened: Vec<Opened>,
-    pub(super) len: usize,
+    /// Places in all.
+    len: usize,
     /// Rows, without the places that are no row's.
     pub(super) rows: usize,
-    /// Planes: scores of the sketches, before the soft-cap. What codes add, they add to these.
+    /// Scores of the sketches, before the soft-cap. What codes add, they add to these.
     pub(super) score: Vec<f32>,
-    /// Planes: weights against the clusters' `top`.
+    /// Weights against the clusters' `top`.
     pub(super) weight: Vec<f32>,
-    /// Planes: standard deviations of the scores, as far as they are known.
+    /// Standard deviations of the scores, as far as they are known.
     pub(super) deviation: Vec<f32>,
     /// Sums over the rows of each opened cluster, `[opened, group]`.
     pub(super) sums: Vec<RowSums>,
@@ -75,10 +82,10 @@ impl Zone {
         clusters: &Clusters,
     ) -> Result<(), Error> {
         let group = head.group;
-        self.place(head, clusters);
-        for plane in [&mut self.score, &mut self.weight, &mut self.deviation] {
+        self.lay_out(head, clusters);
+        for numbers in [&mut self.score, &mut self.weight, &mut self.deviation] {
             // Every row's place is written below; what an earlier call left in them is not read.
-            plane.resize(group * self.len, 0.0);
+            numbers.resize(self.len, 0.0);
         }
         self.sums.clear();
         self.sums.resize(self.opened.len() * group, RowSums::default());
@@ -88,10 +95,17 @@ impl Zone {
             let segment = &head.segments[number];
             segment.ladder.expect_sketches(run.iter().map(|&cluster| cluster as usize - segment.first));
         }
+        let record = |opened: &Opened| {
+            let segment = &head.segments[opened.segment];
+            segment.ladder.sketch(opened.cluster - segment.first)
+        };
         let mut noises = vec![0.0; group];
         let mut centres = vec![0.0; group];
         for number in 0..self.opened.len() {
             let opened = self.opened[number];
+            if let Some(ahead) = self.opened.get(number + AHEAD) {
+                kernels.prefetch(record(ahead)?);
+            }
             let segment = &head.segments[opened.segment];
             let basis = &head.bases[segment.basis];
             for g in 0..group {
@@ -99,12 +113,12 @@ impl Zone {
                 centres[g] = clusters.uncapped[g * clusters.len + opened.cluster];
             }
             let of = ScanOf { centres: &centres, noises: &noises, tops: &clusters.top, most: SKETCH_MAX };
-            let record = segment.ladder.sketch(opened.cluster - segment.first)?;
+            let record = record(&opened)?;
             if softcap.0.is_some() {
                 self.scan_capped(kernels, softcap, (&basis.sketch, record), number, &of);
             } else {
                 let mut planes = ScanPlanes {
-                    stride: self.len,
+                    stride: opened.wide,
                     scores: &mut self.score[opened.start..],
                     weights: &mut self.weight[opened.start..],
                     deviations: &mut self.deviation[opened.start..],
@@ -132,9 +146,10 @@ impl Zone {
         self.factors.clear();
         self.factors.resize(opened.rows, 0.0);
         let scores = &mut self.score[opened.start..];
-        kernels.scores_sketch(query, record, opened.rows, self.len, scores, &mut self.factors);
+        kernels.scores_sketch(query, record, opened.rows, opened.wide, scores, &mut self.factors);
         for g in 0..group {
-            let places = g * self.len + opened.start..g * self.len + opened.start + opened.rows;
+            let start = opened.start + g * opened.wide;
+            let places = start..start + opened.rows;
             let (scores, weights) = (&mut self.score[places.clone()], &mut self.weight[places.clone()]);
             let deviations = &mut self.deviation[places];
             let rows = scores.iter_mut().zip(&mut *weights).zip(&mut *deviations).zip(&self.factors);
@@ -157,7 +172,7 @@ impl Zone {
     }
 
     /// Gives the rows of the opened clusters their places.
-    fn place(&mut self, head: &Head<'_>, clusters: &Clusters) {
+    fn lay_out(&mut self, head: &Head<'_>, clusters: &Clusters) {
         self.clear();
         for (number, run) in head.runs(&clusters.opened) {
             let segment = &head.segments[number];
@@ -166,17 +181,22 @@ impl Zone {
                 let cluster = cluster as usize;
                 let offsets = &segment.offsets[cluster - segment.first..][..2];
                 let (first, rows) = (offsets[0] as usize, (offsets[1] - offsets[0]) as usize);
-                let start = self.len;
-                self.opened.push(Opened { cluster, segment: number, first, rows, start, codes_alone });
-                self.len += rows.next_multiple_of(SCAN_STEP);
+                let (start, wide) = (self.len, rows.next_multiple_of(SCAN_STEP));
+                self.opened.push(Opened { cluster, segment: number, first, rows, start, wide, codes_alone });
+                self.len += head.group * wide;
                 self.rows += rows;
             }
         }
     }
 
-    /// An opened cluster's part of a plane.
-    pub(super) fn part<'a>(&self, planes: &'a [f32], g: usize, opened: &Opened) -> &'a [f32] {
-        &planes[g * self.len + opened.start..][..opened.rows]
+    /// What a head has of an opened cluster's rows.
+    pub(super) fn part<'a>(&self, numbers: &'a [f32], g: usize, opened: &Opened) -> &'a [f32] {
+        &numbers[opened.start + g * opened.wide..][..opened.rows]
+    }
+
+    /// Where head `g` has the numbers of a row.
+    pub(super) fn place(&self, chosen: &Chosen, g: usize) -> usize {
+        chosen.at as usize + g * self.opened[chosen.opened as usize].wide
     }
 
     /// Whether a row of an opened cluster may weigh more than `least` for head `g` of the group.
@@ -193,11 +213,11 @@ impl Zone {
     /// Sums the rows of an opened cluster again, after some of them have been replaced.
     pub(super) fn sum_again(&mut self, kernels: &Kernels, clusters: &Clusters, number: usize, group: usize) {
         let opened = self.opened[number];
-        for g in 0..group {
-            let rows = (self.part(&self.weight, g, &opened), self.part(&self.deviation, g, &opened));
-            let sums = kernels.sum_rows(rows.0, rows.1);
+        let sums = &mut self.sums[number * group..][..group];
+        let (weights, deviations) = (&self.weight[opened.start..], &self.deviation[opened.start..]);
+        kernels.sum_rows(weights, deviations, opened.rows, opened.wide, sums);
+        for (g, sums) in sums.iter().enumerate() {
             self.cluster_weight[g * clusters.len + opened.cluster] = sums.weight;
-            self.sums[number * group + g] = sums;
         }
     }
 
@@ -208,8 +228,11 @@ impl Zone {
             return;
         }
         let factor = clusters.raise_top(g, score);
-        for (plane, len) in [(&mut self.weight, self.len), (&mut self.cluster_weight, clusters.len)] {
-            plane[g * len..(g + 1) * len].iter_mut().for_each(|weight| *weight *= factor);
+        let plane = &mut self.cluster_weight[g * clusters.len..(g + 1) * clusters.len];
+        plane.iter_mut().for_each(|weight| *weight *= factor);
+        for opened in &self.opened {
+            let mine = &mut self.weight[opened.start + g * opened.wide..][..opened.rows];
+            mine.iter_mut().for_each(|weight| *weight *= factor);
         }
         let group = clusters.top.len();
         for sums in self.sums.iter_mut().skip(g).step_by(group) {
@@ -228,18 +251,8 @@ impl Choice {
         self.full.clear();
     }
 
-    /// Numbers of the opened clusters of which a row was chosen, ascending.
-    pub(super) fn numbers(&self) -> impl Iterator<Item = usize> {
-        let numbers = |list: &[Chosen]| list.first().map_or(u32::MAX, |chosen| chosen.opened);
-        let after = |list: &mut &[Chosen], number: u32| {
-            *list = &list[list.iter().take_while(|chosen| chosen.opened == number).count()..];
-        };
-        let mut lists = [&self.half[..], &self.code[..], &self.full[..]];
-        std::iter::from_fn(move || {
-            let number = lists.iter().map(|list| numbers(list)).fold(u32::MAX, u32::min);
-            lists.iter_mut().for_each(|list| after(list, number));
-            (number < u32::MAX).then_some(number as usize)
-        })
+    pub(super) fn is_empty(&self) -> bool {
+        self.half.is_empty() && self.code.is_empty() && self.full.is_empty()
     }
 }
 

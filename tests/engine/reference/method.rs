@@ -415,10 +415,8 @@ impl<'a> Attempt<'a> {
                 let (within, rows) = (self.within[c][g].min(2.0), cluster.rows.len() as f64);
                 let held = rows * share(0);
                 terms[2] += held.powi(2) / rows * (within.exp_m1() * off + spread);
-                if self.choice.means[c] {
-                    let common = shared.min(2.0).exp_m1().min(2.0 * self.within[c][g]);
-                    terms[2] += held.powi(2) * common * shared_off;
-                }
+                let common = shared.min(2.0).exp_m1().min(2.0 * self.within[c][g]);
+                terms[2] += held.powi(2) * common * shared_off;
                 unsure = unsure.max(could_hold(held, self.within[c][g], answer.total).powi(2) * off);
                 let shift = held * (within / 4.0).exp_m1();
                 add(&mut bias, shift, mean);

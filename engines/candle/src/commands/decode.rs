@@ -4,11 +4,11 @@ mod table;
 
 use super::Stored;
 use clap::Args;
-use longwave::{Budget, Dtype, Store, StoreOptions, TensorView};
+use longwave::{Budget, Dtype, Forgetting, Store, StoreOptions, TensorView};
 use longwave_candle::decode::greedy;
 use longwave_candle::perplexity::{Evaluation, evaluate};
 use longwave_candle::spent::Spent;
-use longwave_candle::stored::{Index, StoredCache, cache, model_spec};
+use longwave_candle::stored::{Forgot, Index, StoredCache, cache, model_spec};
 use longwave_candle::{Error, Model, Result, Tokenizer};
 use std::time::Instant;
 
@@ -29,6 +29,12 @@ pub struct DecodeCommand {
     /// Tokens from one whose answers are compared with exact attention to the next, in all layers.
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     audit_every: u32,
+    /// Also runs at the first tau in which what so many queries of a layer in a row did not find important is demoted.
+    #[arg(long, value_delimiter = ',', value_name = "STEPS,STEPS", value_parser = clap::value_parser!(u32).range(1..))]
+    demote: Vec<u32>,
+    /// The same, and rows are dropped that are demoted in every KV head.
+    #[arg(long, value_delimiter = ',', value_name = "STEPS,STEPS", value_parser = clap::value_parser!(u32).range(1..))]
+    drop: Vec<u32>,
     /// Also a table of each approximate method, layer by layer.
     #[arg(long)]
     by_layer: bool,
@@ -41,12 +47,27 @@ struct Session {
     ids: Vec<u32>,
 }
 
-/// What one method did.
-struct Outcome {
+/// How one run reads, and what it forgets.
+#[derive(Clone, Copy)]
+struct Run {
+    index: Index,
     budget: Budget,
+    forgetting: Forgetting,
+}
+
+impl Run {
+    fn of(index: Index, budget: Budget) -> Run {
+        Run { index, budget, forgetting: Forgetting::Never }
+    }
+}
+
+/// What one run did.
+struct Outcome {
+    run: Run,
     tokens_per_second: f64,
     evaluation: Evaluation,
     spent: Spent,
+    forgot: Forgot,
     text: String,
 }
 
@@ -56,22 +77,31 @@ impl DecodeCommand {
         println!("open to first answer   {:.1} ms", first_answer_seconds * 1e3);
         let (model, tokenizer, ids) = self.stored.load(self.score + 1)?;
         let session = Session { model, tokenizer, ids };
-        let taus = self.tau.iter().map(|&tau| (Index::Ladder, Budget::Tau(tau)));
-        let runs = std::iter::once((Index::Ladder, Budget::Exact))
-            .chain(taus)
-            .chain([(Index::RetroInfer, Budget::RETROINFER)]);
         let mut outcomes = Vec::new();
-        for (index, budget) in runs {
-            outcomes.push(self.decode(&session, index, budget)?);
+        for run in self.runs() {
+            outcomes.push(self.decode(&session, run)?);
         }
         for outcome in &outcomes {
-            println!("\n{} continues:\n{}", outcome.budget.method(), outcome.text.trim_end());
+            println!("\n{} continues:\n{}", outcome.run.budget.method(), outcome.text.trim_end());
         }
         if self.by_layer {
             outcomes.iter().skip(1).for_each(|outcome| println!("\n{}", table::layers(outcome)));
         }
         self.print_table(first_answer_seconds, &outcomes);
         Ok(())
+    }
+
+    fn runs(&self) -> Vec<Run> {
+        let budgets = std::iter::once(Budget::Exact).chain(self.tau.iter().map(|&tau| Budget::Tau(tau)));
+        let mut runs: Vec<Run> = budgets.map(|budget| Run::of(Index::Ladder, budget)).collect();
+        let demote = self.demote.iter().map(|&steps| Forgetting::Demote { steps });
+        let drop = self.drop.iter().map(|&steps| Forgetting::Drop { steps });
+        for forgetting in demote.chain(drop) {
+            let taus = self.tau.iter().take(1);
+            runs.extend(taus.map(|&tau| Run { forgetting, ..Run::of(Index::Ladder, Budget::Tau(tau)) }));
+        }
+        runs.push(Run::of(Index::RetroInfer, Budget::RETROINFER));
+        runs
     }
 
     /// Seconds from opening the store to the first attention answer, on a query that the prefill recorded. Nothing of
@@ -91,10 +121,10 @@ impl DecodeCommand {
     }
 
     /// Each run reopens the commit: what an earlier one appended was never committed.
-    fn decode(&self, session: &Session, index: Index, budget: Budget) -> Result<Outcome> {
+    fn decode(&self, session: &Session, run: Run) -> Result<Outcome> {
         let Session { model, tokenizer, ids } = session;
         let next = &ids[self.stored.tokens..];
-        let mut rows = self.open(session, index, budget, None)?;
+        let mut rows = self.open(session, run, None)?;
         let bar = crate::progress_bar("decode", PRINTED_TOKENS);
         let start = Instant::now();
         let continued = greedy(model, &mut rows, next[0], PRINTED_TOKENS, &mut |_| bar.inc(1))?;
@@ -102,27 +132,25 @@ impl DecodeCommand {
         bar.finish_and_clear();
         drop(rows);
 
-        let mut rows = self.open(session, index, budget, Some(self.audit_every as usize))?;
+        let mut rows = self.open(session, run, Some(self.audit_every as usize))?;
         let bar = crate::progress_bar("score", self.score);
         let scored = &next[..=self.score];
         let evaluation = evaluate(model, &mut rows, scored, &mut |done| bar.set_position(done as u64))?;
         bar.finish_and_clear();
         let text = tokenizer.decode(&[&next[..1], &continued].concat())?;
-        Ok(Outcome { budget, tokens_per_second, evaluation, spent: rows.spent().clone(), text })
+        let (spent, forgot) = (rows.spent().clone(), rows.forgot()?);
+        Ok(Outcome { run, tokens_per_second, evaluation, spent, forgot, text })
     }
 
-    fn open(
-        &self,
-        session: &Session,
-        index: Index,
-        budget: Budget,
-        audit_every: Option<usize>,
-    ) -> Result<StoredCache> {
+    fn open(&self, session: &Session, run: Run, audit_every: Option<usize>) -> Result<StoredCache> {
         let store = Store::open(&self.stored.store, StoreOptions::default()).map_err(cache)?;
         let spec = model_spec(&session.model, &session.tokenizer, Dtype::F16);
-        let context = store.context(&self.stored.context_name(index), &spec).map_err(cache)?;
+        let mut context = store.context(&self.stored.context_name(run.index), &spec).map_err(cache)?;
         self.stored.check_text(context.tokens(), &session.ids)?;
-        Ok(StoredCache::new(context, session.model.attention_shape(), budget, audit_every))
+        if run.forgetting != Forgetting::Never {
+            context.set_forgetting(run.forgetting).map_err(cache)?;
+        }
+        Ok(StoredCache::new(context, session.model.attention_shape(), run.budget, audit_every))
     }
 
     fn print_table(&self, first_answer_seconds: f64, outcomes: &[Outcome]) {
@@ -148,6 +176,12 @@ impl DecodeCommand {
         let bounds = table::bounds(outcomes);
         if !bounds.is_empty() {
             println!("\nwhat the answers said of themselves, where they were compared\n{bounds}");
+        }
+        let forgotten = table::forgotten(outcomes);
+        if !forgotten.is_empty() {
+            println!(
+                "\nwhat was forgotten in the end; errors are against the rows that are left\n{forgotten}"
+            );
         }
     }
 }

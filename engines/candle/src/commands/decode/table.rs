@@ -1,8 +1,9 @@
 //! What decoding came to, as text.
 
-use super::Outcome;
-use longwave::{Budget, CONFIDENCE};
+use super::{Outcome, Run};
+use longwave::{Budget, CONFIDENCE, Forgetting};
 use longwave_candle::spent::Summary;
+use longwave_candle::stored::Forgot;
 
 /// A line for each method: speed, bytes, errors and perplexity.
 pub(super) fn methods(outcomes: &[Outcome]) -> String {
@@ -24,7 +25,7 @@ pub(super) fn methods(outcomes: &[Outcome]) -> String {
         let (evaluation, spent) = (&outcome.evaluation, outcome.spent.summary());
         text += &format!(
             "\n{:<16} {:>9.1} {:>8.2}% {:>11.4} {:>7.4} {:>7.4} {:>7.4} {:>11.3} {:>+8.2}% {:>8.1}%",
-            label(&outcome.budget),
+            label(&outcome.run),
             outcome.tokens_per_second,
             100.0 * spent.bytes_share,
             spent.error_mean,
@@ -43,7 +44,7 @@ pub(super) fn methods(outcomes: &[Outcome]) -> String {
 pub(super) fn bounds(outcomes: &[Outcome]) -> String {
     let predicting: Vec<(String, Summary)> = outcomes
         .iter()
-        .map(|outcome| (label(&outcome.budget), outcome.spent.summary()))
+        .map(|outcome| (label(&outcome.run), outcome.spent.summary()))
         .filter(|(_, spent)| !spent.predicted_p50.is_nan())
         .collect();
     if predicting.is_empty() {
@@ -72,7 +73,7 @@ pub(super) fn bounds(outcomes: &[Outcome]) -> String {
 pub(super) fn layers(outcome: &Outcome) -> String {
     let mut text = format!(
         "{:<16}\n{:>5} {:>9} {:>11} {:>7} {:>7} {:>7} {:>9} {:>8} {:>9}",
-        label(&outcome.budget),
+        label(&outcome.run),
         "layer",
         "KV read",
         "error mean",
@@ -100,9 +101,28 @@ pub(super) fn layers(outcome: &Outcome) -> String {
     text
 }
 
-fn label(budget: &Budget) -> String {
-    match budget {
-        Budget::Tau(tau) => format!("{} {tau}", budget.method()),
-        other => other.method().to_string(),
+/// What the runs that forget have forgotten in the end, over all layers; empty where none did.
+pub(super) fn forgotten(outcomes: &[Outcome]) -> String {
+    let line = |outcome: &Outcome| {
+        let Forgot { clusters, demoted, rows, dropped } = outcome.forgot;
+        let share = |part: u64, whole: u64| 100.0 * part as f64 / whole as f64;
+        format!(
+            "{:<16} {:>7.1}% of {clusters} clusters demoted, {:>5.1}% of {rows} rows dropped",
+            label(&outcome.run),
+            share(demoted, clusters),
+            share(dropped, rows)
+        )
+    };
+    let forgetting = outcomes.iter().filter(|outcome| outcome.run.forgetting != Forgetting::Never);
+    forgetting.map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A run that forgets goes by that: it reads at the first of the taus.
+fn label(run: &Run) -> String {
+    match (run.forgetting, run.budget) {
+        (Forgetting::Demote { steps }, _) => format!("demote {steps}"),
+        (Forgetting::Drop { steps }, _) => format!("drop {steps}"),
+        (_, Budget::Tau(tau)) => format!("{} {tau}", run.budget.method()),
+        (_, other) => other.method().to_string(),
     }
 }
