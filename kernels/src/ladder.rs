@@ -479,6 +479,9 @@ pub(crate) fn row_gains<L: Lanes>(isa: L, rows: Uncertain<'_>, kind: GainOf, gai
     for (part, gains) in gains.chunks_mut(8).enumerate() {
         let mut sum = isa.splat(0.0);
         for (head, &reach) in rows.reach.iter().enumerate() {
+            if reach == 0.0 {
+                continue;
+            }
             let mine = head * rows.stride + part * 8..head * rows.stride + part * 8 + gains.len();
             let deviation = load(isa, &rows.deviations[mine.clone()]);
             let factor = match kind {

@@ -366,6 +366,7 @@ pub(crate) fn sum_summaries<L: Lookup>(
     sums: &mut Laid,
 ) {
     let each = sums.vectors_each();
+    let mut levels = [[[0.0; 8]; WIDE_VECTORS]; BLOCK];
     for start in (0..records.len()).step_by(BLOCK) {
         let count = (records.len() - start).min(BLOCK);
         let mut codes: [&[u8]; BLOCK] = [&[]; BLOCK];
@@ -384,7 +385,6 @@ pub(crate) fn sum_summaries<L: Lookup>(
                 }
             }
             for wide in 0..each / WIDE_VECTORS {
-                let mut levels = [[[0.0; 8]; WIDE_VECTORS]; BLOCK];
                 for at in 0..count {
                     let decoded = isa.wide_levels4(&wide_codes(codes[at], wide * WIDE_BYTES));
                     for (decoded, levels) in decoded.into_iter().zip(&mut levels[at]) {

@@ -93,8 +93,9 @@ impl Prediction {
             for chosen in list {
                 let number = chosen.opened as usize;
                 let left = if is_code && zone.opened[number].codes_alone { 0.0 } else { left };
-                for (g, read) in self.read[number * head.group..][..head.group].iter_mut().enumerate() {
-                    let weight = zone.weight[zone.place(chosen, g)];
+                let read = &mut self.read[number * head.group..][..head.group];
+                for (read, place) in read.iter_mut().zip(zone.places(chosen)) {
+                    let weight = zone.weight[place];
                     read.weight += weight;
                     read.squared += weight * weight * (1.0 - left * left);
                     read.left += weight * left;
@@ -111,7 +112,7 @@ impl Prediction {
         for (number, opened) in zone.opened.iter().enumerate() {
             let spread = clusters.value_spread[opened.cluster];
             let centroid = &head.bases[head.segments[opened.segment].basis].centroid_variance;
-            for g in 0..head.group {
+            for (g, centroid) in centroid.iter().enumerate() {
                 let (place, at) = (number * head.group + g, g * clusters.len + opened.cluster);
                 let (sums, read, off) = (zone.sums[place], self.read[place], self.off[at]);
                 self.unread[at] -= read.weight;
@@ -122,7 +123,7 @@ impl Prediction {
                 }
                 let mut noise = squared * spread + sums.noise * (off + spread);
                 if sums.squared > 0.0 {
-                    let shared = (centroid[g] / clusters.within[at]).min(1.0);
+                    let shared = (centroid / clusters.within[at]).min(1.0);
                     noise += sums.weight * sums.weight * shared * sums.noise / sums.squared * off;
                 }
                 noise += read.left * read.left * clusters.mean_error[opened.cluster];

@@ -90,7 +90,8 @@ impl Reader<'_, '_> {
         list.chunk_by(|a, b| segment(a) == segment(b)).collect()
     }
 
-    /// Scores of a run of rows of one segment, `[rows, group]`, before the soft-cap.
+    /// Scores of a run of rows of one segment, `[rows, group]`, before the soft-cap; of codes, what they add to those of the
+    /// sketches.
     fn score(
         &self,
         zone: &Zone,
@@ -119,10 +120,6 @@ impl Reader<'_, '_> {
                 let queries = &self.head.bases[segment.basis].key;
                 self.kernels.scores_codes(queries, group, RowCodes { records, dim, depth }, rows, scores);
                 segment.ladder.check_key_codes(records, rows)?;
-                for (chosen, scores) in run.iter().zip(scores.chunks_exact_mut(group)) {
-                    let heads = scores.iter_mut().enumerate();
-                    heads.for_each(|(g, score)| *score += zone.score[zone.place(chosen, g)]);
-                }
             }
         }
         Ok(())
@@ -151,16 +148,15 @@ impl Reader<'_, '_> {
     ) {
         let (group, softcap, scores) =
             (self.head.group, Softcap(self.view.scoring.softcap), &mut buffers.numbers);
-        if softcap.0.is_some() {
-            scores.iter_mut().for_each(|score| *score = softcap.apply(*score));
-        }
         let left = self.left(&zone.opened[run[0].opened as usize], resolution);
+        let full = resolution == Resolution::Full;
         for (chosen, scores) in run.iter().zip(scores.chunks_exact_mut(group)) {
-            for (g, score) in scores.iter_mut().enumerate() {
-                let place = zone.place(chosen, g);
+            let places = zone.places(chosen);
+            for ((score, place), left) in scores.iter_mut().zip(places).zip(&left) {
+                let sketched = if full { 0.0 } else { zone.score[place] };
                 let deviation = &mut zone.deviation[place];
-                *deviation *= left[g];
-                *score += (*deviation * *deviation / 2.0).min(JENSEN_MAX);
+                *deviation *= left;
+                *score = softcap.apply(*score + sketched) + (*deviation * *deviation / 2.0).min(JENSEN_MAX);
             }
         }
         let mut most = vec![f32::NEG_INFINITY; group];
@@ -168,8 +164,7 @@ impl Reader<'_, '_> {
         most.iter().enumerate().for_each(|(g, &most)| zone.lower(clusters, g, most));
         self.kernels.exp_weights(scores, group, &clusters.top, &mut most);
         for (chosen, weights) in run.iter().zip(scores.chunks_exact(group)) {
-            for (g, &weight) in weights.iter().enumerate() {
-                let place = zone.place(chosen, g);
+            for (place, &weight) in zone.places(chosen).zip(weights) {
                 zone.weight[place] = weight;
             }
         }
@@ -224,7 +219,7 @@ impl Reader<'_, '_> {
         buffers.numbers.clear();
         for chosen in run {
             buffers.rows.push(chosen.row);
-            buffers.numbers.extend((0..self.head.group).map(|g| zone.weight[zone.place(chosen, g)]));
+            buffers.numbers.extend(zone.places(chosen).take(self.head.group).map(|place| zone.weight[place]));
         }
         &self.head.segments[zone.opened[run[0].opened as usize].segment]
     }

@@ -13,15 +13,19 @@ const VALUES: GainOf = GainOf::Value { deviations: Z_ROW, rise: RISE_MAX };
 /// What rounding may do to a bound over a cluster, which is compared with the gains of its rows.
 const BOUND_MARGIN: f32 = 1.0001;
 
+/// A head that can add no more than this share of the least gain that counts is left out.
+const NEGLIGIBLE: f32 = 1e-6;
+
 /// Squared gains of the rows of the zone, and bounds on those of each opened cluster.
 #[derive(Default)]
 pub(super) struct Gains {
     /// Error of the output per unit of a row's weight, `[opened, group]`.
     reach: Vec<f32>,
+    /// Planes of opened clusters, `[group, opened]`.
     bound: Vec<f32>,
     rows: Vec<f32>,
-    /// Planes of opened clusters.
-    planes: [Vec<f32>; 2],
+    /// One number an opened cluster.
+    plane: [Vec<f32>; 2],
 }
 
 impl Gains {
@@ -74,12 +78,17 @@ impl Gains {
         self.rows.clear();
         self.rows.resize(zone.opened.iter().map(|opened| opened.rows).max().unwrap_or(0), 0.0);
         let group = self.reach.len() / zone.opened.len().max(1);
+        let (count, least) = (zone.opened.len(), rungs[0] * rungs[0]);
         for (number, opened) in zone.opened.iter().enumerate() {
+            let bounds = self.bound[number..].iter().step_by(count);
             // Most clusters hold no row that is worth reading: their sums tell.
-            if self.bound[number] * BOUND_MARGIN <= rungs[0] * rungs[0] {
+            if bounds.clone().sum::<f32>() * BOUND_MARGIN <= least {
                 continue;
             }
-            let reach = &self.reach[number * group..][..group];
+            let reach = &mut self.reach[number * group..][..group];
+            for (reach, bound) in reach.iter_mut().zip(bounds) {
+                *reach = if *bound > NEGLIGIBLE * least { *reach } else { 0.0 };
+            }
             let gains = &mut self.rows[..opened.rows];
             let (weights, deviations) = (&zone.weight[opened.start..], &zone.deviation[opened.start..]);
             kernels.row_gains(Uncertain { weights, deviations, stride: opened.wide, reach }, kind, gains);
@@ -87,30 +96,34 @@ impl Gains {
         }
     }
 
-    /// Bounds on the rows' gains of each opened cluster, from its largest weight and deviation.
+    /// Bounds on the rows' gains for each head in each opened cluster, from its largest weight and deviation.
     fn bounds(&mut self, kernels: &Kernels, zone: &Zone, kind: GainOf) {
         let count = zone.opened.len();
-        self.bound.clear();
-        self.bound.resize(count, 0.0);
+        self.bound.resize(self.reach.len(), 0.0);
         let group = self.reach.len() / count.max(1);
-        let [weights, deviations] = &mut self.planes;
-        weights.clear();
-        deviations.clear();
-        for g in 0..group {
+        let [weights, deviations] = &mut self.plane;
+        for (g, bounds) in self.bound.chunks_exact_mut(count.max(1)).enumerate() {
+            weights.clear();
+            deviations.clear();
             let sums = zone.sums[g..].iter().step_by(group);
             deviations.extend(sums.clone().map(|sums| sums.deviation_max));
             let reach = self.reach[g..].iter().step_by(group);
             weights.extend(sums.zip(reach).map(|(sums, reach)| sums.weight_max * reach));
+            kernels.row_gains(Uncertain { weights, deviations, stride: count, reach: &[1.0] }, kind, bounds);
         }
-        let rows = Uncertain { weights, deviations, stride: count, reach: &vec![1.0; group] };
-        kernels.row_gains(rows, kind, &mut self.bound);
     }
 }
 
 fn push(opened: &Opened, number: usize, gains: &[f32], rungs: [f32; 3], choice: &mut Choice) {
     let [half, code, full] = rungs.map(|rung| rung * rung);
-    for (row, &gain) in gains.iter().enumerate() {
-        if gain > half {
+    for (part, gains) in gains.chunks(8).enumerate() {
+        // Few rows are chosen, and which cannot be foreseen: eight at a time are compared without a branch.
+        let mut above =
+            gains.iter().enumerate().fold(0u32, |above, (i, &gain)| above | u32::from(gain > half) << i);
+        while above != 0 {
+            let gain = gains[above.trailing_zeros() as usize];
+            let row = part * 8 + above.trailing_zeros() as usize;
+            above &= above - 1;
             let chosen = Chosen {
                 opened: number as u32,
                 at: (opened.start + row) as u32,

@@ -91,18 +91,17 @@ impl Touched {
 
     /// Rows of which codes were read, in part or whole, of key, value or both; and rows read in full.
     pub(super) fn coded_and_full(&self) -> [u64; 2] {
-        let (mut coded, mut full) = (self.key_codes.clone(), self.keys.clone());
-        for list in [&self.key_halves, &self.value_halves, &self.value_codes] {
-            unite(&mut coded, list);
-        }
-        unite(&mut full, &self.values);
-        [coded.len() as u64, full.len() as u64]
+        let coded = [&self.key_halves[..], &self.key_codes, &self.value_halves, &self.value_codes];
+        [union_len(coded), union_len([&self.keys[..], &self.values])]
     }
 
     /// Bytes of the codes of keys and of values.
     pub(super) fn code_bytes(&self, key_dim: usize, value_dim: usize) -> [u64; 2] {
+        // A row of which both were read counts as whole.
         let bytes = |halves: &[u32], codes: &[u32], dim: usize| {
-            code_reads(halves, codes).map(|(_, depth)| depth.len(dim) as u64).sum()
+            let [half, whole] = [Depth::Half, Depth::Whole].map(|depth| depth.len(dim) as u64);
+            let half_alone = union_len([halves, codes]) - codes.len() as u64;
+            half_alone * half + codes.len() as u64 * whole
         };
         [
             bytes(&self.key_halves, &self.key_codes, key_dim),
@@ -134,6 +133,24 @@ fn unite(set: &mut Vec<u32>, more: &[u32]) {
         // Two rising runs: the sort finds and merges them.
         set.sort();
         set.dedup();
+    }
+}
+
+/// How many different entries ascending lists have together.
+fn union_len<const N: usize>(mut lists: [&[u32]; N]) -> u64 {
+    let mut count = 0;
+    loop {
+        let next = lists.iter().fold(u32::MAX, |least, list| list.first().map_or(least, |&x| x.min(least)));
+        let mut found = 0;
+        for list in &mut lists {
+            let has = usize::from(list.first() == Some(&next));
+            *list = &list[has..];
+            found |= has;
+        }
+        if found == 0 {
+            return count;
+        }
+        count += 1;
     }
 }
 

@@ -34,7 +34,7 @@ pub(super) struct Opened {
 pub(super) struct Chosen {
     /// Number of its cluster among the opened ones.
     pub(super) opened: u32,
-    /// The place of its first head's numbers; see [`Zone::place`].
+    /// The place of its first head's numbers; see [`Zone::places`].
     pub(super) at: u32,
     /// Its number in its segment.
     pub(super) row: u32,
@@ -194,9 +194,9 @@ impl Zone {
         &numbers[opened.start + g * opened.wide..][..opened.rows]
     }
 
-    /// Where head `g` has the numbers of a row.
-    pub(super) fn place(&self, chosen: &Chosen, g: usize) -> usize {
-        chosen.at as usize + g * self.opened[chosen.opened as usize].wide
+    /// Where one head after the other has the numbers of a row.
+    pub(super) fn places(&self, chosen: &Chosen) -> impl Iterator<Item = usize> + use<> {
+        (chosen.at as usize..).step_by(self.opened[chosen.opened as usize].wide)
     }
 
     /// Whether a row of an opened cluster may weigh more than `least` for head `g` of the group.
