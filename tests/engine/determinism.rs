@@ -36,6 +36,9 @@ fn build(threads: usize, sealing_threads: usize) -> (MemoryBackend, Snapshot) {
     (memory, snapshot)
 }
 
+/// At this one opens so many clusters that several threads share those of a head.
+const SMALL_TAU: f64 = 3e-5;
+
 /// The bytes of every column of every segment.
 fn columns(snapshot: &Snapshot) -> Vec<(u64, ColumnKind, Vec<u8>)> {
     let mut all = Vec::new();
@@ -55,7 +58,7 @@ fn answers(snapshot: &Snapshot) -> Vec<Vec<u32>> {
     for layer in 0..3 {
         for positions in [1, 7, 40] {
             let queries = queries(layer as u64, positions, snapshot.model());
-            for budget in [Budget::Exact, Budget::RETROINFER, Budget::Tau(0.003)] {
+            for budget in [Budget::Exact, Budget::RETROINFER, Budget::Tau(0.003), Budget::Tau(SMALL_TAU)] {
                 let answer =
                     snapshot.attend(layer, &query_view(&queries, snapshot.model()), &budget).unwrap();
                 all.push(bits(&answer));
@@ -71,6 +74,10 @@ fn threads_and_repetition_change_neither_bytes_nor_bits() {
     let (expected, expected_columns) = (answers(&first), columns(&first));
     assert!(expected_columns.len() > 3 * 3 * 3, "rows and index of several segments");
     assert!(answers(&first) == expected, "the same snapshot again");
+    let queries = queries(0, 1, first.model());
+    let plan = first.explain(0, &query_view(&queries, first.model()), &Budget::Tau(SMALL_TAU)).unwrap();
+    let opened: Vec<usize> = plan.heads.iter().map(|head| head.read.len()).collect();
+    assert!(opened.iter().all(|&opened| opened >= 256), "{opened:?} clusters");
     for (threads, sealing_threads) in [(1, 2), (2, 1), (2, 2), (3, 0)] {
         let (_, other) = build(threads, sealing_threads);
         assert!(columns(&other) == expected_columns, "columns with {sealing_threads} sealing threads");

@@ -19,6 +19,7 @@ mod head;
 mod pages;
 mod predict;
 mod read;
+mod scan;
 mod select;
 mod softcap;
 mod touched;

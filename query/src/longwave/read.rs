@@ -11,6 +11,7 @@ use crate::view::LayerView;
 use crate::work::HeadQueries;
 use longwave_kernels::codec::{Depth, RowCodes};
 use longwave_kernels::{Kernels, Rows, rotate};
+use rayon::prelude::*;
 
 /// What one position and KV head reads from, and for which queries.
 pub(super) struct Reader<'a, 'v> {
@@ -44,15 +45,8 @@ fn coded(choice: &Choice) -> [(Depth, &[Chosen]); 2] {
     [(Depth::Half, &choice.half), (Depth::Whole, &choice.code)]
 }
 
-/// Room for lists of rows and their numbers.
-#[derive(Default)]
-pub(super) struct Buffers {
-    rows: Vec<u32>,
-    /// `[rows, group]`.
-    numbers: Vec<f32>,
-    /// Whether a row of an opened cluster was read.
-    changed: Vec<bool>,
-}
+/// Rows that one thread reads at least at a time, if there are so many of a segment.
+const PART: usize = 256;
 
 impl Reader<'_, '_> {
     /// Replaces the weights of the rows chosen by those of the keys as read.
@@ -60,34 +54,28 @@ impl Reader<'_, '_> {
         &self,
         zone: &mut Zone,
         clusters: &mut Clusters,
-        buffers: &mut Buffers,
+        changed: &mut Vec<bool>,
     ) -> Result<(), Error> {
         let keys = std::mem::take(&mut zone.keys);
         let codes = coded(&keys).map(|(depth, list)| (Resolution::Code(depth), list));
-        for (resolution, list) in codes.into_iter().chain([(Resolution::Full, keys.full.as_slice())]) {
-            for run in self.runs(zone, list) {
-                self.score(zone, resolution, run, buffers)?;
-                self.weigh(zone, clusters, resolution, run, buffers);
-            }
+        let lists = codes.into_iter().chain([(Resolution::Full, keys.full.as_slice())]);
+        let runs = lists.flat_map(|(resolution, list)| runs(zone, list).map(move |run| (resolution, run)));
+        let runs: Vec<(Resolution, &[Chosen])> = runs.collect();
+        let read = runs
+            .par_iter()
+            .map_init(Vec::new, |rows, &(resolution, run)| self.score(zone, resolution, run, rows));
+        let read: Vec<Vec<f32>> = read.collect::<Result<_, Error>>()?;
+        for (&(resolution, run), scores) in runs.iter().zip(read) {
+            self.weigh(zone, clusters, resolution, run, scores);
         }
-        zone.keys = keys;
-        let Buffers { changed, .. } = buffers;
         changed.clear();
         changed.resize(zone.opened.len(), false);
-        let Choice { half, code, full } = &zone.keys;
-        for chosen in half.iter().chain(code).chain(full) {
+        for chosen in runs.iter().flat_map(|(_, run)| *run) {
             changed[chosen.opened as usize] = true;
         }
-        for number in (0..zone.opened.len()).filter(|&number| changed[number]) {
-            zone.sum_again(self.kernels, clusters, number, self.head.group);
-        }
+        zone.sum_again(self.kernels, clusters, changed);
+        zone.keys = keys;
         Ok(())
-    }
-
-    /// Cuts a list where a segment ends.
-    fn runs<'l>(&self, zone: &Zone, list: &'l [Chosen]) -> Vec<&'l [Chosen]> {
-        let segment = |chosen: &Chosen| zone.opened[chosen.opened as usize].segment;
-        list.chunk_by(|a, b| segment(a) == segment(b)).collect()
     }
 
     /// Scores of a run of rows of one segment, `[rows, group]`, before the soft-cap; of codes, what they add to those of the
@@ -97,32 +85,36 @@ impl Reader<'_, '_> {
         zone: &Zone,
         resolution: Resolution,
         run: &[Chosen],
-        buffers: &mut Buffers,
-    ) -> Result<(), Error> {
+        rows: &mut Vec<u32>,
+    ) -> Result<Vec<f32>, Error> {
         let (group, dim) = (self.head.group, self.view.shape.key_dim);
-        let segment = &self.head.segments[zone.opened[run[0].opened as usize].segment];
-        let Buffers { rows, numbers: scores, .. } = buffers;
+        let segment = self.segment_of(zone, run);
         rows.clear();
-        scores.clear();
         rows.extend(run.iter().map(|chosen| chosen.row));
-        scores.resize(rows.len() * group, 0.0);
+        let mut scores = vec![0.0; rows.len() * group];
         match resolution {
             Resolution::Full => {
                 let queries = &self.queries.data;
                 let take = |keys: Rows<'_>, list: Option<&[u32]>| match list {
-                    Some(list) => self.kernels.scores_gathered(queries, group, dim, keys, list, scores),
-                    None => self.kernels.scores(queries, group, dim, keys, scores),
+                    Some(list) => self.kernels.scores_gathered(queries, group, dim, keys, list, &mut scores),
+                    None => self.kernels.scores(queries, group, dim, keys, &mut scores),
                 };
                 segment.segment.read_listed_keys(&self.view.shape, self.kv_head, rows, take)?;
             }
             Resolution::Code(depth) => {
                 let records = segment.ladder.listed_key_codes(rows)?;
                 let queries = &self.head.bases[segment.basis].key;
-                self.kernels.scores_codes(queries, group, RowCodes { records, dim, depth }, rows, scores);
+                self.kernels.scores_codes(
+                    queries,
+                    group,
+                    RowCodes { records, dim, depth },
+                    rows,
+                    &mut scores,
+                );
                 segment.ladder.check_key_codes(records, rows)?;
             }
         }
-        Ok(())
+        Ok(scores)
     }
 
     /// Share of the standard deviation of each query head's score that is left of a row of a segment. Where nothing finer than
@@ -144,10 +136,9 @@ impl Reader<'_, '_> {
         clusters: &mut Clusters,
         resolution: Resolution,
         run: &[Chosen],
-        buffers: &mut Buffers,
+        mut scores: Vec<f32>,
     ) {
-        let (group, softcap, scores) =
-            (self.head.group, Softcap(self.view.scoring.softcap), &mut buffers.numbers);
+        let (group, softcap) = (self.head.group, Softcap(self.view.scoring.softcap));
         let left = self.left(&zone.opened[run[0].opened as usize], resolution);
         let full = resolution == Resolution::Full;
         for (chosen, scores) in run.iter().zip(scores.chunks_exact_mut(group)) {
@@ -160,9 +151,9 @@ impl Reader<'_, '_> {
             }
         }
         let mut most = vec![f32::NEG_INFINITY; group];
-        self.kernels.max_per_head(scores, group, &mut most);
+        self.kernels.max_per_head(&scores, group, &mut most);
         most.iter().enumerate().for_each(|(g, &most)| zone.lower(clusters, g, most));
-        self.kernels.exp_weights(scores, group, &clusters.top, &mut most);
+        self.kernels.exp_weights(&mut scores, group, &clusters.top, &mut most);
         for (chosen, weights) in run.iter().zip(scores.chunks_exact(group)) {
             for (place, &weight) in zone.places(chosen).zip(weights) {
                 zone.weight[place] = weight;
@@ -177,50 +168,85 @@ impl Reader<'_, '_> {
         zone: &Zone,
         clusters: &Clusters,
         (values, on_mean): (&mut RowValues, &mut Vec<f32>),
-        buffers: &mut Buffers,
     ) -> Result<(), Error> {
         let (group, dim) = (self.head.group, self.view.shape.value_dim);
         on_mean.clone_from(&zone.cluster_weight);
         values.coded.reset(&self.head, dim);
         values.full.clear();
         values.full.resize(group * dim, 0.0);
-        for (depth, list) in coded(&zone.values) {
-            for run in self.runs(zone, list) {
-                let segment = self.weights(zone, run, buffers);
-                let records = segment.ladder.listed_value_codes(&buffers.rows)?;
-                let (weights, sum) = (&buffers.numbers, &mut values.coded.sums[segment.basis]);
-                let codes = RowCodes { records, dim, depth };
-                self.kernels.accumulate_codes(weights, group, codes, &buffers.rows, sum);
-                segment.ladder.check_value_codes(records, &buffers.rows)?;
-            }
+        let codes = coded(&zone.values).map(|(depth, list)| (Resolution::Code(depth), list));
+        let lists = codes.into_iter().chain([(Resolution::Full, zone.values.full.as_slice())]);
+        let runs: Vec<(Resolution, &[Chosen])> =
+            lists.flat_map(|(resolution, list)| runs(zone, list).map(move |run| (resolution, run))).collect();
+        let sums = runs
+            .par_iter()
+            .map_init(Listed::default, |listed, &(resolution, run)| self.sum(zone, resolution, run, listed));
+        // Added in the order of the runs, whoever has summed them.
+        for (&(resolution, run), sum) in runs.iter().zip(sums.collect::<Result<Vec<_>, Error>>()?) {
+            let basis = self.segment_of(zone, run).basis;
+            let all =
+                if resolution == Resolution::Full { &mut values.full } else { &mut values.coded.sums[basis] };
+            all.iter_mut().zip(sum).for_each(|(all, sum)| *all += sum);
         }
-        for run in self.runs(zone, &zone.values.full) {
-            let segment = self.weights(zone, run, buffers);
-            let (weights, full) = (&buffers.numbers, &mut values.full);
-            let take = |rows: Rows<'_>, list: Option<&[u32]>| match list {
-                Some(list) => self.kernels.accumulate_gathered(weights, group, dim, rows, list, full),
-                None => self.kernels.accumulate(weights, group, dim, rows, full),
-            };
-            segment.segment.read_listed_values(&self.view.shape, self.kv_head, &buffers.rows, take)?;
-            for (chosen, weights) in run.iter().zip(weights.chunks_exact(group)) {
-                let cluster = zone.opened[chosen.opened as usize].cluster;
-                for (g, weight) in weights.iter().enumerate() {
-                    on_mean[g * clusters.len + cluster] -= weight;
-                }
+        for chosen in &zone.values.full {
+            let cluster = zone.opened[chosen.opened as usize].cluster;
+            for (g, place) in (0..group).zip(zone.places(chosen)) {
+                on_mean[g * clusters.len + cluster] -= zone.weight[place];
             }
         }
         rotate(&mut values.full, dim, false);
         Ok(())
     }
 
-    /// Lists a run's rows and their weights, and returns their segment.
-    fn weights(&self, zone: &Zone, run: &[Chosen], buffers: &mut Buffers) -> &super::head::HeadSegment<'_> {
-        buffers.rows.clear();
-        buffers.numbers.clear();
+    /// The weighted sum of the values of a run of rows, `[group, value_dim]`; of codes, in units of their scales.
+    fn sum(
+        &self,
+        zone: &Zone,
+        resolution: Resolution,
+        run: &[Chosen],
+        Listed { rows, weights }: &mut Listed,
+    ) -> Result<Vec<f32>, Error> {
+        let (group, dim) = (self.head.group, self.view.shape.value_dim);
+        let segment = self.segment_of(zone, run);
+        rows.clear();
+        weights.clear();
         for chosen in run {
-            buffers.rows.push(chosen.row);
-            buffers.numbers.extend(zone.places(chosen).take(self.head.group).map(|place| zone.weight[place]));
+            rows.push(chosen.row);
+            weights.extend(zone.places(chosen).take(group).map(|place| zone.weight[place]));
         }
+        let mut sum = vec![0.0; group * dim];
+        match resolution {
+            Resolution::Full => {
+                let take = |rows: Rows<'_>, list: Option<&[u32]>| match list {
+                    Some(list) => self.kernels.accumulate_gathered(weights, group, dim, rows, list, &mut sum),
+                    None => self.kernels.accumulate(weights, group, dim, rows, &mut sum),
+                };
+                segment.segment.read_listed_values(&self.view.shape, self.kv_head, rows, take)?;
+            }
+            Resolution::Code(depth) => {
+                let records = segment.ladder.listed_value_codes(rows)?;
+                let codes = RowCodes { records, dim, depth };
+                self.kernels.accumulate_codes(weights, group, codes, rows, &mut sum);
+                segment.ladder.check_value_codes(records, rows)?;
+            }
+        }
+        Ok(sum)
+    }
+
+    fn segment_of(&self, zone: &Zone, run: &[Chosen]) -> &super::head::HeadSegment<'_> {
         &self.head.segments[zone.opened[run[0].opened as usize].segment]
     }
+}
+
+/// Rows and their weights, `[rows, group]`.
+#[derive(Default)]
+struct Listed {
+    rows: Vec<u32>,
+    weights: Vec<f32>,
+}
+
+/// Cuts a list where a segment ends, and where a run is long.
+fn runs<'l>(zone: &Zone, list: &'l [Chosen]) -> impl Iterator<Item = &'l [Chosen]> {
+    let segment = |chosen: &Chosen| zone.opened[chosen.opened as usize].segment;
+    list.chunk_by(move |a, b| segment(a) == segment(b)).flat_map(|run| run.chunks(PART))
 }

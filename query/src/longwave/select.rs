@@ -4,9 +4,11 @@ use super::answer::Rough;
 use super::clusters::Clusters;
 use super::constants::{KEY, RISE_MAX, VALUE, Z_ROW};
 use super::head::Head;
+use super::scan::PART;
 use super::zone::{Choice, Chosen, Opened, Zone};
 use longwave_kernels::Kernels;
 use longwave_kernels::ladder::{GainOf, Uncertain};
+use rayon::prelude::*;
 
 const KEYS: GainOf = GainOf::Key { deviations: Z_ROW, rise: RISE_MAX };
 const VALUES: GainOf = GainOf::Value { deviations: Z_ROW, rise: RISE_MAX };
@@ -23,7 +25,6 @@ pub(super) struct Gains {
     reach: Vec<f32>,
     /// Planes of opened clusters, `[group, opened]`.
     bound: Vec<f32>,
-    rows: Vec<f32>,
     /// One number an opened cluster.
     plane: [Vec<f32>; 2],
 }
@@ -75,25 +76,43 @@ impl Gains {
     fn choose(&mut self, kernels: &Kernels, zone: &Zone, kind: GainOf, rungs: [f32; 3], choice: &mut Choice) {
         self.bounds(kernels, zone, kind);
         choice.clear();
-        self.rows.clear();
-        self.rows.resize(zone.opened.iter().map(|opened| opened.rows).max().unwrap_or(0), 0.0);
-        let group = self.reach.len() / zone.opened.len().max(1);
+        let parts = zone.opened.par_chunks(PART).enumerate();
+        let parts =
+            parts.map(|(part, opened)| self.choose_part(kernels, zone, kind, rungs, (part * PART, opened)));
+        parts.collect::<Vec<_>>().into_iter().for_each(|part| choice.append(part));
+    }
+
+    /// Chooses rows of the opened clusters from number `first` on.
+    fn choose_part(
+        &self,
+        kernels: &Kernels,
+        zone: &Zone,
+        kind: GainOf,
+        rungs: [f32; 3],
+        (first, opened): (usize, &[Opened]),
+    ) -> Choice {
+        let mut choice = Choice::default();
         let (count, least) = (zone.opened.len(), rungs[0] * rungs[0]);
-        for (number, opened) in zone.opened.iter().enumerate() {
+        let group = self.reach.len() / count;
+        let mut gains = vec![0.0; opened.iter().map(|opened| opened.rows).max().unwrap_or(0)];
+        let mut reach = vec![0.0; group];
+        for (number, opened) in (first..).zip(opened) {
             let bounds = self.bound[number..].iter().step_by(count);
             // Most clusters hold no row that is worth reading: their sums tell.
             if bounds.clone().sum::<f32>() * BOUND_MARGIN <= least {
                 continue;
             }
-            let reach = &mut self.reach[number * group..][..group];
-            for (reach, bound) in reach.iter_mut().zip(bounds) {
-                *reach = if *bound > NEGLIGIBLE * least { *reach } else { 0.0 };
+            let heads = self.reach[number * group..].iter().zip(bounds);
+            for (reach, (all, bound)) in reach.iter_mut().zip(heads) {
+                *reach = if *bound > NEGLIGIBLE * least { *all } else { 0.0 };
             }
-            let gains = &mut self.rows[..opened.rows];
+            let gains = &mut gains[..opened.rows];
             let (weights, deviations) = (&zone.weight[opened.start..], &zone.deviation[opened.start..]);
-            kernels.row_gains(Uncertain { weights, deviations, stride: opened.wide, reach }, kind, gains);
-            push(opened, number, gains, rungs, choice);
+            let rows = Uncertain { weights, deviations, stride: opened.wide, reach: &reach };
+            kernels.row_gains(rows, kind, gains);
+            push(opened, number, gains, rungs, &mut choice);
         }
+        choice
     }
 
     /// Bounds on the rows' gains for each head in each opened cluster, from its largest weight and deviation.

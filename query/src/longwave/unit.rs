@@ -4,7 +4,7 @@ use super::answer::{MeanSums, Rough, RowValues, Steady};
 use super::clusters::Clusters;
 use super::head::{Head, Ladders};
 use super::predict::Prediction;
-use super::read::{Buffers, Reader};
+use super::read::Reader;
 use super::select::Gains;
 use super::softcap::Softcap;
 use super::touched::{Touched, sketch_bytes};
@@ -96,7 +96,8 @@ pub(super) struct Room {
     distances: Vec<f32>,
     off: Vec<f32>,
     gains: Gains,
-    buffers: Buffers,
+    /// Whether a row of an opened cluster was read.
+    changed: Vec<bool>,
     values: RowValues,
     on_mean: Vec<f32>,
     prediction: Prediction,
@@ -314,9 +315,9 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
     fn read(&mut self, threshold: &mut Threshold) -> Result<Rough, Error> {
         let mut rough = self.select_keys(threshold);
         let mut started = Instant::now();
-        let Room { clusters, zone, buffers, closed, .. } = &mut self.room;
+        let Room { clusters, zone, changed, closed, .. } = &mut self.room;
         let tops = clusters.top.clone();
-        self.reader.read_keys(zone, clusters, buffers)?;
+        self.reader.read_keys(zone, clusters, changed)?;
         closed.rescale(&tops, &clusters.top);
         if !zone.keys.is_empty() {
             rough = self.rough();
@@ -325,8 +326,8 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         self.select_values(threshold, &rough);
 
         started = Instant::now();
-        let Room { clusters, zone, buffers, values, on_mean, .. } = &mut self.room;
-        self.reader.read_values(zone, clusters, (values, on_mean), buffers)?;
+        let Room { clusters, zone, values, on_mean, .. } = &mut self.room;
+        self.reader.read_values(zone, clusters, (values, on_mean))?;
         let answer = self.finished();
         self.timings.add(Operator::Read, started.elapsed());
         Ok(answer)

@@ -1,17 +1,16 @@
 //! The opened clusters: scores of their rows' sketches, and what follows once rows are read.
 
 use super::clusters::Clusters;
-use super::constants::{ABOVE_MAX, RISE_MAX, SKETCH_MAX, Z_ROW};
+use super::constants::{ABOVE_MAX, RISE_MAX, Z_ROW};
 use super::head::Head;
+use super::scan::{Scan, ScanPart};
 use super::softcap::Softcap;
 use crate::error::Error;
 use longwave_kernels::Kernels;
-use longwave_kernels::codec::{SCAN_STEP, ScanOf, ScanPlanes, SketchQuery};
+use longwave_kernels::codec::SCAN_STEP;
 use longwave_kernels::ladder::RowSums;
 use longwave_storage::RowForm;
-
-/// Records of sketches that are asked for ahead of the one that is scanned: they lie anywhere.
-const AHEAD: usize = 3;
+use rayon::prelude::*;
 
 /// An opened cluster.
 #[derive(Clone, Copy)]
@@ -69,7 +68,6 @@ pub(super) struct Zone {
     pub(super) cluster_weight: Vec<f32>,
     pub(super) keys: Choice,
     pub(super) values: Choice,
-    factors: Vec<f32>,
 }
 
 impl Zone {
@@ -95,72 +93,20 @@ impl Zone {
             let segment = &head.segments[number];
             segment.ladder.expect_sketches(run.iter().map(|&cluster| cluster as usize - segment.first));
         }
-        let record = |opened: &Opened| {
-            let segment = &head.segments[opened.segment];
-            segment.ladder.sketch(opened.cluster - segment.first)
+        let part = ScanPart {
+            opened: &self.opened,
+            score: &mut self.score,
+            weight: &mut self.weight,
+            deviation: &mut self.deviation,
+            sums: &mut self.sums,
         };
-        let mut noises = vec![0.0; group];
-        let mut centres = vec![0.0; group];
-        for number in 0..self.opened.len() {
-            let opened = self.opened[number];
-            if let Some(ahead) = self.opened.get(number + AHEAD) {
-                kernels.prefetch(record(ahead)?);
-            }
-            let segment = &head.segments[opened.segment];
-            let basis = &head.bases[segment.basis];
-            for g in 0..group {
-                noises[g] = basis.norm2[g].sqrt() * segment.ladder.sketch_noise;
-                centres[g] = clusters.uncapped[g * clusters.len + opened.cluster];
-            }
-            let of = ScanOf { centres: &centres, noises: &noises, tops: &clusters.top, most: SKETCH_MAX };
-            let record = record(&opened)?;
-            if softcap.0.is_some() {
-                self.scan_capped(kernels, softcap, (&basis.sketch, record), number, &of);
-            } else {
-                let mut planes = ScanPlanes {
-                    stride: opened.wide,
-                    scores: &mut self.score[opened.start..],
-                    weights: &mut self.weight[opened.start..],
-                    deviations: &mut self.deviation[opened.start..],
-                };
-                let sums = &mut self.sums[number * group..][..group];
-                kernels.scan_sketch(&basis.sketch, record, opened.rows, &of, &mut planes, sums);
-            }
-            for (g, sums) in self.sums[number * group..][..group].iter().enumerate() {
+        Scan { kernels, softcap, head, clusters }.all(part)?;
+        for (opened, sums) in self.opened.iter().zip(self.sums.chunks_exact(group)) {
+            for (g, sums) in sums.iter().enumerate() {
                 self.cluster_weight[g * clusters.len + opened.cluster] = sums.weight;
             }
         }
         Ok(())
-    }
-
-    /// Scans a cluster whose scores are capped: the cap bends each row's deviation by itself.
-    fn scan_capped(
-        &mut self,
-        kernels: &Kernels,
-        softcap: Softcap,
-        (query, record): (&SketchQuery, &[u8]),
-        number: usize,
-        of: &ScanOf<'_>,
-    ) {
-        let (opened, group) = (self.opened[number], of.tops.len());
-        self.factors.clear();
-        self.factors.resize(opened.rows, 0.0);
-        let scores = &mut self.score[opened.start..];
-        kernels.scores_sketch(query, record, opened.rows, opened.wide, scores, &mut self.factors);
-        for g in 0..group {
-            let start = opened.start + g * opened.wide;
-            let places = start..start + opened.rows;
-            let (scores, weights) = (&mut self.score[places.clone()], &mut self.weight[places.clone()]);
-            let deviations = &mut self.deviation[places];
-            let rows = scores.iter_mut().zip(&mut *weights).zip(&mut *deviations).zip(&self.factors);
-            for (((score, weight), deviation), factor) in rows {
-                *score += of.centres[g];
-                *deviation = of.noises[g] * factor;
-                *deviation *= softcap.slope(*score, Z_ROW * *deviation);
-                *weight = softcap.apply(*score);
-            }
-            self.sums[number * group + g] = kernels.weigh_rows(weights, deviations, of.tops[g], of.most);
-        }
     }
 
     /// No cluster is open.
@@ -210,14 +156,19 @@ impl Zone {
             && weights.iter().zip(deviations).any(|(weight, deviation)| at_most(*weight, *deviation) > least)
     }
 
-    /// Sums the rows of an opened cluster again, after some of them have been replaced.
-    pub(super) fn sum_again(&mut self, kernels: &Kernels, clusters: &Clusters, number: usize, group: usize) {
-        let opened = self.opened[number];
-        let sums = &mut self.sums[number * group..][..group];
-        let (weights, deviations) = (&self.weight[opened.start..], &self.deviation[opened.start..]);
-        kernels.sum_rows(weights, deviations, opened.rows, opened.wide, sums);
-        for (g, sums) in sums.iter().enumerate() {
-            self.cluster_weight[g * clusters.len + opened.cluster] = sums.weight;
+    /// Sums the rows of opened clusters again of which some have been replaced.
+    pub(super) fn sum_again(&mut self, kernels: &Kernels, clusters: &Clusters, changed: &[bool]) {
+        let group = clusters.top.len();
+        let Zone { opened, sums, weight, deviation, .. } = self;
+        let changed = sums.par_chunks_mut(group).zip(&*opened).zip(changed).filter(|(_, changed)| **changed);
+        changed.for_each(|((sums, opened), _)| {
+            let (weights, deviations) = (&weight[opened.start..], &deviation[opened.start..]);
+            kernels.sum_rows(weights, deviations, opened.rows, opened.wide, sums);
+        });
+        for (opened, sums) in self.opened.iter().zip(self.sums.chunks_exact(group)) {
+            for (g, sums) in sums.iter().enumerate() {
+                self.cluster_weight[g * clusters.len + opened.cluster] = sums.weight;
+            }
         }
     }
 
@@ -245,6 +196,13 @@ impl Zone {
 }
 
 impl Choice {
+    /// Adds rows that come after all of these.
+    pub(super) fn append(&mut self, mut later: Choice) {
+        self.half.append(&mut later.half);
+        self.code.append(&mut later.code);
+        self.full.append(&mut later.full);
+    }
+
     pub(super) fn clear(&mut self) {
         self.half.clear();
         self.code.clear();
