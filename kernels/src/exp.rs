@@ -85,6 +85,16 @@ pub(crate) fn exp<L: Lanes>(isa: L, x: L::V) -> L::V {
     isa.where_less(x, isa.splat(-87.0), isa.splat(0.0), y)
 }
 
+/// `exp(x) - 1` for x from 0 to 1/2, within a relative 4e-7: the series, whose first left-out term is less than 1e-7.
+#[inline(always)]
+pub(crate) fn small_exp_m1<L: Lanes>(isa: L, x: L::V) -> L::V {
+    let mut sum = isa.splat(1.0 / 5040.0);
+    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0] {
+        sum = isa.mul_add(sum, x, isa.splat(coefficient));
+    }
+    isa.mul(x, sum)
+}
+
 /// Running maxima of all heads over `[row][head]` scores.
 #[inline(always)]
 pub(crate) fn max_per_head<L: Lanes>(isa: L, scores: &[f32], heads: usize, max: &mut [f32]) {

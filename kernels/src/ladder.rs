@@ -3,7 +3,7 @@
 //! Numbers lie in planes, one for each query head, so that eight clusters or rows of one head are worked on at once. A
 //! score is known up to a normal deviation: that of the scores inside a cluster, or that of what a sketch leaves.
 
-use crate::exp::exp;
+use crate::exp::{exp, small_exp_m1};
 use crate::isa::Kernels;
 use crate::lanes::Lanes;
 
@@ -241,7 +241,7 @@ fn check_planes(found: [usize; 2], len: usize, stride: usize, heads: usize) {
     assert!(room, "{found:?} numbers for {len} rows and {heads} heads at a stride of {stride}");
 }
 
-/// Up to eight numbers, and zeros in the lanes after them.
+/// Up to eight numbers, then zeros.
 #[inline(always)]
 fn load<L: Lanes>(isa: L, numbers: &[f32]) -> L::V {
     match numbers.try_into() {
@@ -371,16 +371,6 @@ fn sum_lanes<L: Lanes>(isa: L, x: L::V) -> f32 {
     let mut lanes = [0.0; 8];
     isa.store(x, &mut lanes);
     lanes.iter().sum()
-}
-
-/// `exp(x) - 1` for x from 0 to 1/2, within a relative 4e-7: the series, whose first left-out term is less than 1e-7.
-#[inline(always)]
-fn small_exp_m1<L: Lanes>(isa: L, x: L::V) -> L::V {
-    let mut sum = isa.splat(1.0 / 5040.0);
-    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0] {
-        sum = isa.mul_add(sum, x, isa.splat(coefficient));
-    }
-    isa.mul(x, sum)
 }
 
 /// Sums under way, lane by lane.

@@ -36,7 +36,7 @@ fn build(threads: usize, sealing_threads: usize) -> (MemoryBackend, Snapshot) {
     (memory, snapshot)
 }
 
-/// At this one opens so many clusters that several threads share those of a head.
+/// At this one so many clusters are opened that threads share those of a head, where there are more threads than heads.
 const SMALL_TAU: f64 = 3e-5;
 
 /// The bytes of every column of every segment.
@@ -78,7 +78,7 @@ fn threads_and_repetition_change_neither_bytes_nor_bits() {
     let plan = first.explain(0, &query_view(&queries, first.model()), &Budget::Tau(SMALL_TAU)).unwrap();
     let opened: Vec<usize> = plan.heads.iter().map(|head| head.read.len()).collect();
     assert!(opened.iter().all(|&opened| opened >= 256), "{opened:?} clusters");
-    for (threads, sealing_threads) in [(1, 2), (2, 1), (2, 2), (3, 0)] {
+    for (threads, sealing_threads) in [(1, 2), (2, 1), (2, 2), (4, 0)] {
         let (_, other) = build(threads, sealing_threads);
         assert!(columns(&other) == expected_columns, "columns with {sealing_threads} sealing threads");
         assert!(answers(&other) == expected, "answers with {threads} threads");

@@ -2,6 +2,7 @@
 
 use super::constants::CENTROID_NOISE;
 use super::product;
+use super::scan::Sharing;
 use crate::error::Error;
 use crate::view::{ClusterNumbers, LayerSegment, LayerView, OpenedLadder};
 use crate::work::HeadQueries;
@@ -16,14 +17,17 @@ pub(super) struct Ladders<'v> {
     /// Their numbers in the view.
     pub(super) numbers: Vec<usize>,
     pub(super) plain: Vec<&'v LayerSegment>,
+    pub(super) sharing: Sharing,
 }
 
 impl<'v> Ladders<'v> {
-    pub(super) fn open(view: &LayerView<'v>, oldest: u64) -> Result<Self, Error> {
+    /// Opens what a call of so many positions and KV heads uses, the oldest position being `oldest`.
+    pub(super) fn open(view: &LayerView<'v>, oldest: u64, units: usize) -> Result<Self, Error> {
         for segment in view.segments.iter().filter(|segment| view.summaries_hold(segment, oldest)) {
             segment.expect_ladder()?;
         }
-        let mut ladders = Ladders { segments: Vec::new(), numbers: Vec::new(), plain: Vec::new() };
+        let (segments, numbers, plain) = (Vec::new(), Vec::new(), Vec::new());
+        let mut ladders = Ladders { segments, numbers, plain, sharing: Sharing::of(units) };
         for (number, &segment) in view.segments.iter().enumerate() {
             match if view.summaries_hold(segment, oldest) { segment.opened_ladder()? } else { None } {
                 Some(ladder) => {

@@ -63,7 +63,7 @@ pub(crate) fn attend(
     if units.iter().all(|&(position, head)| rule.start(position, head).is_none()) {
         return attend_exactly(kernels, view, queries);
     }
-    let ladders = Ladders::open(view, queries.first_position)?;
+    let ladders = Ladders::open(view, queries.first_position, units.len())?;
     let done: Vec<Unit> = units
         .par_iter()
         .map_init(Vec::new, |scratch, &unit| {
@@ -128,8 +128,9 @@ pub(crate) fn plan(
     queries: &QueryBatch<'_>,
     tau: f32,
 ) -> Result<Plan, Error> {
-    let ladders = Ladders::open(view, queries.first_position)?;
-    let heads = units(view, queries)
+    let units = units(view, queries);
+    let ladders = Ladders::open(view, queries.first_position, units.len())?;
+    let heads = units
         .into_par_iter()
         .map_init(Vec::new, |scratch, unit| {
             let mut call = Call::open(kernels, view, queries, &ladders, unit, scratch)?;

@@ -11,7 +11,6 @@ use crate::view::LayerView;
 use crate::work::HeadQueries;
 use longwave_kernels::codec::{Depth, RowCodes};
 use longwave_kernels::{Kernels, Rows, rotate};
-use rayon::prelude::*;
 
 /// What one position and KV head reads from, and for which queries.
 pub(super) struct Reader<'a, 'v> {
@@ -40,11 +39,6 @@ impl Resolution {
     }
 }
 
-/// The lists of codes among a choice.
-fn coded(choice: &Choice) -> [(Depth, &[Chosen]); 2] {
-    [(Depth::Half, &choice.half), (Depth::Whole, &choice.code)]
-}
-
 /// Rows that one thread reads at least at a time, if there are so many of a segment.
 const PART: usize = 256;
 
@@ -57,16 +51,10 @@ impl Reader<'_, '_> {
         changed: &mut Vec<bool>,
     ) -> Result<(), Error> {
         let keys = std::mem::take(&mut zone.keys);
-        let codes = coded(&keys).map(|(depth, list)| (Resolution::Code(depth), list));
-        let lists = codes.into_iter().chain([(Resolution::Full, keys.full.as_slice())]);
-        let runs = lists.flat_map(|(resolution, list)| runs(zone, list).map(move |run| (resolution, run)));
-        let runs: Vec<(Resolution, &[Chosen])> = runs.collect();
-        let read = runs
-            .par_iter()
-            .map_init(Vec::new, |rows, &(resolution, run)| self.score(zone, resolution, run, rows));
-        let read: Vec<Vec<f32>> = read.collect::<Result<_, Error>>()?;
+        let runs = runs(zone, &keys);
+        let read = zone.sharing.map(&runs, |&(resolution, run)| self.score(zone, resolution, run));
         for (&(resolution, run), scores) in runs.iter().zip(read) {
-            self.weigh(zone, clusters, resolution, run, scores);
+            self.weigh(zone, clusters, resolution, run, scores?);
         }
         changed.clear();
         changed.resize(zone.opened.len(), false);
@@ -80,17 +68,10 @@ impl Reader<'_, '_> {
 
     /// Scores of a run of rows of one segment, `[rows, group]`, before the soft-cap; of codes, what they add to those of the
     /// sketches.
-    fn score(
-        &self,
-        zone: &Zone,
-        resolution: Resolution,
-        run: &[Chosen],
-        rows: &mut Vec<u32>,
-    ) -> Result<Vec<f32>, Error> {
+    fn score(&self, zone: &Zone, resolution: Resolution, run: &[Chosen]) -> Result<Vec<f32>, Error> {
         let (group, dim) = (self.head.group, self.view.shape.key_dim);
         let segment = self.segment_of(zone, run);
-        rows.clear();
-        rows.extend(run.iter().map(|chosen| chosen.row));
+        let rows: Vec<u32> = run.iter().map(|chosen| chosen.row).collect();
         let mut scores = vec![0.0; rows.len() * group];
         match resolution {
             Resolution::Full => {
@@ -99,19 +80,19 @@ impl Reader<'_, '_> {
                     Some(list) => self.kernels.scores_gathered(queries, group, dim, keys, list, &mut scores),
                     None => self.kernels.scores(queries, group, dim, keys, &mut scores),
                 };
-                segment.segment.read_listed_keys(&self.view.shape, self.kv_head, rows, take)?;
+                segment.segment.read_listed_keys(&self.view.shape, self.kv_head, &rows, take)?;
             }
             Resolution::Code(depth) => {
-                let records = segment.ladder.listed_key_codes(rows)?;
+                let records = segment.ladder.listed_key_codes(&rows)?;
                 let queries = &self.head.bases[segment.basis].key;
                 self.kernels.scores_codes(
                     queries,
                     group,
                     RowCodes { records, dim, depth },
-                    rows,
+                    &rows,
                     &mut scores,
                 );
-                segment.ladder.check_key_codes(records, rows)?;
+                segment.ladder.check_key_codes(records, &rows)?;
             }
         }
         Ok(scores)
@@ -174,15 +155,11 @@ impl Reader<'_, '_> {
         values.coded.reset(&self.head, dim);
         values.full.clear();
         values.full.resize(group * dim, 0.0);
-        let codes = coded(&zone.values).map(|(depth, list)| (Resolution::Code(depth), list));
-        let lists = codes.into_iter().chain([(Resolution::Full, zone.values.full.as_slice())]);
-        let runs: Vec<(Resolution, &[Chosen])> =
-            lists.flat_map(|(resolution, list)| runs(zone, list).map(move |run| (resolution, run))).collect();
-        let sums = runs
-            .par_iter()
-            .map_init(Listed::default, |listed, &(resolution, run)| self.sum(zone, resolution, run, listed));
+        let runs = runs(zone, &zone.values);
+        let sums = zone.sharing.map(&runs, |&(resolution, run)| self.sum(zone, resolution, run));
         // Added in the order of the runs, whoever has summed them.
-        for (&(resolution, run), sum) in runs.iter().zip(sums.collect::<Result<Vec<_>, Error>>()?) {
+        for (&(resolution, run), sum) in runs.iter().zip(sums) {
+            let sum = sum?;
             let basis = self.segment_of(zone, run).basis;
             let all =
                 if resolution == Resolution::Full { &mut values.full } else { &mut values.coded.sums[basis] };
@@ -199,17 +176,10 @@ impl Reader<'_, '_> {
     }
 
     /// The weighted sum of the values of a run of rows, `[group, value_dim]`; of codes, in units of their scales.
-    fn sum(
-        &self,
-        zone: &Zone,
-        resolution: Resolution,
-        run: &[Chosen],
-        Listed { rows, weights }: &mut Listed,
-    ) -> Result<Vec<f32>, Error> {
+    fn sum(&self, zone: &Zone, resolution: Resolution, run: &[Chosen]) -> Result<Vec<f32>, Error> {
         let (group, dim) = (self.head.group, self.view.shape.value_dim);
         let segment = self.segment_of(zone, run);
-        rows.clear();
-        weights.clear();
+        let (mut rows, mut weights) = (Vec::with_capacity(run.len()), Vec::with_capacity(run.len() * group));
         for chosen in run {
             rows.push(chosen.row);
             weights.extend(zone.places(chosen).take(group).map(|place| zone.weight[place]));
@@ -218,16 +188,18 @@ impl Reader<'_, '_> {
         match resolution {
             Resolution::Full => {
                 let take = |rows: Rows<'_>, list: Option<&[u32]>| match list {
-                    Some(list) => self.kernels.accumulate_gathered(weights, group, dim, rows, list, &mut sum),
-                    None => self.kernels.accumulate(weights, group, dim, rows, &mut sum),
+                    Some(list) => {
+                        self.kernels.accumulate_gathered(&weights, group, dim, rows, list, &mut sum)
+                    }
+                    None => self.kernels.accumulate(&weights, group, dim, rows, &mut sum),
                 };
-                segment.segment.read_listed_values(&self.view.shape, self.kv_head, rows, take)?;
+                segment.segment.read_listed_values(&self.view.shape, self.kv_head, &rows, take)?;
             }
             Resolution::Code(depth) => {
-                let records = segment.ladder.listed_value_codes(rows)?;
+                let records = segment.ladder.listed_value_codes(&rows)?;
                 let codes = RowCodes { records, dim, depth };
-                self.kernels.accumulate_codes(weights, group, codes, rows, &mut sum);
-                segment.ladder.check_value_codes(records, rows)?;
+                self.kernels.accumulate_codes(&weights, group, codes, &rows, &mut sum);
+                segment.ladder.check_value_codes(records, &rows)?;
             }
         }
         Ok(sum)
@@ -238,15 +210,15 @@ impl Reader<'_, '_> {
     }
 }
 
-/// Rows and their weights, `[rows, group]`.
-#[derive(Default)]
-struct Listed {
-    rows: Vec<u32>,
-    weights: Vec<f32>,
-}
-
-/// Cuts a list where a segment ends, and where a run is long.
-fn runs<'l>(zone: &Zone, list: &'l [Chosen]) -> impl Iterator<Item = &'l [Chosen]> {
+/// The lists of a choice, cut where a segment ends and where a run is long.
+fn runs<'l>(zone: &Zone, choice: &'l Choice) -> Vec<(Resolution, &'l [Chosen])> {
+    let half = (Resolution::Code(Depth::Half), &choice.half);
+    let lists = [half, (Resolution::Code(Depth::Whole), &choice.code), (Resolution::Full, &choice.full)];
     let segment = |chosen: &Chosen| zone.opened[chosen.opened as usize].segment;
-    list.chunk_by(move |a, b| segment(a) == segment(b)).flat_map(|run| run.chunks(PART))
+    let mut runs = Vec::new();
+    for (resolution, list) in lists {
+        let of_segments = list.chunk_by(|a, b| segment(a) == segment(b));
+        runs.extend(of_segments.flat_map(|run| run.chunks(PART)).map(|run| (resolution, run)));
+    }
+    runs
 }

@@ -9,11 +9,35 @@ use crate::error::Error;
 use longwave_kernels::Kernels;
 use longwave_kernels::codec::{ScanOf, ScanPlanes, SketchQuery};
 use longwave_kernels::ladder::RowSums;
+use rayon::prelude::*;
 
 /// Records of sketches that are asked for ahead of the one that is scanned: they lie anywhere.
 const AHEAD: usize = 3;
 /// Opened clusters that one thread works on at least: a hundred microseconds or so.
 pub(super) const PART: usize = 128;
+
+/// Whether idle threads share the work on one position and KV head. They do where a call has fewer of these than there are
+/// threads: with enough of them it would cost more than it gains.
+#[derive(Clone, Copy, Default, PartialEq)]
+pub(super) enum Sharing {
+    #[default]
+    Alone,
+    Shared,
+}
+
+impl Sharing {
+    pub(super) fn of(units: usize) -> Sharing {
+        if units < rayon::current_num_threads() { Sharing::Shared } else { Sharing::Alone }
+    }
+
+    /// What becomes of each of `items`, in their order, whoever works on them.
+    pub(super) fn map<T: Sync, R: Send>(self, items: &[T], work: impl Fn(&T) -> R + Send + Sync) -> Vec<R> {
+        match self {
+            Sharing::Alone => items.iter().map(work).collect(),
+            Sharing::Shared => items.par_iter().map(work).collect(),
+        }
+    }
+}
 
 /// What is scanned, and for which queries.
 #[derive(Clone, Copy)]
@@ -22,6 +46,7 @@ pub(super) struct Scan<'a> {
     pub(super) softcap: Softcap,
     pub(super) head: &'a Head<'a>,
     pub(super) clusters: &'a Clusters,
+    pub(super) sharing: Sharing,
 }
 
 /// Opened clusters that follow each other, and where the numbers of their rows go.
@@ -59,7 +84,7 @@ impl<'a> ScanPart<'a> {
 impl Scan<'_> {
     /// Scans all clusters of a part.
     pub(super) fn all(self, part: ScanPart<'_>) -> Result<(), Error> {
-        if part.opened.len() < 2 * PART {
+        if self.sharing == Sharing::Alone || part.opened.len() < 2 * PART {
             return self.each(part);
         }
         let middle = part.opened.len() / 2;

@@ -4,11 +4,10 @@ use super::answer::Rough;
 use super::clusters::Clusters;
 use super::constants::{KEY, RISE_MAX, VALUE, Z_ROW};
 use super::head::Head;
-use super::scan::PART;
+use super::scan::{PART, Sharing};
 use super::zone::{Choice, Chosen, Opened, Zone};
 use longwave_kernels::Kernels;
 use longwave_kernels::ladder::{GainOf, Uncertain};
-use rayon::prelude::*;
 
 const KEYS: GainOf = GainOf::Key { deviations: Z_ROW, rise: RISE_MAX };
 const VALUES: GainOf = GainOf::Value { deviations: Z_ROW, rise: RISE_MAX };
@@ -76,10 +75,16 @@ impl Gains {
     fn choose(&mut self, kernels: &Kernels, zone: &Zone, kind: GainOf, rungs: [f32; 3], choice: &mut Choice) {
         self.bounds(kernels, zone, kind);
         choice.clear();
-        let parts = zone.opened.par_chunks(PART).enumerate();
-        let parts =
-            parts.map(|(part, opened)| self.choose_part(kernels, zone, kind, rungs, (part * PART, opened)));
-        parts.collect::<Vec<_>>().into_iter().for_each(|part| choice.append(part));
+        if zone.sharing == Sharing::Alone {
+            return self.choose_part(kernels, zone, kind, rungs, (0, &zone.opened), choice);
+        }
+        let parts: Vec<(usize, &[Opened])> = (0..).step_by(PART).zip(zone.opened.chunks(PART)).collect();
+        let chosen = zone.sharing.map(&parts, |&part| {
+            let mut choice = Choice::default();
+            self.choose_part(kernels, zone, kind, rungs, part, &mut choice);
+            choice
+        });
+        chosen.into_iter().for_each(|part| choice.append(part));
     }
 
     /// Chooses rows of the opened clusters from number `first` on.
@@ -90,10 +95,10 @@ impl Gains {
         kind: GainOf,
         rungs: [f32; 3],
         (first, opened): (usize, &[Opened]),
-    ) -> Choice {
-        let mut choice = Choice::default();
+        choice: &mut Choice,
+    ) {
         let (count, least) = (zone.opened.len(), rungs[0] * rungs[0]);
-        let group = self.reach.len() / count;
+        let group = self.reach.len() / count.max(1);
         let mut gains = vec![0.0; opened.iter().map(|opened| opened.rows).max().unwrap_or(0)];
         let mut reach = vec![0.0; group];
         for (number, opened) in (first..).zip(opened) {
@@ -110,9 +115,8 @@ impl Gains {
             let (weights, deviations) = (&zone.weight[opened.start..], &zone.deviation[opened.start..]);
             let rows = Uncertain { weights, deviations, stride: opened.wide, reach: &reach };
             kernels.row_gains(rows, kind, gains);
-            push(opened, number, gains, rungs, &mut choice);
+            push(opened, number, gains, rungs, choice);
         }
-        choice
     }
 
     /// Bounds on the rows' gains for each head in each opened cluster, from its largest weight and deviation.

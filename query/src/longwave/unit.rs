@@ -144,6 +144,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         room.clusters.score(kernels, &head, &queries, softcap, &steady);
         room.clusters.demote(&head, &ladders.demoted(view, kv_head));
         room.touched.clear();
+        room.zone.sharing = ladders.sharing;
         timings.add(Operator::Score, started.elapsed());
         let reader = Reader { kernels, view, head, queries, kv_head };
         Ok(Call { reader, steady, plain, timings, room })

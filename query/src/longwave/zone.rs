@@ -3,14 +3,13 @@
 use super::clusters::Clusters;
 use super::constants::{ABOVE_MAX, RISE_MAX, Z_ROW};
 use super::head::Head;
-use super::scan::{Scan, ScanPart};
+use super::scan::{Scan, ScanPart, Sharing};
 use super::softcap::Softcap;
 use crate::error::Error;
 use longwave_kernels::Kernels;
 use longwave_kernels::codec::SCAN_STEP;
 use longwave_kernels::ladder::RowSums;
 use longwave_storage::RowForm;
-use rayon::prelude::*;
 
 /// An opened cluster.
 #[derive(Clone, Copy)]
@@ -51,6 +50,7 @@ pub(super) struct Choice {
 /// one end to the other; see [`Zone::part`].
 #[derive(Default)]
 pub(super) struct Zone {
+    pub(super) sharing: Sharing,
     pub(super) opened: Vec<Opened>,
     /// Places in all.
     len: usize,
@@ -100,7 +100,7 @@ impl Zone {
             deviation: &mut self.deviation,
             sums: &mut self.sums,
         };
-        Scan { kernels, softcap, head, clusters }.all(part)?;
+        Scan { kernels, softcap, head, clusters, sharing: self.sharing }.all(part)?;
         for (opened, sums) in self.opened.iter().zip(self.sums.chunks_exact(group)) {
             for (g, sums) in sums.iter().enumerate() {
                 self.cluster_weight[g * clusters.len + opened.cluster] = sums.weight;
@@ -160,7 +160,8 @@ impl Zone {
     pub(super) fn sum_again(&mut self, kernels: &Kernels, clusters: &Clusters, changed: &[bool]) {
         let group = clusters.top.len();
         let Zone { opened, sums, weight, deviation, .. } = self;
-        let changed = sums.par_chunks_mut(group).zip(&*opened).zip(changed).filter(|(_, changed)| **changed);
+        let changed =
+            sums.chunks_exact_mut(group).zip(&*opened).zip(changed).filter(|(_, changed)| **changed);
         changed.for_each(|((sums, opened), _)| {
             let (weights, deviations) = (&weight[opened.start..], &deviation[opened.start..]);
             kernels.sum_rows(weights, deviations, opened.rows, opened.wide, sums);
