@@ -14,6 +14,12 @@ use crate::clustering::Clustering;
 const FAR: f64 = 4.0;
 /// or when a query straight at it scores it more than eleven standard deviations (the root of this) above the mean of the cluster.
 const SQUARED_DEVIATIONS: f64 = 120.0;
+/// Nine deviations (the root of this) are enough where the row is far from its mean for any cluster of the segment: its squared
+/// distance is more than [`FARTHER`] times the mean of all rows to the means of their clusters. Rows of text that is said over and over
+/// lie near their means, and what is said once among them lies far; in other texts one in a thousand does.
+const SQUARED_DEVIATIONS_FARTHER: f64 = 80.0;
+/// See [`SQUARED_DEVIATIONS_FARTHER`].
+const FARTHER: f64 = 2.5;
 /// Rows nearer than this are not asked for the second, which takes far longer to find out.
 const NEAR: f64 = 1.2;
 /// Rows that the shape of clusters is found from, at most: evenly apart.
@@ -52,7 +58,9 @@ fn farthest_out(rows: &[u32], points: &[f32], shape: &Shape) -> Option<usize> {
         let ratio = distance / cluster.spread;
         if ratio > NEAR {
             let along = shape.along(&cluster.deviation(rows[place], points));
-            let out = (ratio / FAR).max(ratio * distance / (along * SQUARED_DEVIATIONS));
+            let is_farther = distance > FARTHER * shape.spread;
+            let most_squared = if is_farther { SQUARED_DEVIATIONS_FARTHER } else { SQUARED_DEVIATIONS };
+            let out = (ratio / FAR).max(ratio * distance / (along * most_squared));
             if out > most {
                 (farthest, most) = (Some(place), out);
             }
@@ -101,16 +109,20 @@ fn point(points: &[f32], row: u32, dim: usize) -> &[f32] {
 struct Shape {
     matrix: Vec<f32>,
     dim: usize,
+    /// Mean squared distance of the rows to the means of their clusters, over all clusters.
+    spread: f64,
 }
 
 impl Shape {
     fn of(whole: &Clustering, points: &[f32], dim: usize) -> Self {
         let stride = whole.order.len().div_ceil(SHAPE_ROWS).max(1);
         let mut deviations = Vec::with_capacity(SHAPE_ROWS * dim);
+        let mut spread = 0.0;
         for bounds in whole.offsets.windows(2) {
             let (start, end) = (bounds[0] as usize, bounds[1] as usize);
             let rows = &whole.order[start..end];
             let cluster = Around::of(rows, points, dim);
+            spread += cluster.spread * rows.len() as f64;
             if cluster.spread > 0.0 {
                 let scale = (1.0 / cluster.spread).sqrt() as f32;
                 for place in (start.next_multiple_of(stride)..end).step_by(stride) {
@@ -130,7 +142,7 @@ impl Shape {
             1.0 / rows.max(1) as f32,
             Par::Seq,
         );
-        Self { matrix, dim }
+        Self { matrix, dim, spread: spread / whole.order.len().max(1) as f64 }
     }
 
     /// `deviation^T * matrix * deviation`. The matrix is symmetric, so that its rows can be added up side by side.

@@ -249,6 +249,30 @@ fn a_row_out_in_a_direction_that_no_other_row_takes_is_set_apart_sooner() {
 }
 
 #[test]
+fn a_row_far_from_its_mean_for_any_cluster_is_set_apart_sooner() {
+    let (rows, dim, groups) = (320, 8, 10);
+    let jitter = noise(rows * 6, 7);
+    let spread = jitter.iter().map(|x| x * x).sum::<f32>() / rows as f32;
+    let mut keys = vec![0.0; rows * dim];
+    for (row, key) in keys.chunks_exact_mut(dim).enumerate() {
+        // The fifth cluster is twice as wide as the others.
+        let scale = if row / 32 == 4 { 2.0 } else { 1.0 };
+        key[7] = 100.0 * (row / 32) as f32;
+        key[..6].iter_mut().zip(&jitter[6 * row..]).for_each(|(x, jitter)| *x = scale * jitter);
+        // Three rows are as far out for their clusters, where few other rows scatter: some ten deviations.
+        if [45, 140, 230].contains(&row) {
+            key[..7].fill(0.0);
+            key[6] = scale * (2.0 * spread).sqrt();
+        }
+    }
+    let options = ClusterOptions { tokens_per_cluster: 32, ..WHOLE };
+    assert_eq!(sizes(&cluster(&keys, dim, &options, 2)), [32; 10]);
+    let apart = cluster(&keys, dim, &ClusterOptions { split_factor: Some(4.0), ..options }, 2);
+    let alone: Vec<&[u32]> = members(&apart).into_iter().filter(|rows| rows.len() == 1).collect();
+    assert_eq!((apart.clusters(), alone), (groups + 1, vec![&[140u32][..]]));
+}
+
+#[test]
 fn equal_keys_make_one_cluster_that_is_not_split() {
     let keys = [1.5f32, -3.0, 0.1].repeat(500);
     let clustering = cluster(&keys, 3, &ClusterOptions::ladder(), 4);

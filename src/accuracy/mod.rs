@@ -4,6 +4,7 @@ mod audit;
 mod auditor;
 mod bound;
 mod calibration;
+mod guard;
 mod reader;
 mod share;
 mod spending;
