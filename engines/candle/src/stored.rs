@@ -246,6 +246,47 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_was_forgotten_is_counted_over_all_layers() {
+        let shape = AttentionShape { query_heads: 2, kv_heads: 1, head_dim: 16 };
+        let spec = ModelSpec {
+            identity: ModelIdentity { weights: [1; 32], tokenizer: [2; 32], rope: "none".to_owned() },
+            layers: 2,
+            query_heads: 2,
+            kv_heads: 1,
+            key_dim: 16,
+            value_dim: 16,
+            dtype: Dtype::F32,
+            scale: 0.25,
+            softcap: None,
+            layer_kinds: Vec::new(),
+            sink_logits: Vec::new(),
+        };
+        let store = longwave::Store::in_memory(longwave::StoreOptions::default()).unwrap();
+        let options = ContextOptions::default().with_forgetting(longwave::Forgetting::Demote { steps: 2 });
+        let mut context = store.create_with("forgetful", &spec, options).unwrap();
+        let rows = 1500;
+        // Sixteen groups of keys, each along a dimension of its own.
+        let at =
+            |row: usize, i: usize| if row % 16 == i { 8.0 } else { (row * 31 + i * 7) as f32 % 5.0 * 0.1 };
+        let keys: Vec<f32> = (0..rows * 16).map(|place| at(place / 16, place % 16)).collect();
+        for layer in 0..2 {
+            append_rows(&mut context, shape, layer, &keys, &keys).unwrap();
+        }
+        context.seal().unwrap();
+        let mut cache = StoredCache::new(context, shape, Budget::Tau(0.01), None);
+        let before = cache.forgot().unwrap();
+        assert!(before.clusters >= 16 && before.clusters.is_multiple_of(2), "{before:?}");
+        assert_eq!((before.demoted, before.rows, before.dropped), (0, 3000, 0));
+        let query: Vec<f32> = (0..32).map(|place| if place % 16 == 3 { 9.0 } else { 0.0 }).collect();
+        for _ in 0..4 {
+            cache.attend(1, &query, &mut [0.0; 32]).unwrap();
+        }
+        let after = cache.forgot().unwrap();
+        assert!((before.clusters / 4..before.clusters / 2).contains(&after.demoted), "{after:?}");
+        assert_eq!(Forgot { demoted: 0, ..after }, before);
+    }
+
+    #[test]
     fn errors_are_relative() {
         assert_eq!(relative_error(&[3.0, 0.0], &[0.0, 4.0]), 1.25);
     }
