@@ -9,8 +9,7 @@ pub enum Budget {
     /// Read every row.
     Exact,
     /// The resolution ladder: a step down is taken where its expected contribution to the relative error of the
-    /// output exceeds this threshold. 0 reads everything in full. Where a context's audits give bounds, an answer whose
-    /// bound stands out is tried again with a lower threshold; the report has the one that was answered with.
+    /// output exceeds this threshold. 0 reads everything in full.
     Tau(f64),
     /// The resolution ladder at this threshold, above 0, or every row where that is expected to be sooner: in short
     /// contexts, whose rows come faster than the choice between them.

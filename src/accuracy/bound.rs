@@ -1,7 +1,6 @@
 //! Budgets as rules of tau, and bounds from predicted errors.
 
 use super::calibration::{Band, Calibration, floored};
-use super::guard::GuardRule;
 use super::share::ShareRule;
 use super::target::{TargetRule, rounded_down};
 use super::{CONFIDENCE, Steering};
@@ -16,14 +15,10 @@ pub(crate) fn attend(
     (calibration, steering): (&Calibration, &Steering),
 ) -> Result<Answer, Error> {
     let mut answer = match *budget {
-        Budget::Tau(tau) if tau > 0.0 => {
-            longwave_query::attend_by(view, queries, &GuardRule::new(calibration, tau))?
+        Budget::Tau(tau) | Budget::Soonest(tau) if tau > 0.0 => {
+            longwave_query::attend(view, queries, budget)?
         }
-        Budget::Soonest(tau) if tau > 0.0 => longwave_query::attend(view, queries, budget)?,
-        Budget::Bytes(share) => {
-            let rule = ShareRule::new(steering, share, |tau| GuardRule::new(calibration, tau));
-            longwave_query::attend_by(view, queries, &rule)?
-        }
+        Budget::Bytes(share) => longwave_query::attend_by(view, queries, &ShareRule::new(steering, share))?,
         Budget::Error { target, confidence } => {
             let rule = TargetRule::new(calibration, view.shape.group(), target, confidence);
             let mut answer = longwave_query::attend_by(view, queries, &rule)?;

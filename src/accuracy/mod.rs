@@ -4,7 +4,6 @@ mod audit;
 mod auditor;
 mod bound;
 mod calibration;
-mod guard;
 mod reader;
 mod share;
 mod spending;

@@ -1,17 +1,15 @@
 //! The rule of `Budget::Bytes`: the tau that the steering has found, under a cap.
 
 use super::Steering;
-use super::guard::GuardRule;
 use super::steering::{CALL_MAX, TAU_MIN};
 use longwave_query::{Attempt, Next, TauRule};
 
-/// Reads with the tau that a share is steered to, as [`GuardRule`] does with one that is asked for. A share that was never asked for has none yet: each KV head then starts
+/// Reads with the tau that a share is steered to. A share that was never asked for has none yet: each KV head then starts
 /// with little and lowers its tau until it has read about the share. The calls after it start from what that took.
 pub(super) struct ShareRule {
     tau: f32,
     share: f64,
-    /// What becomes of attempts once the share is steered.
-    steered: Option<GuardRule>,
+    steered: bool,
 }
 
 /// The first attempt at a share that is not steered yet is made with this many times the tau that is guessed.
@@ -22,11 +20,10 @@ const FILLED: f64 = 0.9;
 const POWER: f64 = 0.45;
 
 impl ShareRule {
-    pub(super) fn new(steering: &Steering, share: f64, guard: impl FnOnce(f64) -> GuardRule) -> Self {
-        let tau = steering.tau(share);
-        let steered = steering.is_steered(share).then(|| guard(tau));
-        let first = if steered.is_some() { tau } else { START * tau };
-        ShareRule { tau: first as f32, share, steered }
+    pub(super) fn new(steering: &Steering, share: f64) -> Self {
+        let steered = steering.is_steered(share);
+        let tau = steering.tau(share) * if steered { 1.0 } else { START };
+        ShareRule { tau: tau as f32, share, steered }
     }
 }
 
@@ -36,11 +33,8 @@ impl TauRule for ShareRule {
     }
 
     fn next(&self, attempt: &Attempt<'_>) -> Next {
-        if let Some(guard) = &self.steered {
-            return guard.next(attempt);
-        }
         let filled = attempt.bytes_share / self.share;
-        if filled >= FILLED || f64::from(attempt.tau) <= TAU_MIN {
+        if self.steered || filled >= FILLED || f64::from(attempt.tau) <= TAU_MIN {
             return Next::Accept;
         }
         // A part of the bytes is read at any tau, so this falls short rather than too far.
