@@ -16,9 +16,9 @@ const FAR: f64 = 4.0;
 const SQUARED_DEVIATIONS: f64 = 120.0;
 /// Nine deviations (the root of this) are enough where the row is far from its mean for any cluster of the segment: its squared
 /// distance is more than [`FARTHER`] times the mean of all rows to the means of their clusters. Rows of text that is said over and over
-/// lie near their means, and what is said once among them lies far; in other texts one in a thousand does.
+/// lie near their means, and what is said once among them lies far.
 const SQUARED_DEVIATIONS_FARTHER: f64 = 80.0;
-/// See [`SQUARED_DEVIATIONS_FARTHER`].
+/// Squared distance from which [`SQUARED_DEVIATIONS_FARTHER`] holds, over the mean of the segment.
 const FARTHER: f64 = 2.5;
 /// Rows nearer than this are not asked for the second, which takes far longer to find out.
 const NEAR: f64 = 1.2;

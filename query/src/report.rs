@@ -219,7 +219,8 @@ impl Operator {
     }
 }
 
-/// Time per operator.
+/// Time per operator, summed over threads. Where threads share a KV head, the time of one that waits for another counts, with
+/// whatever it does meanwhile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timings([Duration; Operator::ALL.len()]);
 

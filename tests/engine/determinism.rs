@@ -2,25 +2,28 @@
 
 use crate::sample::{Kv, UNEQUAL, bits, logits, model, queries, query_view, small_options};
 use longwave::storage::{Backend, ColumnKind, MemoryBackend};
-use longwave::{Budget, Dtype, Durability, LayerKind, ModelSpec, Snapshot, Store, StoreOptions};
+use longwave::{Budget, Dtype, Durability, LayerKind, ModelSpec, RowForm, Snapshot, Store, StoreOptions};
 use std::sync::Arc;
 
-fn spec() -> ModelSpec {
+fn spec(softcap: Option<f32>) -> ModelSpec {
     let mut model = model(UNEQUAL, Dtype::F16, 3);
     model.layer_kinds = vec![LayerKind::Clustered, LayerKind::SlidingWindow(300), LayerKind::Clustered];
     model.sink_logits = vec![vec![], logits(1, &model), logits(2, &model)];
+    model.softcap = softcap;
     model
 }
 
-fn build(threads: usize, sealing_threads: usize) -> (MemoryBackend, Snapshot) {
+/// Rows of the last layer are kept as codes.
+fn build(threads: usize, sealing_threads: usize, softcap: Option<f32>) -> (MemoryBackend, Snapshot) {
     let memory = MemoryBackend::new();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let mut options = StoreOptions::default();
     options.pool = Some(Arc::new(pool));
     options.sealing_threads = sealing_threads;
     let store = Store::on_backend(Arc::new(memory.clone()) as Arc<dyn Backend>, options).unwrap();
-    let model = spec();
+    let model = spec(softcap);
     let settings = small_options().with_segment_rows(2500, 64);
+    let settings = settings.with_layer_rows(vec![RowForm::Full, RowForm::Full, RowForm::Codes]);
     let mut context = store.create_with("same", &model, settings).unwrap();
     for layer in 0..3 {
         let kv = Kv::new(20 + layer as u64, 6200, &model);
@@ -70,7 +73,16 @@ fn answers(snapshot: &Snapshot) -> Vec<Vec<u32>> {
 
 #[test]
 fn threads_and_repetition_change_neither_bytes_nor_bits() {
-    let (_, first) = build(1, 1);
+    the_same_with_any_threads(None);
+}
+
+#[test]
+fn nor_do_they_under_a_soft_cap() {
+    the_same_with_any_threads(Some(9.0));
+}
+
+fn the_same_with_any_threads(softcap: Option<f32>) {
+    let (_, first) = build(1, 1, softcap);
     let (expected, expected_columns) = (answers(&first), columns(&first));
     assert!(expected_columns.len() > 3 * 3 * 3, "rows and index of several segments");
     assert!(answers(&first) == expected, "the same snapshot again");
@@ -79,7 +91,7 @@ fn threads_and_repetition_change_neither_bytes_nor_bits() {
     let opened: Vec<usize> = plan.heads.iter().map(|head| head.read.len()).collect();
     assert!(opened.iter().all(|&opened| opened >= 256), "{opened:?} clusters");
     for (threads, sealing_threads) in [(1, 2), (2, 1), (2, 2), (4, 0)] {
-        let (_, other) = build(threads, sealing_threads);
+        let (_, other) = build(threads, sealing_threads, softcap);
         assert!(columns(&other) == expected_columns, "columns with {sealing_threads} sealing threads");
         assert!(answers(&other) == expected, "answers with {threads} threads");
     }
@@ -87,7 +99,7 @@ fn threads_and_repetition_change_neither_bytes_nor_bits() {
 
 #[test]
 fn files_of_the_same_content_differ_in_identifiers_only() {
-    let ((first, _), (second, _)) = (build(2, 2), build(1, 1));
+    let ((first, _), (second, _)) = (build(2, 2, None), build(1, 1, None));
     let (names, others) = (first.files(), second.files());
     assert_eq!(names.len(), others.len());
     // A manifest lists the segments' names, which are made from identifiers.

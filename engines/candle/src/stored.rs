@@ -149,11 +149,12 @@ impl StoredCache {
         &self.spent
     }
 
-    /// What the context has forgotten by now.
+    /// What the context has forgotten by now, once the rows are dropped that may be.
     ///
     /// # Errors
-    /// If a segment cannot be read.
-    pub fn forgot(&self) -> Result<Forgot> {
+    /// If a segment cannot be read or written.
+    pub fn forgot(&mut self) -> Result<Forgot> {
+        self.context.forget(None).map_err(cache)?;
         let mut forgot = Forgot::default();
         for layer in 0..self.context.model().layers {
             let of_layer = self.context.forgotten(layer).map_err(cache)?;

@@ -39,8 +39,8 @@ impl Resolution {
     }
 }
 
-/// Rows that one thread reads at least at a time, if there are so many of a segment.
-const PART: usize = 256;
+/// Rows of a segment that are read in one piece, at most.
+const PIECE: usize = 256;
 
 impl Reader<'_, '_> {
     /// Replaces the weights of the rows chosen by those of the keys as read.
@@ -218,7 +218,7 @@ fn runs<'l>(zone: &Zone, choice: &'l Choice) -> Vec<(Resolution, &'l [Chosen])> 
     let mut runs = Vec::new();
     for (resolution, list) in lists {
         let of_segments = list.chunk_by(|a, b| segment(a) == segment(b));
-        runs.extend(of_segments.flat_map(|run| run.chunks(PART)).map(|run| (resolution, run)));
+        runs.extend(of_segments.flat_map(|run| run.chunks(PIECE)).map(|run| (resolution, run)));
     }
     runs
 }

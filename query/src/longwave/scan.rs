@@ -13,11 +13,11 @@ use rayon::prelude::*;
 
 /// Records of sketches that are asked for ahead of the one that is scanned: they lie anywhere.
 const AHEAD: usize = 3;
-/// Opened clusters that one thread works on at least: a hundred microseconds or so.
+/// Opened clusters that are worked on in one piece.
 pub(super) const PART: usize = 128;
 
 /// Whether idle threads share the work on one position and KV head. They do where a call has fewer of these than there are
-/// threads: with enough of them it would cost more than it gains.
+/// threads, and its thread has no other call waiting: with enough to do it would cost more than it gains.
 #[derive(Clone, Copy, Default, PartialEq)]
 pub(super) enum Sharing {
     #[default]
@@ -27,7 +27,8 @@ pub(super) enum Sharing {
 
 impl Sharing {
     pub(super) fn of(units: usize) -> Sharing {
-        if units < rayon::current_num_threads() { Sharing::Shared } else { Sharing::Alone }
+        let waiting = rayon_core::current_thread_has_pending_tasks() == Some(true);
+        if units < rayon::current_num_threads() && !waiting { Sharing::Shared } else { Sharing::Alone }
     }
 
     /// What becomes of each of `items`, in their order, whoever works on them.

@@ -103,6 +103,9 @@ pub(super) struct Room {
     prediction: Prediction,
 }
 
+/// Rooms that a thread keeps.
+const ROOMS_MAX: usize = 2;
+
 thread_local! {
     static ROOMS: RefCell<Vec<Room>> = const { RefCell::new(Vec::new()) };
 }
@@ -110,8 +113,13 @@ thread_local! {
 impl Drop for Call<'_, '_> {
     fn drop(&mut self) {
         let room = std::mem::take(&mut self.room);
-        // A thread that ends has nothing to keep.
-        let _ = ROOMS.try_with(|rooms| rooms.borrow_mut().push(room));
+        // A thread that ends has nothing to keep, and one that has taken up calls while it waited for others no use for all.
+        let _ = ROOMS.try_with(|rooms| {
+            let mut rooms = rooms.borrow_mut();
+            if rooms.len() < ROOMS_MAX {
+                rooms.push(room);
+            }
+        });
     }
 }
 

@@ -82,7 +82,7 @@ impl Zone {
         let group = head.group;
         self.lay_out(head, clusters);
         for numbers in [&mut self.score, &mut self.weight, &mut self.deviation] {
-            // Every row's place is written below; what an earlier call left in them is not read.
+            // Every row's place is written below; what an earlier call left in the others is not read.
             numbers.resize(self.len, 0.0);
         }
         self.sums.clear();

@@ -105,7 +105,7 @@ pub(super) fn layers(outcome: &Outcome) -> String {
 pub(super) fn forgotten(outcomes: &[Outcome]) -> String {
     let line = |outcome: &Outcome| {
         let Forgot { clusters, demoted, rows, dropped } = outcome.forgot;
-        let share = |part: u64, whole: u64| 100.0 * part as f64 / whole as f64;
+        let share = |part: u64, whole: u64| 100.0 * part as f64 / whole.max(1) as f64;
         format!(
             "{:<16} {:>7.1}% of {clusters} clusters demoted, {:>5.1}% of {rows} rows dropped",
             label(&outcome.run),
