@@ -2,7 +2,7 @@
 
 use super::constants::CENTROID_NOISE;
 use super::product;
-use super::scan::Sharing;
+use super::sharing::Sharing;
 use crate::error::Error;
 use crate::view::{ClusterNumbers, LayerSegment, LayerView, OpenedLadder};
 use crate::work::HeadQueries;

@@ -21,6 +21,7 @@ mod predict;
 mod read;
 mod scan;
 mod select;
+mod sharing;
 mod softcap;
 mod touched;
 mod unit;

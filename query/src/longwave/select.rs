@@ -4,7 +4,7 @@ use super::answer::Rough;
 use super::clusters::Clusters;
 use super::constants::{KEY, RISE_MAX, VALUE, Z_ROW};
 use super::head::Head;
-use super::scan::{PART, Sharing};
+use super::sharing::{PART, Sharing};
 use super::zone::{Choice, Chosen, Opened, Zone};
 use longwave_kernels::Kernels;
 use longwave_kernels::ladder::{GainOf, Uncertain};

@@ -3,7 +3,8 @@
 use super::clusters::Clusters;
 use super::constants::{ABOVE_MAX, RISE_MAX, Z_ROW};
 use super::head::Head;
-use super::scan::{Scan, ScanPart, Sharing};
+use super::scan::{Scan, ScanPart};
+use super::sharing::Sharing;
 use super::softcap::Softcap;
 use crate::error::Error;
 use longwave_kernels::Kernels;
