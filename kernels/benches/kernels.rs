@@ -10,7 +10,7 @@ use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_gr
 use longwave_kernels::codec::{
     Laid, SketchLayout, SketchQuery, Summaries, encode_sketch, encode4, record_len,
 };
-use longwave_kernels::{Kernels, Rows, f16};
+use longwave_kernels::{AttentionState, Kernels, Rows, f16};
 
 const HEADS: usize = 4;
 const DIM: usize = 128;
@@ -71,6 +71,35 @@ fn full_rows(criterion: &mut Criterion) {
             let weights = &weights[..listed.len() * HEADS];
             bencher.iter(|| {
                 kernels.accumulate_gathered(black_box(weights), HEADS, DIM, view, &listed, &mut out)
+            });
+        });
+        group.finish();
+    }
+}
+
+/// Keys and values together, as exact attention reads them.
+fn attention(criterion: &mut Criterion) {
+    let kernels = Kernels::get();
+    let queries = numbers(HEADS * DIM);
+    for rows in ROWS {
+        let stored: Vec<f16> = numbers(2 * rows * DIM).into_iter().map(f16::from_f32).collect();
+        let (keys, values) = stored.split_at(rows * DIM);
+        let mut state = AttentionState::new(HEADS, DIM);
+        let mut scratch = Vec::new();
+        let mut group = group(criterion, "attention_f16");
+        group.throughput(Throughput::Bytes((2 * rows * DIM * size_of::<f16>()) as u64));
+        group.bench_function(BenchmarkId::new("attend_rows", rows), |bencher| {
+            bencher.iter(|| {
+                let (keys, values) = (Rows::F16(keys), Rows::F16(values));
+                kernels.attend_rows(
+                    &mut state,
+                    black_box(&queries),
+                    DIM,
+                    keys,
+                    values,
+                    None,
+                    &mut scratch,
+                );
             });
         });
         group.finish();
@@ -228,5 +257,5 @@ fn exponentials(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(kernels, full_rows, codes_of_four_bits, summaries, sketches, exponentials);
+criterion_group!(kernels, full_rows, attention, codes_of_four_bits, summaries, sketches, exponentials);
 criterion_main!(kernels);

@@ -16,9 +16,13 @@ const SINKS: usize = 4;
 const DRIFT_PERIOD: f32 = 32768.0;
 /// How far a query points to the sinks, which then draw a good part of the attention.
 const SINK_PULL: f32 = 0.5;
+/// How far keys of a topic lie apart, on average over the topics, and how much that differs from topic to topic: some are nearly
+/// the same token over and over, some are many.
+const NOISE: f32 = 0.56;
+const NOISE_RANGE: f32 = 0.7;
 /// How sharply the query heads of a group tell rows apart, one after the other: the deviation of an element of a query. Some
-/// heads of a model look at few rows and some at many. These were set so that, of 131,072 rows, about the share of value means,
-/// sketches, codes and full rows is read that the bytes of a model's 32K trace suggest; docs/benchmarks.md has both.
+/// heads of a model look at few rows and some at many. With [`NOISE`], these were set so that at the same tau about the same
+/// shares of sketches and codes are read, of 131,072 rows, as of a model's 32K trace; docs/benchmarks.md has both.
 const SHARPNESS: [f32; 4] = [2.6, 1.7, 1.3, 0.9];
 
 /// A seeded source of rows and queries. The same arguments give the same numbers.
@@ -88,11 +92,13 @@ impl Synthetic {
         if position < SINKS {
             return head.sink.iter().map(|x| 2.0 * x).collect();
         }
-        let topic = self.row(&head.topics, topic_at(position));
+        let number = topic_at(position);
+        let topic = self.row(&head.topics, number);
+        let apart = NOISE * (1.0 + NOISE_RANGE * ((2 * number + 1) as f32 / TOPICS as f32 - 1.0));
         let (sin, cos) = (position as f32 / DRIFT_PERIOD * std::f32::consts::PI).sin_cos();
         let [from, to] = &head.drift;
         let parts = topic.iter().zip(from).zip(to).zip(noise(rng, self.dim));
-        parts.map(|(((topic, from), to), noise)| topic + cos * from + sin * to + 0.7 * noise).collect()
+        parts.map(|(((topic, from), to), noise)| topic + cos * from + sin * to + apart * noise).collect()
     }
 
     fn value(&self, head: &Head, position: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
