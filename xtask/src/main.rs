@@ -1,6 +1,7 @@
 //! Tasks of the workspace, run as `cargo xtask <task>`. Each does its own set-up, so that a fresh clone needs nothing
 //! but Rust and Python: [`suite`] tests everything, [`demo`] shows the engine on a real model, [`peers`] times it beside others.
 
+mod bars;
 mod command;
 mod demo;
 mod digest;

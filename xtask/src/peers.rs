@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::bars::{self, Bar};
 use crate::command::CommandLine;
 use crate::workspace::Workspace;
 
@@ -25,8 +26,9 @@ pub struct PeersOptions {
     /// Threads of both sides
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     pub threads: u32,
-    /// Thresholds of `longwave`, separated by commas
-    #[arg(long, default_value = "0.0032,0.0016")]
+    /// Thresholds of `longwave`, separated by commas. By default those whose errors on real text of 32K tokens are 0.05
+    /// and just below those of `retroinfer`
+    #[arg(long, default_value = "0.0028,0.0256")]
     pub tau: String,
     /// Timed calls of each in a round
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
@@ -34,6 +36,9 @@ pub struct PeersOptions {
     /// Rounds: one run of ours and one of theirs each
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
+    /// Also draw the times to this file
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
 }
 
 /// A line of `longwave bench attend --json`.
@@ -71,7 +76,7 @@ pub fn run(workspace: &Workspace, options: &PeersOptions) -> Result<()> {
         Some(python) => python.clone(),
         None => set_up(workspace, &data.join("peers"))?,
     };
-    let build = CommandLine::cargo(&["build", "--release", "--package", "longwave"]);
+    let build = CommandLine::cargo(&["build", "--release", "--workspace", "--bin", "longwave"]);
     eprintln!("\n$ {build}");
     build.run(&workspace.root)?;
     let rows = data.join("peers.safetensors");
@@ -83,6 +88,11 @@ pub fn run(workspace: &Workspace, options: &PeersOptions) -> Result<()> {
     }
     fs::remove_file(&rows).with_context(|| format!("cannot remove {}", rows.display()))?;
     print!("{}", table(&rounds)?);
+    if let Some(path) = &options.plot {
+        let title = format!("One attention call over {} tokens, {} threads", options.tokens, options.threads);
+        fs::write(path, bars::draw(&title, &times(&rounds)))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
     Ok(())
 }
 
@@ -137,18 +147,38 @@ fn lines<T: DeserializeOwned>(workspace: &Workspace, line: &CommandLine) -> Resu
     parsed.collect::<Result<_, _>>().with_context(|| format!("unexpected output of {line}"))
 }
 
+/// A number of each round, rising.
+fn over(rounds: &[Round], figure: &dyn Fn(&Round) -> f64) -> Vec<f64> {
+    let mut figures: Vec<f64> = rounds.iter().map(figure).collect();
+    figures.sort_by(f64::total_cmp);
+    figures
+}
+
+fn median(figures: &[f64]) -> f64 {
+    figures[figures.len() / 2]
+}
+
+/// The times of both sides, medians over the rounds, which have the same methods.
+fn times(rounds: &[Round]) -> Vec<Bar> {
+    let Some(Round { ours, theirs }) = rounds.first() else { return Vec::new() };
+    let ours = ours.iter().enumerate().map(|(at, row)| {
+        let ms = median(&over(rounds, &|round| round.ours[at].ms_p50));
+        Bar { name: name(row), ms, ours: true }
+    });
+    let theirs = theirs.iter().enumerate().map(|(at, row)| {
+        let ms = median(&over(rounds, &|round| round.theirs[at].ms_p50));
+        Bar { name: row.peer.clone(), ms, ours: false }
+    });
+    ours.chain(theirs).collect()
+}
+
 /// Medians over the rounds, and the ratio of times of each of theirs to each of ours in the same round.
 fn table(rounds: &[Round]) -> Result<String> {
     let Some(Round { ours, theirs }) = rounds.first() else { return Ok(String::new()) };
     let same =
         rounds.iter().all(|round| round.ours.len() == ours.len() && round.theirs.len() == theirs.len());
     ensure!(same, "the rounds do not have the same methods");
-    let over = |figure: &dyn Fn(&Round) -> f64| {
-        let mut figures: Vec<f64> = rounds.iter().map(figure).collect();
-        figures.sort_by(f64::total_cmp);
-        figures
-    };
-    let median = |figures: &[f64]| figures[figures.len() / 2];
+    let over = |figure: &dyn Fn(&Round) -> f64| over(rounds, figure);
     let mut text = format!("{:<44} {:>10} {:>10} {:>10}\n", "", "ms p50", "error", "read GB/s");
     for (at, row) in ours.iter().enumerate() {
         let (ms, read) = (over(&|round| round.ours[at].ms_p50), over(&|round| round.ours[at].read_gb_per_s));
@@ -187,7 +217,7 @@ mod tests {
 
     fn options() -> PeersOptions {
         let tau = "0.0032,0.0016".into();
-        PeersOptions { python: None, tokens: 4096, threads: 3, tau, queries: 5, rounds: 1 }
+        PeersOptions { python: None, tokens: 4096, threads: 3, tau, queries: 5, rounds: 1, plot: None }
     }
 
     #[test]
@@ -218,5 +248,8 @@ mod tests {
         // The machine ran at half its speed in the second round.
         let text = table(&[round(1.0, 10.0), round(2.0, 24.0), round(1.0, 11.0)]).unwrap();
         assert!(text.contains("longwave 0.002") && text.contains("11.00x (10.00, 12.00)"), "{text}");
+        let drawn = times(&[round(1.0, 10.0), round(2.0, 24.0), round(1.5, 11.0)]);
+        let bar = |name: &str, ms, ours| Bar { name: name.into(), ms, ours };
+        assert_eq!(drawn, [bar("longwave 0.002", 1.5, true), bar("torch", 11.0, false)]);
     }
 }
