@@ -91,15 +91,7 @@ fn attention(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("attend_rows", rows), |bencher| {
             bencher.iter(|| {
                 let (keys, values) = (Rows::F16(keys), Rows::F16(values));
-                kernels.attend_rows(
-                    &mut state,
-                    black_box(&queries),
-                    DIM,
-                    keys,
-                    values,
-                    None,
-                    &mut scratch,
-                );
+                kernels.attend_rows(&mut state, black_box(&queries), DIM, keys, values, None, &mut scratch);
             });
         });
         group.finish();

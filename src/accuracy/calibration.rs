@@ -233,6 +233,13 @@ impl Calibration {
         self.audited[band.index() * self.query_heads + query_head].log_predicted.exp()
     }
 
+    /// The bound that audits of a head in a band typically led to; `None` where there were none of it, or too few of the layer.
+    pub(crate) fn usual_bound(&self, band: Band, query_head: usize) -> Option<f32> {
+        let audited = self.audits(band, query_head) > 0;
+        let multiplier = self.multiplier(band, query_head, CONFIDENCE).filter(|_| audited)?;
+        Some(multiplier * self.typical(band, query_head))
+    }
+
     /// Takes an audit in: predicted and actual errors of some query heads, in one band.
     pub(crate) fn record(&mut self, errors: &BandErrors, audit: Audit) {
         self.multipliers.get_mut().clear();

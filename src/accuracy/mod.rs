@@ -2,6 +2,7 @@
 
 mod audit;
 mod auditor;
+mod balance;
 mod bound;
 mod calibration;
 mod reader;

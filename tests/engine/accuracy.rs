@@ -116,6 +116,46 @@ fn bytes_of_several_attempts_count_once() {
 }
 
 #[test]
+fn balanced_heads_are_answered_as_their_own_taus_would_answer_them() {
+    let model = spec();
+    let mut context = sealed(&store_with(AuditOptions::none()), &model);
+    let query = queries(3, 1, &model);
+    let view = query_view(&query, &model);
+    let taus: Vec<f64> = Band::all().step_by(3).map(Band::tau).collect();
+    for &tau in &taus {
+        // Nothing was audited yet.
+        let [balanced, fixed] = [Budget::Balanced(tau), Budget::Tau(tau)]
+            .map(|budget| context.attend(0, &view, &budget).unwrap());
+        assert_eq!((bits(&balanced), balanced.report.taus), (bits(&fixed), fixed.report.taus));
+    }
+    for seed in 100..160 {
+        let queries = queries(seed, 1, &model);
+        context.audit(0, &query_view(&queries, &model)).unwrap();
+    }
+    let (mut lower, mut kept) = (0, 0);
+    let (group, dim) = (model.query_heads / model.kv_heads, model.value_dim);
+    for &tau in &taus {
+        let balanced = context.attend(0, &view, &Budget::Balanced(tau)).unwrap();
+        let read = balanced.report.taus.iter().map(|&found| f64::from(found) / tau).collect::<Vec<_>>();
+        assert!(read.iter().all(|share| (0.2499..=1.0001).contains(share)), "{read:?} of {tau}");
+        lower += read.iter().filter(|&&share| share < 0.9999).count();
+        kept += read.iter().filter(|&&share| share >= 0.9999).count();
+        for (head, &own) in balanced.report.taus.iter().enumerate() {
+            let alone = context.attend(0, &view, &Budget::Tau(f64::from(own))).unwrap();
+            let of_head = head * group * dim..(head + 1) * group * dim;
+            assert_eq!(balanced.output[of_head.clone()], alone.output[of_head], "{head} at {own}");
+            let bounds = head * group..(head + 1) * group;
+            assert_eq!(balanced.report.bound[bounds.clone()], alone.report.bound[bounds], "{head} at {own}");
+        }
+        let explained = context.explain(0, &view, &Budget::Balanced(tau)).unwrap();
+        let lowest = balanced.report.taus.iter().copied().fold(f32::INFINITY, f32::min);
+        let alone = context.explain(0, &view, &Budget::Tau(f64::from(lowest))).unwrap();
+        assert_eq!(explained.traffic(), alone.traffic());
+    }
+    assert!(lower > 0 && kept > 0, "{lower} heads lower, {kept} not");
+}
+
+#[test]
 fn the_running_mean_of_bytes_holds_and_no_call_exceeds_its_cap() {
     let model = spec();
     let mut context = sealed(&store_with(AuditOptions::none()), &model);

@@ -39,7 +39,11 @@ pub fn draw(title: &str, bars: &[Bar]) -> String {
         let (end, fill) = (at(bar.ms), if bar.ours { OURS } else { THEIRS });
         let width = end - BARS.0;
         // Writing into a string does not fail.
-        let _ = writeln!(svg, r#"<rect x="{}" y="{y:.1}" width="{width:.1}" height="20" fill="{fill}"/>"#, BARS.0);
+        let _ = writeln!(
+            svg,
+            r#"<rect x="{}" y="{y:.1}" width="{width:.1}" height="20" fill="{fill}"/>"#,
+            BARS.0
+        );
         text(&mut svg, (BARS.0 - 10.0, y + 15.0), "13", "end", &bar.name);
         text(&mut svg, (end + 8.0, y + 15.0), "13", "start", &format!("{} ms", three_digits(bar.ms)));
     }
@@ -71,7 +75,8 @@ mod tests {
 
     #[test]
     fn bars_rise_and_say_whose_they_are() {
-        let drawn = draw("a < b", &[bar("torch", 400.0, false), bar("exact", 25.0, true), bar("x", f64::NAN, true)]);
+        let drawn =
+            draw("a < b", &[bar("torch", 400.0, false), bar("exact", 25.0, true), bar("x", f64::NAN, true)]);
         let bars: Vec<&str> = drawn.lines().filter(|line| line.contains("height=\"20\"")).collect();
         assert_eq!(bars.len(), 2, "{drawn}");
         assert!(bars[0].contains(OURS) && bars[1].contains(THEIRS), "{drawn}");
@@ -81,7 +86,10 @@ mod tests {
         // The longest fills the room; the other is as much shorter as its logarithm says: ln 2 of ln 32.
         assert_eq!(width(bars[1]), 460.0);
         assert!((width(bars[0]) - 460.0 * 2f64.ln() / 32f64.ln()).abs() < 0.06, "{drawn}");
-        assert!(drawn.contains("a &lt; b") && drawn.contains(">25.0 ms<") && drawn.contains(">400 ms<"), "{drawn}");
+        assert!(
+            drawn.contains("a &lt; b") && drawn.contains(">25.0 ms<") && drawn.contains(">400 ms<"),
+            "{drawn}"
+        );
     }
 
     #[test]
