@@ -15,7 +15,7 @@ pub enum Budget {
     /// contexts, whose rows come faster than the choice between them.
     Soonest(f64),
     /// The resolution ladder at this threshold, above 0, but at a lower one for KV heads whose audits found larger errors than are
-    /// usual at it: in proportion, down to a quarter. Where nothing was audited, the same as [`Budget::Tau`]. Needs the state of a
+    /// usual at it, down to a quarter. Where nothing was audited, the same as [`Budget::Tau`]. Needs the state of a
     /// context.
     Balanced(f64),
     /// The resolution ladder, at most this share (above 0, to 1) of the bytes that exact attention over 16-bit rows
