@@ -3,7 +3,7 @@
 //! Numbers lie in planes, one for each query head, so that eight clusters or rows of one head are worked on at once. A
 //! score is known up to a normal deviation: that of the scores inside a cluster, or that of what a sketch leaves.
 
-use crate::exp::{exp, small_exp_m1};
+use crate::exp::{exp, relative_variance, small_exp_m1};
 use crate::isa::Kernels;
 use crate::lanes::Lanes;
 
@@ -372,17 +372,6 @@ fn sum_lanes<L: Lanes>(isa: L, x: L::V) -> f32 {
     let mut lanes = [0.0; 8];
     isa.store(x, &mut lanes);
     lanes.iter().sum()
-}
-
-/// `exp(x) - 1` for x from 0 to [`NOISE_MAX`], within a relative 7e-4: x times the polynomial of degree 5 of least relative
-/// error (Remez). It goes into what is said of an error, which is not known to more digits, and costs half of an exponential.
-#[inline(always)]
-fn relative_variance<L: Lanes>(isa: L, x: L::V) -> L::V {
-    let mut sum = isa.splat(0.007_602_049);
-    for coefficient in [-0.023_699_644, 0.106_472_917, 0.112_368_09, 0.515_455_14, 0.999_340_99] {
-        sum = isa.mul_add(sum, x, isa.splat(coefficient));
-    }
-    isa.mul(x, sum)
 }
 
 /// Sums under way, lane by lane.

@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 use longwave::{
-    Answer, ClusterOptions, Compaction, Context, ContextOptions, Dtype, ModelIdentity, ModelSpec, Rows,
-    Store, StoreOptions, TensorView,
+    Answer, AuditOptions, ClusterOptions, Compaction, Context, ContextOptions, Dtype, ModelIdentity,
+    ModelSpec, Rows, Store, StoreOptions, TensorView,
 };
 use longwave_storage::check::{CheckOptions, check_store};
 use longwave_storage::{Backend, MemoryBackend};
@@ -88,10 +88,12 @@ pub fn memory_store() -> Store {
     store_on(&as_backend(&MemoryBackend::new()))
 }
 
-/// A store whose segments are merged only by a call: what is read then depends on positions alone.
+/// A store whose segments are merged only by a call, and whose audits are done inside the calls: what is read then depends on
+/// positions alone.
 pub fn store_on(backend: &Arc<dyn Backend>) -> Store {
     let mut options = StoreOptions::default();
     options.compaction = Compaction::Never;
+    options.audits = AuditOptions::inline(options.audits.share);
     Store::on_backend(Arc::clone(backend), options).unwrap()
 }
 
