@@ -132,7 +132,7 @@ pub struct RowSums {
     /// Sum of their squares.
     pub squared: f32,
     /// Sum of their squares times the relative variance that the deviations leave, `exp(min(deviation², 4)) - 1`, within a
-    /// relative 7e-4.
+    /// relative 1.1e-5.
     pub noise: f32,
     /// The largest weight.
     pub weight_max: f32,
