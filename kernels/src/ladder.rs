@@ -9,6 +9,7 @@ use crate::lanes::Lanes;
 
 /// The exponent of the relative variance of a row's weight counts up to this.
 pub const NOISE_MAX: f32 = 4.0;
+const _: () = assert!(NOISE_MAX <= crate::exp::RELATIVE_VARIANCE_MAX, "beyond where the polynomial holds");
 
 /// How far estimates may go.
 #[derive(Clone, Copy, Debug, PartialEq)]

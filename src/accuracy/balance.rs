@@ -4,7 +4,7 @@ use super::calibration::{Band, Calibration};
 use longwave_query::{Attempt, Next, TauRule};
 
 /// The bound that is usual at a tau, this times a power of tau: between the bounds of most heads and those of the worst, on two
-/// texts and all layers of one model.
+/// texts and all layers of one model. Heads of another may all be worse, and then all read more, or none.
 const USUAL: f64 = 3.0;
 /// See [`USUAL`]. Errors go with this power of tau.
 const POWER: f64 = 0.64;
@@ -30,11 +30,14 @@ impl Balance {
     /// which they say nothing keeps to tau.
     pub(super) fn new(calibration: &Calibration, group: usize, tau: f64) -> Self {
         let Some(band) = Band::of(tau) else { return Self::even() };
-        let usual = USUAL * tau.powf(POWER);
+        // That of the band, as the audited bounds are: within a band the share stays the same.
+        let usual = USUAL * band.tau().powf(POWER);
+        // No answer goes below the last band, where nothing is audited.
+        let least = LEAST.max(Band::all().next_back().map_or(0.0, Band::tau) / tau).min(1.0);
         let share = |first: usize| {
             let bounds = (first..first + group).filter_map(|head| calibration.usual_bound(band, head));
             let most = bounds.fold(0.0, f32::max);
-            (usual / f64::from(most)).powf(POWER_OF_EXCESS).clamp(LEAST, 1.0) as f32
+            (usual / f64::from(most)).powf(POWER_OF_EXCESS).clamp(least, 1.0) as f32
         };
         Balance { shares: (0..calibration.query_heads()).step_by(group).map(share).collect() }
     }
@@ -92,7 +95,7 @@ mod tests {
 
     #[test]
     fn heads_that_err_more_than_is_usual_get_lower_taus() {
-        let usual = (USUAL * TAU.powf(POWER)) as f32;
+        let usual = (USUAL * Band::of(TAU).unwrap().tau().powf(POWER)) as f32;
         let errors = [0.3, 0.9, 2.0, 0.1, 0.2, 40.0].map(|times| times * usual);
         let calibration = audited(errors, Band::of(TAU).unwrap());
         let rule = BalancedTau::new(&calibration, 2, TAU);
@@ -101,6 +104,40 @@ mod tests {
         assert!((taus[0] - 1.0).abs() < 1e-6 && (taus[2] - LEAST).abs() < 1e-6, "{taus:?}");
         assert!((taus[1] - 0.5f64.powf(POWER_OF_EXCESS)).abs() < 0.02, "{taus:?}");
         assert!((rule.balance.lowest(TAU) / TAU - LEAST).abs() < 1e-6);
+    }
+
+    #[test]
+    fn taus_rise_with_the_tau_asked_for_and_stay_where_audits_are() {
+        // Every band was audited, with errors that go with tau as they usually do; those of head 2 are five times the usual.
+        let mut calibration = Calibration::new(3);
+        for (band, audit) in Band::all().flat_map(|band| (1..=60).map(move |audit| (band, audit))) {
+            let usual = (USUAL * band.tau().powf(POWER)) as f32;
+            let of = |(head, times)| (head, usual / 10.0, times * usual * audit as f32 / 60.0);
+            let heads = [(0, 0.5), (1, 1.0), (2, 5.0)].map(of).to_vec();
+            calibration.record(&BandErrors { band, bytes_share: 0.03, heads }, Audit::Asked);
+        }
+        let taus = (0..60).map(|step| 0.03 * 0.9f64.powi(step)).filter(|&tau| Band::of(tau).is_some());
+        let answered = |tau: f64| BalancedTau::new(&calibration, 1, tau).start(0, 2).unwrap();
+        let answered: Vec<f32> = taus.map(answered).collect();
+        assert!(answered.len() > 50 && answered.is_sorted_by(|a, b| a >= b), "{answered:?}");
+        assert!(answered.iter().all(|&tau| Band::of(f64::from(tau)).is_some()), "{answered:?}");
+    }
+
+    #[test]
+    fn a_shift_of_all_calls_is_no_reason_to_read_more() {
+        let band = Band::of(TAU).unwrap();
+        let mut calibration =
+            audited([1.0; 6].map(|times| times * (USUAL * band.tau().powf(POWER)) as f32), band);
+        let before = [0, 1, 2].map(|head| Balance::new(&calibration, 2, TAU).tau(1.0, head));
+        let missed =
+            BandErrors { band, bytes_share: 0.03, heads: (0..6).map(|head| (head, 0.01, 9.0)).collect() };
+        (0..20).for_each(|_| calibration.follow(std::slice::from_ref(&missed)));
+        assert!(calibration.correction > 1.0);
+        let after = [0, 1, 2].map(|head| Balance::new(&calibration, 2, TAU).tau(1.0, head));
+        assert!(
+            before.iter().zip(after).all(|(before, after)| (before - after).abs() < 1e-5),
+            "{before:?}, {after:?}"
+        );
     }
 
     #[test]

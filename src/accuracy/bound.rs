@@ -49,8 +49,8 @@ pub(crate) fn explain_budget(
         // One plan stands for all heads: that of the one that reads most.
         Budget::Balanced(tau) => Budget::Tau(Balance::new(calibration, group, tau).lowest(tau)),
         Budget::Bytes(share) => {
-            let tau = steering.tau(share);
-            Budget::Tau(Balance::new(calibration, group, tau).lowest(tau))
+            let rule = ShareRule::new((calibration, group), steering, share);
+            Budget::Tau(rule.lowest())
         }
         Budget::Error { target, confidence } => {
             let rule = TargetRule::new(calibration, group, target, confidence);

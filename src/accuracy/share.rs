@@ -7,7 +7,8 @@ use super::steering::{CALL_MAX, TAU_MIN};
 use longwave_query::{Attempt, Next, TauRule};
 
 /// Reads with the tau that a share is steered to. A share that was never asked for has none yet: each KV head then starts
-/// with little and lowers its tau until it has read about the share. The calls after it start from what that took.
+/// with little and lowers its tau until it has read about the share. What that took is the tau that later calls balance, and so
+/// read more with at first; the steering pays that back.
 pub(super) struct ShareRule {
     tau: f32,
     balance: Balance,
@@ -26,9 +27,13 @@ impl ShareRule {
     pub(super) fn new((calibration, group): (&Calibration, usize), steering: &Steering, share: f64) -> Self {
         let steered = steering.is_steered(share);
         let tau = steering.tau(share) * if steered { 1.0 } else { START };
-        // What a first call finds is one tau for all, to steer from.
         let balance = if steered { Balance::new(calibration, group, tau) } else { Balance::even() };
         ShareRule { tau: tau as f32, balance, share, steered }
+    }
+
+    /// The lowest tau that a head starts with.
+    pub(super) fn lowest(&self) -> f64 {
+        self.balance.lowest(f64::from(self.tau))
     }
 }
 

@@ -127,6 +127,7 @@ fn balanced_heads_are_answered_as_their_own_taus_would_answer_them() {
         let [balanced, fixed] = [Budget::Balanced(tau), Budget::Tau(tau)]
             .map(|budget| context.attend(0, &view, &budget).unwrap());
         assert_eq!((bits(&balanced), balanced.report.taus), (bits(&fixed), fixed.report.taus));
+        assert!(balanced.report.bound.iter().all(Option::is_none));
     }
     for seed in 100..160 {
         let queries = queries(seed, 1, &model);
@@ -145,7 +146,12 @@ fn balanced_heads_are_answered_as_their_own_taus_would_answer_them() {
             let of_head = head * group * dim..(head + 1) * group * dim;
             assert_eq!(balanced.output[of_head.clone()], alone.output[of_head], "{head} at {own}");
             let bounds = head * group..(head + 1) * group;
-            assert_eq!(balanced.report.bound[bounds.clone()], alone.report.bound[bounds], "{head} at {own}");
+            assert_eq!(
+                balanced.report.bound[bounds.clone()],
+                alone.report.bound[bounds.clone()],
+                "{head} at {own}"
+            );
+            assert!(balanced.report.bound[bounds].iter().all(Option::is_some), "{head} at {own}");
         }
         let explained = context.explain(0, &view, &Budget::Balanced(tau)).unwrap();
         let lowest = balanced.report.taus.iter().copied().fold(f32::INFINITY, f32::min);
@@ -153,6 +159,40 @@ fn balanced_heads_are_answered_as_their_own_taus_would_answer_them() {
         assert_eq!(explained.traffic(), alone.traffic());
     }
     assert!(lower > 0 && kept > 0, "{lower} heads lower, {kept} not");
+}
+
+#[test]
+fn a_share_of_bytes_is_spent_more_on_heads_that_audits_found_worse() {
+    let model = spec();
+    let mut context = sealed(&store_with(AuditOptions::inline(1.0 / 16.0)), &model);
+    for seed in 100..160 {
+        let queries = queries(seed, 1, &model);
+        context.audit(0, &query_view(&queries, &model)).unwrap();
+    }
+    let share = ask(&mut context, &model, 0, &Budget::Tau(0.01)).report.bytes_share();
+    let answers: Vec<Answer> =
+        (0..150).map(|seed| ask(&mut context, &model, seed, &Budget::Bytes(share))).collect();
+    let unequal = answers[50..].iter().filter(|answer| {
+        let taus = &answer.report.taus;
+        taus.iter().any(|&tau| tau < 0.99 * taus.iter().copied().fold(0.0, f32::max))
+    });
+    let unequal = unequal.count();
+    assert!(unequal > 50, "{unequal} of 100 calls spend unequally");
+    let spent: Vec<f64> = answers.iter().map(|answer| answer.report.bytes_share()).collect();
+    let mean = spent.iter().sum::<f64>() / spent.len() as f64;
+    assert!((mean / share - 1.0).abs() < 0.1, "{mean} for {share}");
+    assert!(spent.iter().all(|&spent| spent <= 4.0 * share * 1.001), "{spent:?}");
+    // The tau that was balanced is audited, whether a head was answered with it or not.
+    let report = &answers[149].report;
+    let most = report.taus.iter().copied().fold(0.0, f32::max);
+    assert!(audits(&context, f64::from(most)) > 0);
+    // A plan is that of the head that reads most.
+    let queries = queries(7, 1, &model);
+    let plan = context.explain(0, &query_view(&queries, &model), &Budget::Bytes(share)).unwrap();
+    let taus = context.attend(0, &query_view(&queries, &model), &Budget::Bytes(share)).unwrap().report.taus;
+    let lowest = f64::from(taus.iter().copied().fold(f32::INFINITY, f32::min));
+    let alone = context.explain(0, &query_view(&queries, &model), &Budget::Tau(lowest)).unwrap();
+    assert_eq!(plan.traffic(), alone.traffic());
 }
 
 #[test]

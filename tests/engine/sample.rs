@@ -88,12 +88,18 @@ pub fn memory_store() -> Store {
     store_on(&as_backend(&MemoryBackend::new()))
 }
 
-/// A store whose segments are merged only by a call, and whose audits are done inside the calls: what is read then depends on
-/// positions alone.
-pub fn store_on(backend: &Arc<dyn Backend>) -> Store {
+/// A store that also audits inside the calls: what `Budget::Bytes` reads then depends on positions alone.
+pub fn inline_store_on(backend: &Arc<dyn Backend>) -> Store {
     let mut options = StoreOptions::default();
     options.compaction = Compaction::Never;
     options.audits = AuditOptions::inline(options.audits.share);
+    Store::on_backend(Arc::clone(backend), options).unwrap()
+}
+
+/// A store whose segments are merged only by a call: what is read then depends on positions alone.
+pub fn store_on(backend: &Arc<dyn Backend>) -> Store {
+    let mut options = StoreOptions::default();
+    options.compaction = Compaction::Never;
     Store::on_backend(Arc::clone(backend), options).unwrap()
 }
 
