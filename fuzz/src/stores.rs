@@ -57,8 +57,7 @@ pub(crate) fn state(bytes: &[u8]) {
     manifest.state = vec![record];
     with_manifest(&manifest, |snapshot| {
         let _ = (snapshot.calibration(0), snapshot.spending(0));
-        let budgets =
-            [Budget::Error { target: 0.05, confidence: 0.95 }, Budget::Bytes(0.3), Budget::Balanced(0.004)];
+        let budgets = [Budget::Error { target: 0.05, confidence: 0.95 }, Budget::Bytes(0.3)];
         ask(snapshot, 0, &budgets);
     });
 }

@@ -14,13 +14,9 @@ pub enum Budget {
     /// The resolution ladder at this threshold, above 0, or every row where that is expected to be sooner: in short
     /// contexts, whose rows come faster than the choice between them.
     Soonest(f64),
-    /// The resolution ladder at this threshold, above 0, but at a lower one for KV heads whose audits found larger errors than are
-    /// usual at it, down to a quarter. Where nothing was audited, the same as [`Budget::Tau`]. Needs the state of a
-    /// context.
-    Balanced(f64),
     /// The resolution ladder, at most this share (above 0, to 1) of the bytes that exact attention over 16-bit rows
-    /// reads: tau, balanced over the KV heads as by [`Budget::Balanced`], is steered so that the running mean over calls holds, and no
-    /// call reads more than a few times the share. Needs the state of a context.
+    /// reads: tau is steered so that the running mean over calls holds, and no call reads more than a few times the
+    /// share. Needs the state of a context.
     Bytes(f64),
     /// The resolution ladder, with tau lowered until the error bound meets the target, down to exact. Where the bound
     /// is not calibrated the answer is exact. Needs the state of a context.
@@ -51,8 +47,7 @@ impl Budget {
     pub fn method(&self) -> Method {
         match self {
             Budget::Exact => Method::Exact,
-            Budget::Tau(_) | Budget::Soonest(_) | Budget::Balanced(_) => Method::Longwave,
-            Budget::Bytes(_) | Budget::Error { .. } => Method::Longwave,
+            Budget::Tau(_) | Budget::Soonest(_) | Budget::Bytes(_) | Budget::Error { .. } => Method::Longwave,
             Budget::RetroInfer { .. } => Method::RetroInfer,
         }
     }
@@ -64,7 +59,7 @@ impl Budget {
             Budget::Tau(tau) => {
                 (!(tau.is_finite() && tau >= 0.0)).then(|| format!("a tau of 0 or more, not {tau}"))
             }
-            Budget::Soonest(tau) | Budget::Balanced(tau) => {
+            Budget::Soonest(tau) => {
                 (!(tau.is_finite() && tau > 0.0)).then(|| format!("a tau above 0, not {tau}"))
             }
             Budget::Bytes(share) => {
@@ -131,7 +126,6 @@ impl fmt::Display for Budget {
             Budget::Exact => f.write_str("all"),
             Budget::Tau(tau) => write!(f, "tau={tau}"),
             Budget::Soonest(tau) => write!(f, "soonest,tau={tau}"),
-            Budget::Balanced(tau) => write!(f, "balanced,tau={tau}"),
             Budget::Bytes(share) => write!(f, "bytes={share}"),
             Budget::Error { target, confidence } => write!(f, "error={target},confidence={confidence}"),
             Budget::RetroInfer { retrieve, estimate } => write!(f, "retrieve={retrieve},estimate={estimate}"),

@@ -46,9 +46,7 @@ pub fn explain(view: &LayerView<'_>, queries: &QueryBatch<'_>, budget: &Budget) 
         Budget::Exact | Budget::Tau(0.0) => exact::plan(view, queries),
         Budget::Soonest(tau) if planner::exact_is_sooner(view, queries, tau) => exact::plan(view, queries),
         Budget::Tau(tau) | Budget::Soonest(tau) => longwave::plan(Kernels::get(), view, queries, tau as f32),
-        Budget::Balanced(_) | Budget::Bytes(_) | Budget::Error { .. } => {
-            Err(Error::NeedsState { budget: *budget })
-        }
+        Budget::Bytes(_) | Budget::Error { .. } => Err(Error::NeedsState { budget: *budget }),
         Budget::RetroInfer { retrieve, estimate } => {
             retroinfer::plan(Kernels::get(), view, queries, retrieve, estimate).map(|planned| planned.plan)
         }
@@ -70,9 +68,7 @@ pub fn attend(view: &LayerView<'_>, queries: &QueryBatch<'_>, budget: &Budget) -
         Budget::Tau(tau) | Budget::Soonest(tau) => {
             longwave::attend(kernels, view, queries, &FixedTau::new(tau))?
         }
-        Budget::Balanced(_) | Budget::Bytes(_) | Budget::Error { .. } => {
-            return Err(Error::NeedsState { budget: *budget });
-        }
+        Budget::Bytes(_) | Budget::Error { .. } => return Err(Error::NeedsState { budget: *budget }),
         Budget::RetroInfer { retrieve, estimate } => {
             let planned = retroinfer::plan(kernels, view, queries, retrieve, estimate)?;
             retroinfer::attend(kernels, view, queries, planned)?

@@ -1,6 +1,5 @@
 //! Budgets as rules of tau, and bounds from predicted errors.
 
-use super::balance::{Balance, BalancedTau};
 use super::calibration::{Band, Calibration, floored};
 use super::share::ShareRule;
 use super::target::{TargetRule, rounded_down};
@@ -19,14 +18,7 @@ pub(crate) fn attend(
         Budget::Tau(tau) | Budget::Soonest(tau) if tau > 0.0 => {
             longwave_query::attend(view, queries, budget)?
         }
-        Budget::Balanced(tau) => {
-            let rule = BalancedTau::new(calibration, view.shape.group(), tau);
-            longwave_query::attend_by(view, queries, &rule)?
-        }
-        Budget::Bytes(share) => {
-            let rule = ShareRule::new((calibration, view.shape.group()), steering, share);
-            longwave_query::attend_by(view, queries, &rule)?
-        }
+        Budget::Bytes(share) => longwave_query::attend_by(view, queries, &ShareRule::new(steering, share))?,
         Budget::Error { target, confidence } => {
             let rule = TargetRule::new(calibration, view.shape.group(), target, confidence);
             let mut answer = longwave_query::attend_by(view, queries, &rule)?;
@@ -46,15 +38,11 @@ pub(crate) fn explain_budget(
     (calibration, steering): (&Calibration, &Steering),
 ) -> Budget {
     match *budget {
-        // One plan stands for all heads: that of the one that reads most.
-        Budget::Balanced(tau) => Budget::Tau(Balance::new(calibration, group, tau).lowest(tau)),
-        Budget::Bytes(share) => {
-            let rule = ShareRule::new((calibration, group), steering, share);
-            Budget::Tau(rule.lowest())
-        }
+        Budget::Bytes(share) => Budget::Tau(steering.tau(share)),
         Budget::Error { target, confidence } => {
             let rule = TargetRule::new(calibration, group, target, confidence);
             let starts = (0..calibration.query_heads() / group).map(|head| rule.start(0, head));
+            // One plan stands for all heads: that of the one that reads most.
             let least = starts.map(|tau| tau.unwrap_or(0.0)).fold(f32::INFINITY, f32::min);
             Budget::Tau(f64::from(least))
         }

@@ -57,8 +57,7 @@ pub(crate) struct Audited {
     pub(crate) ratios: Vec<f16>,
     /// How many of them, the first ones, are of queries that were replayed.
     pub(crate) replayed: usize,
-    /// Geometric running mean of the predictions, natural logarithm. It chooses where `Error` budgets start, and which heads take
-    /// lower taus.
+    /// Geometric running mean of the predictions, natural logarithm. It only chooses where `Error` budgets start.
     pub(crate) log_predicted: f32,
 }
 
@@ -234,14 +233,6 @@ impl Calibration {
         self.audited[band.index() * self.query_heads + query_head].log_predicted.exp()
     }
 
-    /// The bound that audits of a head in a band typically led to, without the correction, which moves all heads alike; `None`
-    /// where there were none of it, or too few of the layer.
-    pub(crate) fn usual_bound(&self, band: Band, query_head: usize) -> Option<f32> {
-        let audited = self.audits(band, query_head) > 0;
-        let multiplier = self.multiplier(band, query_head, CONFIDENCE).filter(|_| audited)?;
-        Some(multiplier / self.correction.exp() * self.typical(band, query_head))
-    }
-
     /// Takes an audit in: predicted and actual errors of some query heads, in one band.
     pub(crate) fn record(&mut self, errors: &BandErrors, audit: Audit) {
         self.multipliers.get_mut().clear();
@@ -258,16 +249,17 @@ impl Calibration {
         }
     }
 
-    /// Lets the correction follow the audit of a call in the bands that it was answered in, before that is recorded: up
+    /// Lets the correction follow the audit of a call in the band that it was answered in, before that is recorded: up
     /// where more of its bounds at [`CONFIDENCE`] missed than may, back down where fewer did. In the long run no more
     /// miss than may, whatever the calls are (Gibbs and Candès, *Adaptive conformal inference under distribution
     /// shift*, with a factor on the ratios in place of their rank). Bounds are never corrected down.
-    pub(crate) fn follow(&mut self, call: &[BandErrors]) {
+    pub(crate) fn follow(&mut self, errors: &BandErrors) {
         let multipliers = self.multipliers(CONFIDENCE);
-        let heads = call.iter().flat_map(|errors| errors.heads.iter().map(move |head| (errors.band, head)));
-        let bounded = heads.filter_map(|(band, &(head, predicted, actual))| {
-            Some((multipliers[band.index() * self.query_heads + head]? * floored(predicted), actual))
-        });
+        let of_band = &multipliers[errors.band.index() * self.query_heads..][..self.query_heads];
+        let bounded = errors
+            .heads
+            .iter()
+            .filter_map(|&(head, predicted, actual)| Some((of_band[head]? * floored(predicted), actual)));
         let (mut count, mut missed) = (0.0, 0.0);
         for (bound, actual) in bounded {
             count += 1.0;

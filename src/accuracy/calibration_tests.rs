@@ -171,7 +171,7 @@ fn the_correction_follows_what_calls_show() {
                 asked += 9.0;
             }
             if corrected {
-                calibration.follow(&[errors(band, found)]);
+                calibration.follow(&errors(band, found));
             }
         }
         let covered = 1.0 - missed / asked;
@@ -180,10 +180,10 @@ fn the_correction_follows_what_calls_show() {
     let mut calibration = audited(2, 9, 100, band);
     let limit = calibration.multiplier(band, 3, 0.95).unwrap();
     let before = calibration.exceedance(band, 3, [limit].into_iter(), 0.95).unwrap();
-    (0..200).for_each(|_| calibration.follow(&[errors(band, vec![(0, 0.01, f32::NAN)])]));
+    (0..200).for_each(|_| calibration.follow(&errors(band, vec![(0, 0.01, f32::NAN)])));
     assert_eq!(calibration.correction, CORRECTION_MAX);
     assert!(calibration.exceedance(band, 3, [limit].into_iter(), 0.95).unwrap() > 10.0 * before);
     // A band in which nothing is bounded teaches nothing.
-    calibration.follow(&[errors(Band::of(0.0002).unwrap(), vec![(0, 0.01, 0.0)])]);
+    calibration.follow(&errors(Band::of(0.0002).unwrap(), vec![(0, 0.01, 0.0)]));
     assert_eq!(calibration.correction, CORRECTION_MAX);
 }

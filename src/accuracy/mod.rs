@@ -2,7 +2,6 @@
 
 mod audit;
 mod auditor;
-mod balance;
 mod bound;
 mod calibration;
 mod reader;

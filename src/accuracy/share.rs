@@ -1,17 +1,13 @@
-//! The rule of `Budget::Bytes`: the tau that the steering has found, balanced over the KV heads, under a cap.
+//! The rule of `Budget::Bytes`: the tau that the steering has found, under a cap.
 
 use super::Steering;
-use super::balance::Balance;
-use super::calibration::Calibration;
 use super::steering::{CALL_MAX, TAU_MIN};
 use longwave_query::{Attempt, Next, TauRule};
 
 /// Reads with the tau that a share is steered to. A share that was never asked for has none yet: each KV head then starts
-/// with little and lowers its tau until it has read about the share. What that took is the tau that later calls balance, and so
-/// read more with at first; the steering pays that back.
+/// with little and lowers its tau until it has read about the share. The calls after it start from what that took.
 pub(super) struct ShareRule {
     tau: f32,
-    balance: Balance,
     share: f64,
     steered: bool,
 }
@@ -24,22 +20,16 @@ const FILLED: f64 = 0.9;
 const POWER: f64 = 0.45;
 
 impl ShareRule {
-    pub(super) fn new((calibration, group): (&Calibration, usize), steering: &Steering, share: f64) -> Self {
+    pub(super) fn new(steering: &Steering, share: f64) -> Self {
         let steered = steering.is_steered(share);
         let tau = steering.tau(share) * if steered { 1.0 } else { START };
-        let balance = if steered { Balance::new(calibration, group, tau) } else { Balance::even() };
-        ShareRule { tau: tau as f32, balance, share, steered }
-    }
-
-    /// The lowest tau that a head starts with.
-    pub(super) fn lowest(&self) -> f64 {
-        self.balance.lowest(f64::from(self.tau))
+        ShareRule { tau: tau as f32, share, steered }
     }
 }
 
 impl TauRule for ShareRule {
-    fn start(&self, _position: usize, kv_head: usize) -> Option<f32> {
-        Some(self.balance.tau(self.tau, kv_head))
+    fn start(&self, _position: usize, _kv_head: usize) -> Option<f32> {
+        Some(self.tau)
     }
 
     fn next(&self, attempt: &Attempt<'_>) -> Next {

@@ -12,7 +12,7 @@ fn sample() -> (Calibration, Steering) {
             let heads = (0..3).filter(|h| h % 2 == audit % 2).map(|h| (h, 0.01, 0.01 * (audit + h) as f32));
             let errors = BandErrors { band, bytes_share: 0.05, heads: heads.collect() };
             calibration.record(&errors, if audit < 3 { Audit::Replayed } else { Audit::Asked });
-            calibration.follow(std::slice::from_ref(&errors));
+            calibration.follow(&errors);
         }
     }
     let mut steering = Steering::default();

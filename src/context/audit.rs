@@ -162,7 +162,7 @@ impl Context {
             (Ok(found), Ok(layer)) => {
                 let calibration = Arc::make_mut(&mut layer.rows.calibration);
                 if kind == Audit::Asked {
-                    calibration.follow(&of_call);
+                    of_call.iter().for_each(|errors| calibration.follow(errors));
                 }
                 found.iter().for_each(|errors| calibration.record(errors, kind));
                 layer.rows.steering.begin(&found);
@@ -188,12 +188,6 @@ impl Context {
         let mine = layer_of_mut(&mut self.layers, layer)?;
         Arc::make_mut(&mut mine.rows.spending).record(report);
         let approximated = report.taus.iter().any(|&tau| tau > 0.0);
-        // The tau that was balanced over the heads: who lowers it is judged by what is audited at it.
-        let nominal = match *budget {
-            Budget::Balanced(tau) => Band::of(tau),
-            Budget::Bytes(share) => Band::of(mine.rows.steering.tau(share)),
-            _ => None,
-        };
         if let Budget::Bytes(share) = *budget
             && approximated
         {
@@ -204,7 +198,7 @@ impl Context {
         if report.taus.is_empty() || share <= 0.0 || !prepared(&mine.rows) {
             return Ok(());
         }
-        let bands = bands_of(budget, &report.taus, nominal);
+        let bands = bands_of(budget, &report.taus);
         let exact_yet = matches!(budget, Budget::Error { .. }) && !approximated;
         let new = self.audits.first.get_mut(layer).map_or(Vec::new(), |first| {
             let is_new = |band: &&Band| {
@@ -217,8 +211,7 @@ impl Context {
         });
         let rows = &mine.rows;
         let called = |band: &Band| rows.calibration.audits_of_calls(*band);
-        let judged = nominal.as_ref().map(called).or_else(|| bands.iter().map(called).min());
-        let is_early = judged.is_some_and(|least| least < EARLY_AUDITS);
+        let is_early = bands.iter().map(called).min().is_some_and(|least| least < EARLY_AUDITS);
         let (often, longer) = if is_early { (EARLY_SHARE, EARLY_TIME) } else { (1.0, 1.0) };
         // An exact answer to an `Error` budget says that there are too few audits yet.
         let wanted = exact_yet || chosen(position, layer, self.options.clusters.seed, share * often);
@@ -273,14 +266,14 @@ impl Layer {
     }
 }
 
-/// The bands that a call is audited in: those that it was answered in, and that of the tau which was balanced. An `Error` budget needs to know the neighbouring
+/// The bands that a call is audited in: those that it was answered in. An `Error` budget needs to know the neighbouring
 /// ones as well, and all of them as long as it reads everything.
-fn bands_of(budget: &Budget, taus: &[f32], nominal: Option<Band>) -> Vec<Band> {
+fn bands_of(budget: &Budget, taus: &[f32]) -> Vec<Band> {
     let answered: Vec<Band> = taus.iter().filter_map(|&tau| Band::of(f64::from(tau))).collect();
     let near = |band: &Band| match budget {
         Budget::Error { .. } if answered.is_empty() => true,
         Budget::Error { .. } => answered.iter().any(|other| other.index().abs_diff(band.index()) <= NEAR),
-        _ => answered.contains(band) || nominal == Some(*band) && !answered.is_empty(),
+        _ => answered.contains(band),
     };
     Band::all().filter(near).collect()
 }

@@ -234,8 +234,7 @@ fn budgets_out_of_range_are_refused() {
     let shares = shares.map(|(retrieve, estimate)| Budget::RetroInfer { retrieve, estimate });
     let taus = [-1e-9, f64::NAN, f64::INFINITY].map(Budget::Tau);
     let soonest = [0.0, -1.0, f64::NAN, f64::INFINITY].map(Budget::Soonest);
-    let balanced = [0.0, -1.0, f64::NAN, f64::INFINITY].map(Budget::Balanced);
-    for budget in shares.into_iter().chain(taus).chain(soonest).chain(balanced) {
+    for budget in shares.into_iter().chain(taus).chain(soonest) {
         let error = refused(&mut context, |context| context.attend(0, &view, &budget));
         assert!(matches!(&error, Error::Invalid { what: "budget", .. }), "{error}");
         let error = refused(&mut context, |context| context.explain(0, &view, &budget));

@@ -1,8 +1,8 @@
 //! Forks, cuts, removal, renaming and collection.
 
 use crate::sample::{
-    Kv, UNEQUAL, as_backend, bits, faults, inline_store_on, logits, memory_store, model, queries, query_view,
-    small_options, store_on,
+    Kv, UNEQUAL, as_backend, bits, faults, logits, memory_store, model, queries, query_view, small_options,
+    store_on,
 };
 use crate::truth::check_exact;
 use longwave::storage::{Backend, Crash, MemoryBackend};
@@ -193,10 +193,9 @@ fn a_cut_context_has_the_bits_of_one_that_never_went_further() {
     ] {
         for reopened in [false, true] {
             let memory = MemoryBackend::new();
-            let store = inline_store_on(&as_backend(&memory));
+            let store = store_on(&as_backend(&memory));
             // The profile of a store knows what its contexts have asked: each has its own.
-            let alone = inline_store_on(&as_backend(&MemoryBackend::new()));
-            let mut short = alone.create_with("short", &model, small_options()).unwrap();
+            let mut short = memory_store().create_with("short", &model, small_options()).unwrap();
             if length > 0 {
                 append(&mut short, &kv, 0..length.min(150));
             }

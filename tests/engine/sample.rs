@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 use longwave::{
-    Answer, AuditOptions, ClusterOptions, Compaction, Context, ContextOptions, Dtype, ModelIdentity,
-    ModelSpec, Rows, Store, StoreOptions, TensorView,
+    Answer, ClusterOptions, Compaction, Context, ContextOptions, Dtype, ModelIdentity, ModelSpec, Rows,
+    Store, StoreOptions, TensorView,
 };
 use longwave_storage::check::{CheckOptions, check_store};
 use longwave_storage::{Backend, MemoryBackend};
@@ -86,14 +86,6 @@ pub fn small_options() -> ContextOptions {
 
 pub fn memory_store() -> Store {
     store_on(&as_backend(&MemoryBackend::new()))
-}
-
-/// A store that also audits inside the calls: what `Budget::Bytes` reads then depends on positions alone.
-pub fn inline_store_on(backend: &Arc<dyn Backend>) -> Store {
-    let mut options = StoreOptions::default();
-    options.compaction = Compaction::Never;
-    options.audits = AuditOptions::inline(options.audits.share);
-    Store::on_backend(Arc::clone(backend), options).unwrap()
 }
 
 /// A store whose segments are merged only by a call: what is read then depends on positions alone.

@@ -101,7 +101,7 @@ impl Arguments {
         for &share in &self.bytes {
             let tau = steering::tau_of_share(layers, share)?;
             let label = Label { budget: format!("bytes={share}"), ..Label::of(&Budget::Tau(tau)) };
-            all.push((label, Budget::Balanced(tau)));
+            all.push((label, Budget::Tau(tau)));
         }
         let errors = self.error.iter();
         let errors = errors.map(|&target| Budget::Error { target, confidence: self.confidence });
