@@ -98,9 +98,9 @@ pub(crate) fn small_exp_m1<L: Lanes>(isa: L, x: L::V) -> L::V {
 /// Variances that [`relative_variance`] is good for.
 pub(crate) const RELATIVE_VARIANCE_MAX: f32 = 4.0;
 
-/// `exp(x) - 1` for x from 0 to [`RELATIVE_VARIANCE_MAX`], which a log-normal of variance x has as its relative variance, within a relative 1.1e-5: x times
-/// the polynomial of degree 7 of least relative error (Remez), whose own is 9.7e-6. It goes into what is said of an error, which is not
-/// known to more digits, and costs half of an exponential.
+/// `exp(x) - 1` for x from 0 to [`RELATIVE_VARIANCE_MAX`], which the exponential of a normal number of variance x has as its
+/// relative variance, within a relative 1.1e-5: x times the polynomial of degree 7 of least relative error (Remez), whose
+/// own is 9.7e-6. It goes into what is said of an error, which is not known to more digits, and costs half of an exponential.
 #[inline(always)]
 pub(crate) fn relative_variance<L: Lanes>(isa: L, x: L::V) -> L::V {
     let mut sum = isa.splat(0.000_144_554);

@@ -27,7 +27,7 @@ pub struct PeersOptions {
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     pub threads: u32,
     /// Thresholds of `longwave`, separated by commas. By default those whose errors on real text of 32K tokens are 0.05
-    /// and just below those of `retroinfer`
+    /// and those of `retroinfer`
     #[arg(long, default_value = "0.0028,0.0256")]
     pub tau: String,
     /// Timed calls of each in a round

@@ -156,6 +156,26 @@ mod tests {
     }
 
     #[test]
+    fn keys_of_some_topics_lie_closer_together_than_those_of_others() {
+        let dim = 64;
+        let (keys, _) = Synthetic::new(7, 1, dim).rows(0, 40 * TOPIC_RUN);
+        // Neighbours of one topic, by its number: the drift between them is next to nothing.
+        let mut apart: Vec<(usize, f32)> = (1..40 * TOPIC_RUN - 1)
+            .filter(|&row| row >= SINKS && topic_at(row) == topic_at(row + 1))
+            .map(|row| {
+                let (key, next) = (&keys[row * dim..][..dim], &keys[(row + 1) * dim..][..dim]);
+                let off = key.iter().zip(next).map(|(a, b)| (a.to_f32() - b.to_f32()).powi(2)).sum::<f32>();
+                (topic_at(row), (off / 2.0 / dim as f32).sqrt())
+            })
+            .collect();
+        apart.sort_by_key(|(topic, _)| *topic);
+        let mean = |part: &[(usize, f32)]| part.iter().map(|(_, off)| off).sum::<f32>() / part.len() as f32;
+        let quarter = apart.len() / 4;
+        let (close, far) = (mean(&apart[..quarter]), mean(&apart[apart.len() - quarter..]));
+        assert!(far > 2.0 * close && (mean(&apart) / NOISE - 1.0).abs() < 0.2, "{close}, {far}");
+    }
+
+    #[test]
     fn sinks_score_high_and_some_heads_look_at_fewer_rows_than_others() {
         let dim = 64;
         let synthetic = Synthetic::new(5, 1, dim);
