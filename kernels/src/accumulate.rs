@@ -1,8 +1,9 @@
 //! Accumulation: the sums of value rows, weighted for several query heads.
 
+use crate::block::{Ahead, BLOCK_ROWS, Block, BlockRows, with_rows};
 use crate::isa::Kernels;
 use crate::lanes::Lanes;
-use crate::rows::{Ahead, BLOCK_ROWS, Block, BlockOf, Element, Matrix, Pick, Rows, Stream};
+use crate::rows::{Element, Matrix, Pick, Rows};
 use crate::score::{check_heads, check_per_row};
 
 impl Kernels {
@@ -65,108 +66,108 @@ pub(crate) fn accumulate_block<L: Lanes>(
     out: &mut [f32],
 ) {
     match block.rows {
-        Rows::F16(elements) => accumulate_heads(isa, weights, heads, block.of(elements), ahead, out),
-        Rows::Bf16(elements) => accumulate_heads(isa, weights, heads, block.of(elements), ahead, out),
-        Rows::F32(elements) => accumulate_heads(isa, weights, heads, block.of(elements), ahead, out),
+        Rows::F16(all) => {
+            with_rows!(block, all, rows => accumulate_heads(isa, weights, heads, rows, ahead, out))
+        }
+        Rows::Bf16(all) => {
+            with_rows!(block, all, rows => accumulate_heads(isa, weights, heads, rows, ahead, out))
+        }
+        Rows::F32(all) => {
+            with_rows!(block, all, rows => accumulate_heads(isa, weights, heads, rows, ahead, out))
+        }
     }
 }
 
 #[inline(always)]
-fn accumulate_heads<L: Lanes, T: Element>(
+fn accumulate_heads<'a, L: Lanes, T: Element + 'a>(
     isa: L,
     weights: &[f32],
     heads: usize,
-    block: BlockOf<'_, T>,
+    rows: impl BlockRows<'a, T>,
     mut ahead: Ahead<'_>,
     out: &mut [f32],
 ) {
     let mut head = 0;
     while head < heads {
         let group = (heads - head).min(4);
-        let place = Place { heads, head, ahead };
+        let out = &mut out[head * rows.vectors() * 8..];
         match group {
-            4 => accumulate_group::<L, T, 4, 2>(isa, weights, place, block, out),
-            3 => accumulate_group::<L, T, 3, 2>(isa, weights, place, block, out),
-            2 => accumulate_group::<L, T, 2, 4>(isa, weights, place, block, out),
-            _ => accumulate_group::<L, T, 1, 8>(isa, weights, place, block, out),
+            4 => accumulate_group::<L, T, _, 4, 2>(isa, weights, (heads, head), rows, ahead, out),
+            3 => accumulate_group::<L, T, _, 3, 4>(isa, weights, (heads, head), rows, ahead, out),
+            2 => accumulate_group::<L, T, _, 2, 4>(isa, weights, (heads, head), rows, ahead, out),
+            _ => accumulate_group::<L, T, _, 1, 8>(isa, weights, (heads, head), rows, ahead, out),
         }
         ahead = Ahead::NOTHING;
         head += group;
     }
 }
 
-/// Where a group of heads lies among all, and what to prefetch meanwhile.
-#[derive(Clone, Copy)]
-struct Place<'a> {
-    heads: usize,
-    head: usize,
-    ahead: Ahead<'a>,
-}
-
-/// Sums of one group of heads over the block, in whatever way its rows lie.
+/// Sums of `H` heads over the block, from head `head` of `heads` on.
 #[inline(always)]
-fn accumulate_group<L: Lanes, T: Element, const H: usize, const W: usize>(
+fn accumulate_group<'a, L: Lanes, T: Element + 'a, R: BlockRows<'a, T>, const H: usize, const W: usize>(
     isa: L,
     weights: &[f32],
-    place: Place<'_>,
-    block: BlockOf<'_, T>,
+    (heads, head): (usize, usize),
+    rows: R,
+    ahead: Ahead<'_>,
     out: &mut [f32],
 ) {
-    let weights = weights.chunks_exact(place.heads);
-    if block.contiguous {
-        accumulate_rows::<L, T, H, W>(isa, weights.zip(block.following()), place, block, out);
-    } else {
-        accumulate_rows::<L, T, H, W>(isa, weights.zip(block.scattered()), place, block, out);
+    if heads == H {
+        let (weights, _) = weights.as_chunks::<H>();
+        return sweep::<L, T, R, H, W>(isa, weights, rows, ahead, out);
     }
+    let mut mine = [[0.0; H]; BLOCK_ROWS];
+    for (mine, all) in mine.iter_mut().zip(weights.chunks_exact(heads)) {
+        mine.copy_from_slice(&all[head..][..H]);
+    }
+    sweep::<L, T, R, H, W>(isa, &mine, rows, ahead, out);
 }
 
 /// Sweeps `W` vectors wide over the dimensions, then one vector wide over the rest.
-///
-/// `rows`, each row's weights and elements, is made once and copied for each sweep: making it divides lengths.
 #[inline(always)]
-fn accumulate_rows<'a, L: Lanes, T: Element + 'a, const H: usize, const W: usize>(
+fn sweep<'a, L: Lanes, T: Element + 'a, R: BlockRows<'a, T>, const H: usize, const W: usize>(
     isa: L,
-    rows: impl Iterator<Item = (&'a [f32], &'a [[T; 8]])> + Clone,
-    place: Place<'_>,
-    block: BlockOf<'_, T>,
+    weights: &[[f32; H]],
+    rows: R,
+    ahead: Ahead<'_>,
     out: &mut [f32],
 ) {
-    let wide = block.vectors / W * W;
-    let sweeps = wide / W + block.vectors - wide;
-    let mut stream = place.ahead.stream(sweeps * block.count);
+    let (vectors, weights) = (rows.vectors(), &weights[..rows.count()]);
+    let wide = vectors / W * W;
+    let mut fetch = ahead.fetch(wide / W + vectors - wide);
     let (out, _) = out.as_chunks_mut::<8>();
-    let out = &mut out[place.head * block.vectors..][..H * block.vectors];
-    for (sweep, first) in (0..wide).step_by(W).chain(wide..block.vectors).enumerate() {
-        place.ahead.fetch_scattered(isa, sweep, sweeps);
-        let rows = rows.clone();
-        if first < wide {
-            let sums = sum_rows::<L, T, H, W>(isa, rows, place.head, first, &mut stream);
-            add_sums(isa, sums, &mut out[first..], block.vectors);
-        } else {
-            let sums = sum_rows::<L, T, H, 1>(isa, rows, place.head, first, &mut stream);
-            add_sums(isa, sums, &mut out[first..], block.vectors);
-        }
+    let out = &mut out[..H * vectors];
+    for step in 0..wide / W {
+        fetch.step(isa);
+        let sums = sum_rows::<L, T, R, H, W>(isa, weights, rows, step * W);
+        add_sums(isa, sums, &mut out[step * W..], vectors);
+    }
+    for first in wide..vectors {
+        fetch.step(isa);
+        let sums = sum_rows::<L, T, R, H, 1>(isa, weights, rows, first);
+        add_sums(isa, sums, &mut out[first..], vectors);
     }
 }
 
 /// Sums of `W` vectors of the rows from vector `first` on, weighted for `H` heads, in as many registers.
 #[inline(always)]
-fn sum_rows<'a, L: Lanes, T: Element + 'a, const H: usize, const W: usize>(
+fn sum_rows<'a, L: Lanes, T: Element + 'a, R: BlockRows<'a, T>, const H: usize, const W: usize>(
     isa: L,
-    rows: impl Iterator<Item = (&'a [f32], &'a [[T; 8]])>,
-    head: usize,
+    weights: &[[f32; H]],
+    rows: R,
     first: usize,
-    stream: &mut Stream,
 ) -> [[L::V; W]; H] {
     let mut sums = [[isa.splat(0.0); W]; H];
-    for (weights, row) in rows {
-        stream.fetch(isa);
-        let weights = &weights[head..][..H];
-        let row = &row[first..][..W];
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "so that neither rows nor weights are checked within the loop"
+    )]
+    for row in 0..rows.count() {
+        let vectors = &rows.row(row)[first..][..W];
         for w in 0..W {
-            let x = T::load(isa, &row[w]);
+            let x = T::load(isa, &vectors[w]);
             for h in 0..H {
-                sums[h][w] = isa.mul_add(isa.splat(weights[h]), x, sums[h][w]);
+                sums[h][w] = isa.mul_add(isa.splat(weights[row][h]), x, sums[h][w]);
             }
         }
     }

@@ -5,22 +5,24 @@
 //! reached only with the extensions enabled.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _CMP_LT_OQ, _CMP_UNORD_Q, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_loadl_epi64,
-    _mm_loadu_si128, _mm_packus_epi32, _mm_prefetch, _mm_storeu_si128, _mm256_add_epi16, _mm256_add_epi32,
-    _mm256_add_ps, _mm256_and_ps, _mm256_and_si256, _mm256_andnot_ps, _mm256_blendv_ps,
-    _mm256_broadcastsi128_si256, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_castsi256_si128,
-    _mm256_cmp_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
-    _mm256_cvtps_ph, _mm256_div_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_ps,
-    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_ps,
-    _mm256_or_ps, _mm256_or_si256, _mm256_permute2f128_ps, _mm256_permutevar_ps, _mm256_permutevar8x32_ps,
-    _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setr_ps,
-    _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_slli_epi32, _mm256_sqrt_ps,
-    _mm256_srli_epi16, _mm256_srli_epi32, _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_sub_epi16,
-    _mm256_sub_ps, _mm256_unpackhi_epi8, _mm256_unpackhi_epi16, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16,
+    __m256, __m256i, _CMP_LT_OQ, _CMP_UNORD_Q, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0, _mm_add_ps,
+    _mm_loadl_epi64, _mm_loadu_si128, _mm_packus_epi32, _mm_prefetch, _mm_storeu_ps, _mm_storeu_si128,
+    _mm256_add_epi16, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_and_si256, _mm256_andnot_ps,
+    _mm256_blendv_ps, _mm256_broadcastsi128_si256, _mm256_castps_si256, _mm256_castps256_ps128,
+    _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps,
+    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_ph, _mm256_div_ps, _mm256_extractf128_ps,
+    _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_ps, _mm256_or_ps, _mm256_or_si256,
+    _mm256_permute2f128_ps, _mm256_permutevar_ps, _mm256_permutevar8x32_ps, _mm256_set1_epi8,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setr_ps, _mm256_setzero_si256,
+    _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_slli_epi32, _mm256_sqrt_ps, _mm256_srli_epi16,
+    _mm256_srli_epi32, _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_sub_epi16, _mm256_sub_ps,
+    _mm256_unpackhi_epi8, _mm256_unpackhi_epi16, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16,
 };
 
 use half::{bf16, f16};
 
+use crate::block::{Ahead, Block};
 use crate::codec::{
     HALF_LEVELS4, LEVEL_BYTES, LEVELS4, Laid, Lookup, NewSketches, Records, Records8, ScanOf, ScanPlanes,
     SketchQuery, Summaries,
@@ -28,7 +30,7 @@ use crate::codec::{
 use crate::isa::{Isa, Kernels};
 use crate::ladder::{ClusterWeights, Estimated, GainOf, Limits, Probed, RowSums, Spread, Uncertain};
 use crate::lanes::Lanes;
-use crate::rows::{Ahead, Block, Rows};
+use crate::rows::Rows;
 use crate::weigh::PerLane;
 use crate::{accumulate, codec, convert, exp, ladder, lanes, score, weigh};
 
@@ -148,6 +150,13 @@ impl Lanes for Avx2 {
             let low = _mm256_permute2f128_ps::<0x20>(first, second);
             let high = _mm256_permute2f128_ps::<0x31>(first, second);
             _mm256_add_ps(low, high)
+        };
+        fn sum_four(x: [__m256; 4]) -> [f32; 4] = {
+            let halves = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+            let mut sums = [0.0; 4];
+            let sum = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+            _mm_storeu_ps(sums.as_mut_ptr(), sum);
+            sums
         };
     }
 

@@ -1,7 +1,8 @@
 //! Fused exact attention: scores, weights and values of sixteen rows while they are in the first-level cache.
 
+use crate::block::{Ahead, BLOCK_ROWS};
 use crate::isa::Kernels;
-use crate::rows::{Ahead, BLOCK_ROWS, Matrix, Pick, Rows};
+use crate::rows::{Matrix, Pick, Rows};
 use crate::score::check_heads;
 use crate::state::{AttentionState, Parts};
 use crate::weigh::{LANE_HEADS, LaneSums};

@@ -5,10 +5,11 @@ use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
+use crate::block::{Ahead, Block};
 use crate::codec::{Laid, NewSketches, Records, Records8, ScanOf, ScanPlanes, SketchQuery, Summaries};
 use crate::ladder::{ClusterWeights, Estimated, GainOf, Limits, Probed, RowSums, Spread, Uncertain};
 use crate::portable;
-use crate::rows::{Ahead, Block, Rows};
+use crate::rows::Rows;
 use crate::weigh::PerLane;
 
 /// An instruction set that the kernels are compiled for.

@@ -53,6 +53,8 @@ pub(crate) trait Lanes: Copy {
     fn power_of_low_bits(self, x: Self::V) -> Self::V;
     /// The sum over the lanes of each of eight vectors, every one in the same order of additions.
     fn sum_each(self, x: [Self::V; 8]) -> Self::V;
+    /// The same of four vectors.
+    fn sum_four(self, x: [Self::V; 4]) -> [f32; 4];
 
     /// Asks for the cache line at `address`, which may be any: it is a hint, and reads nothing.
     fn prefetch_address(self, address: *const u8);
@@ -224,6 +226,12 @@ impl Lanes for Portable {
             let v = &x[i];
             ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]))
         })
+    }
+
+    #[inline(always)]
+    fn sum_four(self, [a, b, c, d]: [[f32; 8]; 4]) -> [f32; 4] {
+        let [a, b, c, d, ..] = self.sum_each([a, b, c, d, a, b, c, d]);
+        [a, b, c, d]
     }
 
     #[inline(always)]

@@ -12,6 +12,7 @@ mod accumulate;
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "intrinsics need it; the module says what safety rests on")]
 mod avx2;
+mod block;
 pub mod codec;
 mod convert;
 mod dtype;

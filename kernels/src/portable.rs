@@ -2,11 +2,12 @@
 
 use half::{bf16, f16};
 
+use crate::block::{Ahead, Block};
 use crate::codec::{Laid, NewSketches, Records, Records8, ScanOf, ScanPlanes, SketchQuery, Summaries};
 use crate::isa::{Isa, Kernels};
 use crate::ladder::{ClusterWeights, Estimated, GainOf, Limits, Probed, RowSums, Spread, Uncertain};
 use crate::lanes::Portable;
-use crate::rows::{Ahead, Block, Rows};
+use crate::rows::Rows;
 use crate::weigh::PerLane;
 use crate::{accumulate, codec, convert, exp, ladder, lanes, score, weigh};
 

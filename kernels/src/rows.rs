@@ -1,10 +1,10 @@
-//! Rows as they lie in memory, and the blocks of sixteen rows that the kernels work on.
+//! Rows as they lie in memory.
 
 use std::ops::Range;
-use std::slice::ChunksExact;
 
 use half::{bf16, f16};
 
+use crate::block::{Ahead, BLOCK_ROWS, Block, Place};
 use crate::dtype::Dtype;
 use crate::lanes::Lanes;
 
@@ -13,10 +13,6 @@ pub const DIM_STEP: usize = 8;
 
 /// Largest supported dimension of a key or a value.
 pub const DIM_MAX: usize = 576;
-
-/// Rows that one kernel call works on: few enough that a block of keys and one of values stay in the first-level
-/// cache, enough that a sweep over them pays for loading and storing its accumulators.
-pub(crate) const BLOCK_ROWS: usize = 16;
 
 /// Whether keys or values of `dim` elements are supported: a multiple of [`DIM_STEP`] from 8 to [`DIM_MAX`].
 pub const fn is_supported_dim(dim: usize) -> bool {
@@ -148,71 +144,6 @@ impl Element for f32 {
     }
 }
 
-/// Up to sixteen rows of a matrix.
-#[derive(Clone, Copy)]
-pub(crate) struct Block<'a> {
-    /// The whole matrix.
-    pub(crate) rows: Rows<'a>,
-    /// Vectors of eight elements in a row.
-    pub(crate) vectors: usize,
-    /// At which vector of the matrix each row begins; places past `count` repeat the last row.
-    pub(crate) starts: [u32; BLOCK_ROWS],
-    /// Rows in the block, at least one.
-    pub(crate) count: usize,
-    /// Whether the rows follow each other in memory.
-    contiguous: bool,
-}
-
-/// A block's rows in their type.
-#[derive(Clone, Copy)]
-pub(crate) struct BlockOf<'a, T> {
-    elements: &'a [[T; 8]],
-    /// Whether the rows follow each other in memory.
-    pub(crate) contiguous: bool,
-    starts: &'a [u32; BLOCK_ROWS],
-    pub(crate) vectors: usize,
-    pub(crate) count: usize,
-}
-
-impl<'a> Block<'a> {
-    fn vector_size(&self) -> usize {
-        DIM_STEP * self.rows.dtype().size_of()
-    }
-
-    /// The block's rows in `elements`, which are its matrix.
-    #[inline(always)]
-    pub(crate) fn of<T>(&'a self, elements: &'a [T]) -> BlockOf<'a, T> {
-        let (elements, _) = elements.as_chunks::<8>();
-        BlockOf {
-            elements,
-            contiguous: self.contiguous,
-            starts: &self.starts,
-            vectors: self.vectors,
-            count: self.count,
-        }
-    }
-}
-
-impl<'a, T> BlockOf<'a, T> {
-    /// Row `row`; past the last, the last again.
-    #[inline(always)]
-    pub(crate) fn row(&self, row: usize) -> &'a [[T; 8]] {
-        &self.elements[self.starts[row.min(BLOCK_ROWS - 1)] as usize..][..self.vectors]
-    }
-
-    /// The rows in turn, where they follow each other: no row then costs a check of its own.
-    #[inline(always)]
-    pub(crate) fn following(&self) -> ChunksExact<'a, [T; 8]> {
-        self.elements[self.starts[0] as usize..][..self.count * self.vectors].chunks_exact(self.vectors)
-    }
-
-    /// The rows in turn, wherever they are.
-    #[inline(always)]
-    pub(crate) fn scattered(&self) -> impl Iterator<Item = &'a [[T; 8]]> + Clone {
-        self.starts[..self.count].iter().map(|&start| &self.elements[start as usize..][..self.vectors])
-    }
-}
-
 /// Which rows of a matrix an operation works on, and in which order.
 #[derive(Clone, Copy)]
 pub(crate) enum Pick<'a> {
@@ -237,8 +168,6 @@ impl<'a> Matrix<'a> {
         assert!(is_supported_dim(dim), "dimension {dim} is not a multiple of {DIM_STEP} from 8 to {DIM_MAX}");
         let stored = rows.len() / dim;
         assert!(rows.len() == stored * dim, "{} elements are not whole rows of {dim}", rows.len());
-        // Blocks count in vectors, in 32 bits.
-        assert!(u32::try_from(rows.len() / DIM_STEP).is_ok(), "{} elements are too many", rows.len());
         let len = match pick {
             Pick::All => stored,
             Pick::Listed(indices) => {
@@ -292,103 +221,11 @@ impl<'a> Matrix<'a> {
     /// The block of picked rows that begins at row `start`, which must be less than [`Matrix::len`].
     #[inline]
     fn block(&self, start: usize) -> Block<'a> {
-        let vectors = self.dim / DIM_STEP;
         let count = (self.len - start).min(BLOCK_ROWS);
-        let mut starts = [0; BLOCK_ROWS];
-        match self.pick {
-            Pick::All => {
-                for (row, place) in starts.iter_mut().enumerate() {
-                    *place = ((start + row.min(count - 1)) * vectors) as u32;
-                }
-            }
-            Pick::Listed(indices) => {
-                let indices = &indices[start..start + count];
-                for (row, place) in starts.iter_mut().enumerate() {
-                    *place = (indices[row.min(count - 1)] as usize * vectors) as u32;
-                }
-            }
-        }
-        Block { rows: self.rows, vectors, starts, count, contiguous: !self.is_listed() }
-    }
-}
-
-/// What will be needed next, to be fetched while a kernel computes on something else.
-#[derive(Clone, Copy)]
-pub(crate) struct Ahead<'a> {
-    /// Bytes that follow each other, fetched evenly: a burst would fill the processor's buffers and stall the kernel.
-    bytes: &'a [u8],
-    /// Rows of up to two blocks that lie anywhere.
-    scattered: [Option<(&'a Block<'a>, usize, usize)>; 2],
-}
-
-/// An address to fetch from next, and how far on the one after it is.
-///
-/// Fetching is a hint that no address makes wrong, so none is checked: a check would cost the innermost loops more than
-/// the hint.
-#[derive(Clone, Copy)]
-pub(crate) struct Stream {
-    next: *const u8,
-    stride: usize,
-}
-
-/// Size of a cache line in bytes.
-const LINE: usize = 64;
-
-impl<'a> Ahead<'a> {
-    pub(crate) const NOTHING: Ahead<'static> = Ahead { bytes: &[], scattered: [None, None] };
-
-    /// All rows of `block`, which follow each other in memory.
-    pub(crate) fn whole(block: &'a Block<'a>) -> Ahead<'a> {
-        let (start, row_size) =
-            (block.starts[0] as usize * block.vector_size(), block.vectors * block.vector_size());
-        Ahead { bytes: &block.rows.as_bytes()[start..][..block.count * row_size], ..Ahead::NOTHING }
-    }
-
-    /// All rows of `block`, wherever they are.
-    pub(crate) fn scattered(block: &'a Block<'a>) -> Ahead<'a> {
-        Ahead { scattered: [Some((block, 0, block.count)), None], ..Ahead::NOTHING }
-    }
-
-    /// Half of each of two blocks' rows while scores are computed, the other half while values are summed.
-    pub(crate) fn halves(keys: &'a Block<'a>, values: &'a Block<'a>) -> (Ahead<'a>, Ahead<'a>) {
-        let (middle, end) = (keys.count.div_ceil(2), keys.count);
-        let rows = |from, to| [Some((keys, from, to)), Some((values, from, to))];
-        (
-            Ahead { scattered: rows(0, middle), ..Ahead::NOTHING },
-            Ahead { scattered: rows(middle, end), ..Ahead::NOTHING },
-        )
-    }
-
-    /// The bytes, to be fetched in `steps` steps.
-    #[inline(always)]
-    pub(crate) fn stream(&self, steps: usize) -> Stream {
-        Stream { next: self.bytes.as_ptr(), stride: self.bytes.len().div_ceil(steps).min(LINE) }
-    }
-
-    /// Asks for share `step` of `steps` of the scattered rows.
-    #[inline(always)]
-    pub(crate) fn fetch_scattered<L: Lanes>(&self, isa: L, step: usize, steps: usize) {
-        for &(block, first, end) in self.scattered.iter().flatten() {
-            let share = (end - first).div_ceil(steps);
-            let from = (first + step * share).min(end);
-            let (bytes, row_size) = (block.rows.as_bytes(), block.vectors * block.vector_size());
-            for start in &block.starts[from..(from + share).min(end)] {
-                let row = &bytes[*start as usize * block.vector_size()..][..row_size];
-                for line in row.iter().step_by(LINE) {
-                    isa.prefetch_address(line);
-                }
-                // A row that does not begin with a cache line may end in one more.
-                isa.prefetch_address(&row[row_size - 1]);
-            }
-        }
-    }
-}
-
-impl Stream {
-    /// Asks for the next line, and steps on.
-    #[inline(always)]
-    pub(crate) fn fetch<L: Lanes>(&mut self, isa: L) {
-        isa.prefetch_address(self.next);
-        self.next = self.next.wrapping_add(self.stride);
+        let place = match self.pick {
+            Pick::All => Place::From(start),
+            Pick::Listed(indices) => Place::Listed(&indices[start..start + count]),
+        };
+        Block { rows: self.rows, vectors: self.dim / DIM_STEP, place, count }
     }
 }

@@ -1,10 +1,9 @@
 //! Scores: the products of several query heads with key rows.
 
+use crate::block::{Ahead, BLOCK_ROWS, Block, BlockRows, with_rows};
 use crate::isa::Kernels;
 use crate::lanes::Lanes;
-use crate::rows::{
-    Ahead, BLOCK_ROWS, Block, BlockOf, DIM_STEP, Element, Matrix, Pick, Rows, is_supported_dim,
-};
+use crate::rows::{DIM_STEP, Element, Matrix, Pick, Rows, is_supported_dim};
 
 impl Kernels {
     /// `scores[row * heads + head] = query[head] · rows[row]`, for every row, in `f32`.
@@ -87,19 +86,25 @@ pub(crate) fn score_block<L: Lanes>(
     scores: &mut [f32],
 ) {
     match block.rows {
-        Rows::F16(elements) => score_heads(isa, queries, heads, block.of(elements), ahead, scores),
-        Rows::Bf16(elements) => score_heads(isa, queries, heads, block.of(elements), ahead, scores),
-        Rows::F32(elements) => score_heads(isa, queries, heads, block.of(elements), ahead, scores),
+        Rows::F16(all) => {
+            with_rows!(block, all, rows => score_heads(isa, queries, heads, rows, ahead, scores))
+        }
+        Rows::Bf16(all) => {
+            with_rows!(block, all, rows => score_heads(isa, queries, heads, rows, ahead, scores))
+        }
+        Rows::F32(all) => {
+            with_rows!(block, all, rows => score_heads(isa, queries, heads, rows, ahead, scores))
+        }
     }
 }
 
 /// Takes the heads four at a time, then the rest at once: a row is loaded and widened once for each group.
 #[inline(always)]
-fn score_heads<L: Lanes, T: Element>(
+fn score_heads<'a, L: Lanes, T: Element + 'a>(
     isa: L,
     queries: &[f32],
     heads: usize,
-    block: BlockOf<'_, T>,
+    rows: impl BlockRows<'a, T>,
     mut ahead: Ahead<'_>,
     scores: &mut [f32],
 ) {
@@ -107,63 +112,106 @@ fn score_heads<L: Lanes, T: Element>(
     while head < heads {
         let group = (heads - head).min(4);
         match group {
-            4 => score_group::<L, T, 4>(isa, queries, heads, head, block, ahead, scores),
-            3 => score_group::<L, T, 3>(isa, queries, heads, head, block, ahead, scores),
-            2 => score_group::<L, T, 2>(isa, queries, heads, head, block, ahead, scores),
-            _ => score_group::<L, T, 1>(isa, queries, heads, head, block, ahead, scores),
+            4 => score_group::<L, T, _, 4, 3>(isa, queries, (heads, head), rows, ahead, scores),
+            3 => score_group::<L, T, _, 3, 4>(isa, queries, (heads, head), rows, ahead, scores),
+            2 => score_group::<L, T, _, 2, 4>(isa, queries, (heads, head), rows, ahead, scores),
+            _ => score_group::<L, T, _, 1, 8>(isa, queries, (heads, head), rows, ahead, scores),
         }
         ahead = Ahead::NOTHING;
         head += group;
     }
 }
 
-/// Scores of heads `head..head + H`: eight accumulators, of `8 / H` rows by `H` heads, are enough to hide the latency
-/// of their additions and few enough to stay in registers.
+/// Scores of heads `head..head + H`, `N` rows at a time, and fewer where a single row would be left: it would wait for itself.
 #[inline(always)]
-fn score_group<L: Lanes, T: Element, const H: usize>(
+fn score_group<'a, L: Lanes, T: Element + 'a, R: BlockRows<'a, T>, const H: usize, const N: usize>(
     isa: L,
     queries: &[f32],
-    heads: usize,
-    head: usize,
-    block: BlockOf<'_, T>,
+    (heads, head): (usize, usize),
+    rows: R,
     ahead: Ahead<'_>,
     scores: &mut [f32],
 ) {
-    let at_once = 8 / H;
-    let vectors = block.vectors;
+    let (vectors, count) = (rows.vectors(), rows.count());
     let (queries, _) = queries.as_chunks::<8>();
     let mut query: [&[[f32; 8]]; H] = [&[]; H];
     for h in 0..H {
         query[h] = &queries[(head + h) * vectors..][..vectors];
     }
-    let steps = block.count.div_ceil(at_once);
-    let mut stream = ahead.stream(steps * vectors);
-    for (step, first) in (0..block.count).step_by(at_once).enumerate() {
-        ahead.fetch_scattered(isa, step, steps);
-        let mut rows: [&[[T; 8]]; 8] = [&[]; 8];
-        for (r, row) in rows.iter_mut().enumerate().take(at_once) {
-            // The last step may begin rows that are not there; the block repeats its last row in their places.
-            *row = block.row(first + r);
+    let mut fetch = ahead.fetch(count.div_ceil(N));
+    let mut first = 0;
+    while first < count {
+        fetch.step(isa);
+        let left = count - first;
+        let mut totals = [[0.0; 8]; 2];
+        let taken = if left < N || (N == 3 && left == 4) { left.min(2) } else { N };
+        if taken == N {
+            products::<L, T, R, H, N>(isa, &query, rows, first, &mut totals);
+        } else if taken == 2 {
+            products::<L, T, R, H, 2>(isa, &query, rows, first, &mut totals);
+        } else {
+            products::<L, T, R, H, 1>(isa, &query, rows, first, &mut totals);
         }
-        let mut sums = [isa.splat(0.0); 8];
-        for v in 0..vectors {
-            stream.fetch(isa);
+        for (row, totals) in totals.as_flattened().chunks_exact(H).enumerate().take(taken) {
+            scores[(first + row) * heads + head..][..H].copy_from_slice(totals);
+        }
+        first += taken;
+    }
+}
+
+/// Products of `N` rows from row `first` on with the queries of `H` heads, `[row][head]`, in as many accumulators: twelve hide the
+/// latency of their additions, and leave registers for what they add.
+#[inline(always)]
+fn products<'a, L: Lanes, T: Element + 'a, R: BlockRows<'a, T>, const H: usize, const N: usize>(
+    isa: L,
+    query: &[&[[f32; 8]]; H],
+    rows: R,
+    first: usize,
+    totals: &mut [[f32; 8]; 2],
+) {
+    let mut row: [&[[T; 8]]; N] = [&[]; N];
+    for (r, row) in row.iter_mut().enumerate() {
+        *row = rows.row(first + r);
+    }
+    let mut sums = [[isa.splat(0.0); H]; N];
+    for v in 0..rows.vectors() {
+        // Whatever is fewer waits in registers for the others.
+        if N <= H {
+            let mut x = [isa.splat(0.0); N];
+            for r in 0..N {
+                x[r] = T::load(isa, &row[r][v]);
+            }
+            for h in 0..H {
+                let q = isa.load(&query[h][v]);
+                for r in 0..N {
+                    sums[r][h] = isa.mul_add(x[r], q, sums[r][h]);
+                }
+            }
+        } else {
             let mut q = [isa.splat(0.0); H];
             for h in 0..H {
                 q[h] = isa.load(&query[h][v]);
             }
-            for r in 0..at_once {
-                let x = T::load(isa, &rows[r][v]);
+            for r in 0..N {
+                let x = T::load(isa, &row[r][v]);
                 for h in 0..H {
-                    sums[r * H + h] = isa.mul_add(x, q[h], sums[r * H + h]);
+                    sums[r][h] = isa.mul_add(x, q[h], sums[r][h]);
                 }
             }
         }
-        let mut totals = [0.0; 8];
-        isa.store(isa.sum_each(sums), &mut totals);
-        for (row, totals) in totals.chunks_exact(H).enumerate().take(block.count - first) {
-            scores[(first + row) * heads + head..][..H].copy_from_slice(totals);
+    }
+    let mut flat = [isa.splat(0.0); 16];
+    for r in 0..N {
+        for h in 0..H {
+            flat[r * H + h] = sums[r][h];
         }
+    }
+    let (eights, _) = flat.as_chunks::<8>();
+    let (first, rest) = totals.split_at_mut(1);
+    isa.store(isa.sum_each(eights[0]), &mut first[0]);
+    if N * H > 8 {
+        let (fours, _) = eights[1].as_chunks::<4>();
+        rest[0][..4].copy_from_slice(&isa.sum_four(fours[0]));
     }
 }
 
