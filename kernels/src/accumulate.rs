@@ -1,6 +1,6 @@
 //! Accumulation: the sums of value rows, weighted for several query heads.
 
-use crate::block::{Ahead, BLOCK_ROWS, Block, BlockRows, with_rows};
+use crate::block::{Ahead, BLOCK_ROWS, Block, BlockRows, OfAnyDim, with_rows};
 use crate::isa::Kernels;
 use crate::lanes::Lanes;
 use crate::rows::{Element, Matrix, Pick, Rows};
@@ -72,8 +72,10 @@ pub(crate) fn accumulate_block<L: Lanes>(
         Rows::Bf16(all) => {
             with_rows!(block, all, rows => accumulate_heads(isa, weights, heads, rows, ahead, out))
         }
+        // Rows of the tail alone: few of them, and seldom.
         Rows::F32(all) => {
-            with_rows!(block, all, rows => accumulate_heads(isa, weights, heads, rows, ahead, out))
+            let rows = block.slices(all);
+            accumulate_heads(isa, weights, heads, OfAnyDim(&rows[..block.count]), ahead, out);
         }
     }
 }

@@ -45,11 +45,7 @@ pub(crate) trait BlockRows<'a, T: 'a>: Copy {
 #[derive(Clone, Copy)]
 pub(crate) struct Following<'a, T, const V: usize>(pub(crate) &'a [[[T; 8]; V]]);
 
-/// Rows of `V` vectors that lie anywhere.
-#[derive(Clone, Copy)]
-pub(crate) struct Scattered<'r, 'a, T, const V: usize>(pub(crate) &'r [&'a [[T; 8]; V]]);
-
-/// Rows of a dimension that few models have, which lie anywhere.
+/// Rows of any dimension, which lie anywhere.
 #[derive(Clone, Copy)]
 pub(crate) struct OfAnyDim<'r, 'a, T>(pub(crate) &'r [&'a [[T; 8]]]);
 
@@ -67,23 +63,6 @@ impl<'a, T: Copy, const V: usize> BlockRows<'a, T> for Following<'a, T, V> {
     #[inline(always)]
     fn row(self, row: usize) -> &'a [[T; 8]] {
         &self.0[row]
-    }
-}
-
-impl<'a, T: Copy, const V: usize> BlockRows<'a, T> for Scattered<'_, 'a, T, V> {
-    #[inline(always)]
-    fn count(self) -> usize {
-        self.0.len()
-    }
-
-    #[inline(always)]
-    fn vectors(self) -> usize {
-        V
-    }
-
-    #[inline(always)]
-    fn row(self, row: usize) -> &'a [[T; 8]] {
-        self.0[row]
     }
 }
 
@@ -113,13 +92,6 @@ impl Block<'_> {
         Some(Following(&rows[first..][..self.count]))
     }
 
-    /// The block's rows of `V` vectors, one by one; places past the last repeat it.
-    #[inline(always)]
-    pub(crate) fn arrays<'e, T, const V: usize>(&self, elements: &'e [T]) -> [&'e [[T; 8]; V]; BLOCK_ROWS] {
-        let (rows, _) = elements.as_chunks::<8>().0.as_chunks::<V>();
-        std::array::from_fn(|row| &rows[self.number(row)])
-    }
-
     /// The block's rows one by one; places past the last repeat it.
     #[inline(always)]
     pub(crate) fn slices<'e, T>(&self, elements: &'e [T]) -> [&'e [[T; 8]]; BLOCK_ROWS] {
@@ -142,27 +114,19 @@ impl Block<'_> {
     }
 }
 
-/// Runs `work` with the rows of a block, found in `elements`: rows of the dimensions 64 and 128 have a type that tells the compiler
-/// how long they are.
+/// Runs `work` with the rows of a block, found in `elements`: rows of the dimensions 64 and 128 that follow each other have a type
+/// that tells the compiler how long they are. There is no such type for rows that lie anywhere, which memory keeps waiting: each
+/// makes all kernels longer by a third.
 macro_rules! with_rows {
     ($block:expr, $elements:expr, $rows:ident => $work:expr) => {
         match $block.vectors {
-            8 => $crate::block::with_rows!(@of 8, $block, $elements, $rows => $work),
-            16 => $crate::block::with_rows!(@of 16, $block, $elements, $rows => $work),
+            8 if let Some($rows) = $block.following::<_, 8>($elements) => $work,
+            16 if let Some($rows) = $block.following::<_, 16>($elements) => $work,
             _ => {
                 let all = $block.slices($elements);
                 let $rows = $crate::block::OfAnyDim(&all[..$block.count]);
                 $work
             }
-        }
-    };
-    (@of $vectors:literal, $block:expr, $elements:expr, $rows:ident => $work:expr) => {
-        if let Some($rows) = $block.following::<_, $vectors>($elements) {
-            $work
-        } else {
-            let all = $block.arrays::<_, $vectors>($elements);
-            let $rows = $crate::block::Scattered(&all[..$block.count]);
-            $work
         }
     };
 }

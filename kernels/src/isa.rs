@@ -75,6 +75,7 @@ pub struct Kernels {
     pub(crate) narrow_bf16: fn(&[f32], &mut [bf16]),
     /// queries, heads, coded rows, scores `[row][head]`
     pub(crate) scores4: fn(&[f32], usize, Records<'_>, &mut [f32]),
+    pub(crate) squared_norms4: fn(&[f32], &[f32], Records<'_>, &mut [f32]),
     /// weights `[row][head]`, heads, coded rows, output `[head][dim]`
     pub(crate) accumulate4: fn(&[f32], usize, Records<'_>, &mut [f32]),
     /// rows, scales, records

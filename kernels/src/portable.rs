@@ -33,6 +33,8 @@ shells! {
     fn narrow_f16(from: &[f32], to: &mut [f16]) = convert::narrow_f16;
     fn narrow_bf16(from: &[f32], to: &mut [bf16]) = convert::narrow_bf16;
     fn scores4(queries: &[f32], heads: usize, records: Records<'_>, scores: &mut [f32]) = codec::scores4;
+    fn squared_norms4(sigma: &[f32], add: &[f32], records: Records<'_>, norms: &mut [f32])
+        = codec::squared_norms4;
     fn accumulate4(weights: &[f32], heads: usize, records: Records<'_>, out: &mut [f32]) = codec::accumulate4;
     fn encode_planes(rows: &[f32], sigma: &[f32], records: &mut [u8]) = codec::encode_planes_rows;
     fn encode_sketch(new: NewSketches<'_>, record: &mut [u8], decoded: &mut [f32], factors: &mut [f32])
@@ -78,6 +80,7 @@ pub(crate) fn kernels() -> &'static Kernels {
         narrow_f16,
         narrow_bf16,
         scores4,
+        squared_norms4,
         accumulate4,
         encode_planes,
         encode_sketch,

@@ -1,6 +1,6 @@
 //! Scores: the products of several query heads with key rows.
 
-use crate::block::{Ahead, BLOCK_ROWS, Block, BlockRows, with_rows};
+use crate::block::{Ahead, BLOCK_ROWS, Block, BlockRows, OfAnyDim, with_rows};
 use crate::isa::Kernels;
 use crate::lanes::Lanes;
 use crate::rows::{DIM_STEP, Element, Matrix, Pick, Rows, is_supported_dim};
@@ -92,8 +92,10 @@ pub(crate) fn score_block<L: Lanes>(
         Rows::Bf16(all) => {
             with_rows!(block, all, rows => score_heads(isa, queries, heads, rows, ahead, scores))
         }
+        // Rows of the tail alone: few of them, and seldom.
         Rows::F32(all) => {
-            with_rows!(block, all, rows => score_heads(isa, queries, heads, rows, ahead, scores))
+            let rows = block.slices(all);
+            score_heads(isa, queries, heads, OfAnyDim(&rows[..block.count]), ahead, scores);
         }
     }
 }

@@ -2,8 +2,7 @@
 
 use longwave_index::IndexView;
 use longwave_index::ladder::{HeadLadder, KeyDecoder, LadderView};
-use longwave_kernels::codec::{decode4, record_len};
-use longwave_kernels::{Dtype, Rows};
+use longwave_kernels::{Dtype, Kernels, Rows};
 use longwave_storage::{Column, ColumnKind, Error, RowForm, Segment};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -126,18 +125,17 @@ pub(crate) struct ClusterNumbers {
 impl ClusterNumbers {
     fn of(ladder: &HeadLadder<'_>) -> Self {
         let mut numbers = ClusterNumbers::default();
-        let mut mean = vec![0.0; ladder.value_mean_sigma.len()];
-        for (cluster, record) in ladder.value_means.chunks_exact(record_len(mean.len())).enumerate() {
+        for cluster in 0..ladder.cluster_count() {
             let summary = ladder.cluster(cluster);
             numbers.count.push(summary.count);
             numbers.ln_count.push(summary.count.ln());
             numbers.key_spread.push(summary.key_spread);
             numbers.value_spread.push(summary.value_spread);
             numbers.mean_error.push(summary.mean_error);
-            decode4(record, ladder.value_mean_sigma, &mut mean);
-            let squares = mean.iter().zip(ladder.global_value).map(|(mean, global)| (mean + global).powi(2));
-            numbers.norm.push(squares.sum());
         }
+        numbers.norm.resize(ladder.cluster_count(), 0.0);
+        let (sigma, global) = (ladder.value_mean_sigma, ladder.global_value);
+        Kernels::get().squared_norms4(sigma, global, ladder.value_means, &mut numbers.norm);
         numbers.global_norm = ladder.global_value.iter().map(|x| x * x).sum();
         numbers
     }
@@ -163,10 +161,15 @@ impl<'a> OpenedLadder<'a> {
     }
 }
 
-fn open_ladder(segment: &Arc<Segment>) -> Result<OpenedLadder<'_>, Error> {
-    // Whoever asks has seen it there.
-    let missing = || Error::MissingColumn { file: segment.path().into(), column: "ladder".into() };
-    Ok(OpenedLadder::open(LadderView::open(segment)?.ok_or_else(missing)?))
+/// Why a ladder was not opened.
+enum NotOpened {
+    NoLadder,
+    Failed(Error),
+}
+
+fn open_ladder(segment: &Arc<Segment>) -> Result<OpenedLadder<'_>, NotOpened> {
+    let view = LadderView::validated(segment).map_err(NotOpened::Failed)?;
+    view.map(OpenedLadder::open).ok_or(NotOpened::NoLadder)
 }
 
 impl LayerSegment {
@@ -238,20 +241,25 @@ impl LayerSegment {
 
     /// Says that the ladder is about to be opened; see [`LadderView::expect`].
     pub(crate) fn expect_ladder(&self) -> Result<(), Error> {
-        if self.ladder.get().is_some() {
+        if self.is_ladder_opened() {
             return Ok(());
         }
         LadderView::expect(&self.segment)
+    }
+
+    /// Whether the ladder, if there is one, was opened before.
+    pub(crate) fn is_ladder_opened(&self) -> bool {
+        self.ladder.get().is_some()
     }
 
     pub(crate) fn opened_ladder(&self) -> Result<Option<&OpenedLadder<'_>>, Error> {
         if let Some(ladder) = self.ladder.get() {
             return Ok(ladder.as_ref().map(LadderCell::borrow_dependent));
         }
-        let cell = if LadderView::validated(&self.segment)?.is_some() {
-            Some(LadderCell::try_new(Arc::clone(&self.segment), open_ladder)?)
-        } else {
-            None
+        let cell = match LadderCell::try_new(Arc::clone(&self.segment), open_ladder) {
+            Ok(cell) => Some(cell),
+            Err(NotOpened::NoLadder) => None,
+            Err(NotOpened::Failed(error)) => return Err(error),
         };
         // Two threads may both have opened it; they found the same.
         Ok(self.ladder.get_or_init(|| cell).as_ref().map(LadderCell::borrow_dependent))

@@ -158,7 +158,7 @@ impl<'a> Records<'a> {
     }
 
     #[inline(always)]
-    fn record(&self, place: usize) -> &'a [u8] {
+    pub(super) fn record(&self, place: usize) -> &'a [u8] {
         let row = self.listed.map_or(place, |listed| listed[place] as usize);
         &self.bytes[row * record_len(self.dim)..][..record_len(self.dim)]
     }

@@ -124,3 +124,32 @@ fn what_does_not_fit_panics_before_it_writes() {
         refused(&|out| kernels.scores4(&[1.0; 12], 1, 12, &[0x11; 128], out));
     }
 }
+
+#[test]
+fn squared_norms_are_within_rounding_of_the_definition() {
+    let mut random = Random(7);
+    for dim in dims() {
+        let count = 1 + dim % 29;
+        let records = records(&mut random, count, dim);
+        let (sigma, add) = (random.scales(dim), random.gaussians(dim));
+        for kernels in every_isa() {
+            let mut norms = vec![f32::NAN; count];
+            kernels.squared_norms4(&sigma, &add, &records, &mut norms);
+            for (record, norm) in records.chunks_exact(record_len(dim)).zip(norms) {
+                let (mut exact, mut bound) = (0.0, 0.0);
+                for i in 0..dim {
+                    let coded = factor(record) * f64::from(sigma[i]) * level(record, i);
+                    exact += (coded + f64::from(add[i])).powi(2);
+                    // An element is off by the rounding of its larger part, and its square by twice as much times itself.
+                    bound += (coded.abs() + f64::from(add[i]).abs()).powi(2);
+                }
+                let bound = 4.0 * rounding(dim / 8) * bound;
+                assert!(
+                    (f64::from(norm) - exact).abs() <= bound,
+                    "{:?} {dim}: {norm} {exact}",
+                    kernels.isa()
+                );
+            }
+        }
+    }
+}

@@ -9,6 +9,7 @@ use crate::work::HeadQueries;
 use longwave_index::ladder::HeadLadder;
 use longwave_kernels::codec::{Laid, SketchQuery, Summaries};
 use longwave_kernels::{Kernels, Rows};
+use rayon::prelude::*;
 use std::ops::Range;
 
 /// A segment whose ladder may be used, and the others, which are read row by row.
@@ -25,6 +26,14 @@ impl<'v> Ladders<'v> {
     pub(super) fn open(view: &LayerView<'v>, oldest: u64, units: usize) -> Result<Self, Error> {
         for segment in view.segments.iter().filter(|segment| view.summaries_hold(segment, oldest)) {
             segment.expect_ladder()?;
+        }
+        // After a context was opened there is something to check for each, and several threads to do it. What one fails at is
+        // found again below, in order.
+        let used = view.segments.iter().filter(|segment| view.summaries_hold(segment, oldest));
+        let unopened: Vec<&LayerSegment> =
+            used.copied().filter(|segment| !segment.is_ladder_opened()).collect();
+        if unopened.len() > 1 {
+            unopened.par_iter().for_each(|segment| drop(segment.opened_ladder()));
         }
         let (segments, numbers, plain) = (Vec::new(), Vec::new(), Vec::new());
         let mut ladders = Ladders { segments, numbers, plain, sharing: Sharing::of(units) };
