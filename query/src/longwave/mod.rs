@@ -65,12 +65,17 @@ pub(crate) fn attend(
         return attend_exactly(kernels, view, queries);
     }
     let ladders = Ladders::open(view, queries.first_position, units.len())?;
-    let done: Vec<Unit> = units
-        .par_iter()
-        .map_init(Vec::new, |scratch, &unit| {
-            Call::answer(kernels, view, queries, &ladders, unit, rule, scratch)
+    // All positions of a KV head, one after the other: what one has read is in the caches of its thread when the next comes.
+    let mut order: Vec<usize> = (0..units.len()).collect();
+    order.sort_by_key(|&number| units[number].1);
+    let mut done: Vec<(usize, Unit)> = order
+        .into_par_iter()
+        .map_init(Vec::new, |scratch, number| {
+            let unit = Call::answer(kernels, view, queries, &ladders, units[number], rule, scratch)?;
+            Ok((number, unit))
         })
         .collect::<Result<_, Error>>()?;
+    done.sort_unstable_by_key(|(number, _)| *number);
 
     let started = Instant::now();
     let group = view.shape.group();
@@ -79,7 +84,7 @@ pub(crate) fn attend(
     let (mut heads, mut tail_rows, mut timings) = (Vec::new(), 0, Timings::default());
     let (mut taus, mut capped, mut attempts) = (Vec::new(), Vec::new(), 0);
     let (mut important, mut demoted) = (view.watched.then(Vec::new), 0);
-    for (unit, (position, head)) in done.into_iter().zip(units) {
+    for ((_, unit), (position, head)) in done.into_iter().zip(units) {
         let first = position * view.shape.query_heads + head * group;
         predicted[first..first + group].copy_from_slice(&unit.predicted);
         output.put_finished(view, head, position, &unit.output, &unit.lse);

@@ -1,12 +1,13 @@
 //! `longwave bench attend`: the time of one attention call.
 
 use super::layer::{Layer, QUERIES_MAX};
+use super::synthetic::Synthetic;
 use crate::method::{IndexKind, MethodName, Shares, TAUS};
 use crate::output;
 use crate::progress;
 use crate::rungs::RungShares;
 use anyhow::Result;
-use longwave::{Budget, Context, Dtype, Kernels, LayerKind, Operator, Report, Snapshot, Store};
+use longwave::{Budget, Context, Dtype, Kernels, LayerKind, Operator, Report, Snapshot, Store, TensorView};
 use rayon::prelude::*;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -33,11 +34,15 @@ pub(crate) struct Arguments {
     /// Calls of each method, each with a query of its own.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=QUERIES_MAX))]
     queries: u32,
+    /// Query positions of each call, one after the other, each with a query of its own: what they read of rows and summaries, they
+    /// share.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    positions: u32,
     /// Also print where the time goes: milliseconds of each operator, summed over the threads.
     #[arg(long)]
     operators: bool,
     /// Also write the rows and the queries to this file, for programs that are to be timed on the same ones.
-    #[arg(long, value_name = "FILE.safetensors")]
+    #[arg(long, value_name = "FILE.safetensors", conflicts_with = "positions")]
     export: Option<std::path::PathBuf>,
     /// One JSON object a line instead of a table.
     #[arg(long)]
@@ -97,7 +102,10 @@ fn build(
             let store = Store::in_memory(Layer::store_options(pool))?;
             // Refuses a geometry that cannot be worked with, before anything is generated.
             let model = layer.model(LayerKind::Clustered);
-            contexts.push((kind, store.create_with("bench", &model, kind.options(None))?));
+            let mut options = kind.options(None);
+            // No segment reaches into the window of the oldest position: it would be read row by row.
+            options.window += arguments.positions - 1;
+            contexts.push((kind, store.create_with("bench", &model, options)?));
         }
     }
     eprintln!(
@@ -148,6 +156,7 @@ struct Row {
     method: &'static str,
     tau: Option<f64>,
     tokens: u32,
+    positions: u32,
     ms_p50: f64,
     ms_p95: f64,
     bytes: u64,
@@ -169,14 +178,14 @@ fn measure(
     let buffer = vec![1_u64; plain_read_bytes(arguments) / size_of::<u64>()];
     // The first call of each touches and verifies what it reads.
     for (budget, snapshot) in timed {
-        attend(arguments, snapshot, &synthetic.query(0, arguments.layer.query_heads), budget)?;
+        attend(arguments, snapshot, &query(arguments, &synthetic, 0), budget)?;
     }
     black_box(read(&buffer, pool));
     let mut times: Vec<Times> = timed.iter().map(|_| Times::default()).collect();
     let mut reads = Vec::new();
     let bar = progress::bar("timing", arguments.queries as usize);
     for number in 1..=arguments.queries as usize {
-        let query = synthetic.query(number, arguments.layer.query_heads);
+        let query = query(arguments, &synthetic, number);
         for ((budget, snapshot), times) in timed.iter().zip(&mut times) {
             let started = Instant::now();
             let report = attend(arguments, snapshot, &query, budget)?;
@@ -204,6 +213,7 @@ fn measure(
             method: budget.method().name(),
             tau: if let Budget::Tau(tau) | Budget::Soonest(tau) = *budget { Some(tau) } else { None },
             tokens: arguments.layer.tokens,
+            positions: arguments.positions,
             ms_p50,
             ms_p95: super::share(&mut times.ms, 0.95),
             bytes: bytes as u64,
@@ -227,8 +237,17 @@ fn operators(budget: &Budget, times: &mut Times) -> String {
     text + "  ms\n"
 }
 
+/// The queries of call `number`, `[positions, query_heads, head_dim]`.
+fn query(arguments: &Arguments, synthetic: &Synthetic, number: usize) -> Vec<f32> {
+    let positions = arguments.positions as usize;
+    let numbers = number * positions..(number + 1) * positions;
+    numbers.flat_map(|number| synthetic.query(number, arguments.layer.query_heads)).collect()
+}
+
 fn attend(arguments: &Arguments, snapshot: &Snapshot, query: &[f32], budget: &Budget) -> Result<Report> {
-    let answer = snapshot.attend(0, &arguments.layer.query_view(query), budget)?;
+    let (heads, dim) = (arguments.layer.query_heads, arguments.layer.head_dim);
+    let view = TensorView::token_major(query, arguments.positions as usize, heads, dim);
+    let answer = snapshot.attend(0, &view, budget)?;
     black_box(answer.output.len());
     Ok(answer.report)
 }
