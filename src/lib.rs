@@ -72,8 +72,8 @@ pub use tensor::TensorView;
 pub use longwave_index::ClusterOptions;
 pub use longwave_kernels::{Dtype, Isa, Kernels, Rows};
 pub use longwave_query::{
-    Answer, Budget, ClusterId, HeadPlan, LayerSegment, LayerView, Method, Operator, Plan, PlannedRows,
-    PositionReport, QueryBatch, Report, RowBlock, RowId, Scoring, Shape, Timings, Traffic,
+    Answer, Budget, ClusterId, DiskReport, HeadPlan, LayerSegment, LayerView, Method, Operator, Plan,
+    PlannedRows, PositionReport, QueryBatch, Report, RowBlock, RowId, Scoring, Shape, Timings, Traffic,
 };
 pub use longwave_storage::{Durability, RowForm};
 

@@ -57,7 +57,8 @@ pub(crate) fn state(bytes: &[u8]) {
     manifest.state = vec![record];
     with_manifest(&manifest, |snapshot| {
         let _ = (snapshot.calibration(0), snapshot.spending(0));
-        let budgets = [Budget::Error { target: 0.05, confidence: 0.95 }, Budget::Bytes(0.3)];
+        let from_disk = Budget::FromDisk { tau: 0.01, bytes: 8192 };
+        let budgets = [Budget::Error { target: 0.05, confidence: 0.95 }, Budget::Bytes(0.3), from_disk];
         ask(snapshot, 0, &budgets);
     });
 }

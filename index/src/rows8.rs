@@ -1,7 +1,7 @@
 //! Rows that a segment keeps in 8 bits.
 
 use longwave_kernels::codec::{factor8, record8_len};
-use longwave_storage::{ColumnKind, Error, RowForm, Segment};
+use longwave_storage::{Column, Error, RowForm, Segment};
 
 use crate::view::corrupt;
 
@@ -15,25 +15,24 @@ pub(crate) fn validate(segment: &Segment) -> Result<(), Error> {
     for (kind, dim) in kinds.into_iter().zip([geometry.key_dim, geometry.value_dim]) {
         let column = segment.column(kind)?;
         let rows = column.len() / record8_len(dim as usize);
-        checked8(segment, kind, dim as usize, 0..rows, None)?;
+        checked8(segment, column, dim as usize, 0..rows, None)?;
     }
     Ok(())
 }
 
-/// The records of rows `rows`, counted through all heads, of the column `kind` of rows of `dim` elements in 8 bits; with
-/// `listed` only the listed ones of them may be read. The factors of those that may be read are checked.
+/// The records of rows `rows`, counted through all heads, of a column of rows of `dim` elements in 8 bits; with `listed` only the listed ones of them may be read. The factors of those that may be read are checked.
 ///
 /// # Errors
-/// [`Error::MissingColumn`]; [`Error::Corrupt`] when a block fails its checksum, and with the place of a factor that is
+/// [`Error::Corrupt`] when a block fails its checksum, and with the place of a factor that is
 /// negative or not finite; [`Error::Range`] when there are no such rows.
 pub fn checked8<'a>(
     segment: &'a Segment,
-    kind: ColumnKind,
+    column: Column<'a>,
     dim: usize,
     rows: std::ops::Range<usize>,
     listed: Option<&[u32]>,
 ) -> Result<&'a [u8], Error> {
-    let (column, size) = (segment.column(kind)?, record8_len(dim));
+    let size = record8_len(dim);
     let records = match listed {
         Some(list) => column.listed(size, rows.clone(), list)?,
         None => column.bytes(rows.start.saturating_mul(size)..rows.end.saturating_mul(size))?,

@@ -26,6 +26,16 @@ pub enum Budget {
         /// Share of the answers that keep to it, above 0 and below 1.
         confidence: f64,
     },
+    /// The resolution ladder at this threshold, of whose codes and full rows at most so many bytes come from disk: for
+    /// contexts larger than memory. Rows in memory are read as the threshold says; of those that are not, the ones that
+    /// matter most, and the others are estimated, which the predicted error counts. Answers depend on what is in memory.
+    FromDisk {
+        /// The threshold, above 0.
+        tau: f64,
+        /// Most bytes that one call fetches, over all positions and KV heads, each of which has an even part: whole 4 KiB
+        /// pages that are not in memory. See [`crate::TauRule::disk_bytes_max`] for what it leaves out.
+        bytes: u64,
+    },
     /// RetroInfer's tripartite attention (arXiv 2505.02922): read the clusters of highest softmax share whole,
     /// estimate the next ones by their summaries, drop the rest.
     RetroInfer {
@@ -47,7 +57,11 @@ impl Budget {
     pub fn method(&self) -> Method {
         match self {
             Budget::Exact => Method::Exact,
-            Budget::Tau(_) | Budget::Soonest(_) | Budget::Bytes(_) | Budget::Error { .. } => Method::Longwave,
+            Budget::Tau(_)
+            | Budget::Soonest(_)
+            | Budget::Bytes(_)
+            | Budget::Error { .. }
+            | Budget::FromDisk { .. } => Method::Longwave,
             Budget::RetroInfer { .. } => Method::RetroInfer,
         }
     }
@@ -59,7 +73,7 @@ impl Budget {
             Budget::Tau(tau) => {
                 (!(tau.is_finite() && tau >= 0.0)).then(|| format!("a tau of 0 or more, not {tau}"))
             }
-            Budget::Soonest(tau) => {
+            Budget::Soonest(tau) | Budget::FromDisk { tau, .. } => {
                 (!(tau.is_finite() && tau > 0.0)).then(|| format!("a tau above 0, not {tau}"))
             }
             Budget::Bytes(share) => {
@@ -128,6 +142,7 @@ impl fmt::Display for Budget {
             Budget::Soonest(tau) => write!(f, "soonest,tau={tau}"),
             Budget::Bytes(share) => write!(f, "bytes={share}"),
             Budget::Error { target, confidence } => write!(f, "error={target},confidence={confidence}"),
+            Budget::FromDisk { tau, bytes } => write!(f, "from-disk={bytes},tau={tau}"),
             Budget::RetroInfer { retrieve, estimate } => write!(f, "retrieve={retrieve},estimate={estimate}"),
         }
     }

@@ -51,6 +51,7 @@ pub(crate) fn finish_plan(view: &LayerView<'_>, method: Method, heads: Vec<HeadP
         sealed_rows: sealed_rows(view),
         sealed_bytes_16bit: sealed_bytes_16bit(view),
         row_form: view.row_form(),
+        disk: None,
     }
 }
 
@@ -184,6 +185,7 @@ impl Output {
             confidence: None,
             taus: Vec::new(),
             capped: Vec::new(),
+            disk: None,
             attempts: plan.heads.len() as u64,
             demoted_clusters: 0,
             dropped_rows: 0,

@@ -30,6 +30,14 @@ pub(crate) fn complete(
     Ok(answer)
 }
 
+/// All clusters of every segment: where nothing is known, nothing is to be forgotten.
+pub(crate) fn every_cluster(view: &LayerView<'_>) -> Result<Vec<Vec<u32>>, Error> {
+    let of_segment = |segment: &&LayerSegment| -> Result<Vec<u32>, Error> {
+        Ok((0..segment.ladder()?.map_or(0, |ladder| ladder.postings().clusters() as u32)).collect())
+    };
+    view.segments.iter().map(of_segment).collect()
+}
+
 /// The important clusters of a segment, by the scores of all its rows. Rows that a query does not see yet count as if it
 /// did: what lies so near to it is not to be forgotten.
 fn by_rows(

@@ -29,7 +29,7 @@ pub use budget::{Budget, Method};
 pub use error::Error;
 pub use longwave::constants;
 pub use plan::{ClusterId, HeadPlan, Plan, PlannedRows, RowId};
-pub use report::{Answer, Operator, PositionReport, Report, Timings, Traffic};
+pub use report::{Answer, DiskReport, Operator, PositionReport, Report, Timings, Traffic};
 pub use rule::{Attempt, FixedTau, Next, TauRule};
 pub use steady::{Divided, Summaries, read_steady};
 pub use view::{LayerSegment, LayerView, QueryBatch, RowBlock, Scoring, Shape};
@@ -45,7 +45,12 @@ pub fn explain(view: &LayerView<'_>, queries: &QueryBatch<'_>, budget: &Budget) 
         // At a tau of 0 every row is read in full, which `exact` does without looking first.
         Budget::Exact | Budget::Tau(0.0) => exact::plan(view, queries),
         Budget::Soonest(tau) if planner::exact_is_sooner(view, queries, tau) => exact::plan(view, queries),
-        Budget::Tau(tau) | Budget::Soonest(tau) => longwave::plan(Kernels::get(), view, queries, tau as f32),
+        Budget::Tau(tau) | Budget::Soonest(tau) => {
+            longwave::plan(Kernels::get(), view, queries, (tau as f32, None))
+        }
+        Budget::FromDisk { tau, bytes } => {
+            longwave::plan(Kernels::get(), view, queries, (above_zero(tau), Some(bytes)))
+        }
         Budget::Bytes(_) | Budget::Error { .. } => Err(Error::NeedsState { budget: *budget }),
         Budget::RetroInfer { retrieve, estimate } => {
             retroinfer::plan(Kernels::get(), view, queries, retrieve, estimate).map(|planned| planned.plan)
@@ -68,6 +73,10 @@ pub fn attend(view: &LayerView<'_>, queries: &QueryBatch<'_>, budget: &Budget) -
         Budget::Tau(tau) | Budget::Soonest(tau) => {
             longwave::attend(kernels, view, queries, &FixedTau::new(tau))?
         }
+        Budget::FromDisk { tau, bytes } => {
+            let rule = FixedTau::new(above_zero(tau).into()).from_disk(bytes);
+            longwave::attend(kernels, view, queries, &rule)?
+        }
         Budget::Bytes(_) | Budget::Error { .. } => return Err(Error::NeedsState { budget: *budget }),
         Budget::RetroInfer { retrieve, estimate } => {
             let planned = retroinfer::plan(kernels, view, queries, retrieve, estimate)?;
@@ -75,6 +84,11 @@ pub fn attend(view: &LayerView<'_>, queries: &QueryBatch<'_>, budget: &Budget) -
         }
     };
     importance::complete(kernels, view, queries, answer)
+}
+
+/// A tau that a cap is asked with: one that rounds to 0 would read everything.
+fn above_zero(tau: f64) -> f32 {
+    (tau as f32).max(f32::MIN_POSITIVE)
 }
 
 /// Answers the queries of one layer by the resolution ladder, with the taus that `rule` chooses.

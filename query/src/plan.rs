@@ -1,7 +1,7 @@
 //! What a call is going to read, as plain data that prints.
 
 use crate::budget::Method;
-use crate::report::Traffic;
+use crate::report::{DiskReport, Traffic};
 use longwave_storage::RowForm;
 use std::fmt;
 
@@ -85,6 +85,9 @@ pub struct Plan {
     pub sealed_bytes_16bit: u64,
     /// The form in which sealed rows are kept, the smallest of any segment.
     pub row_form: RowForm,
+    /// Where what comes from disk is capped: bytes of pages of codes and rows that are not in memory now and will be fetched,
+    /// and the cap.
+    pub disk: Option<DiskReport>,
 }
 
 impl Plan {
@@ -145,6 +148,9 @@ impl fmt::Display for Plan {
             traffic.bytes(),
             expected(self.method)
         )?;
+        if let Some(DiskReport { bytes, bytes_max }) = self.disk {
+            write!(f, ", bytes from disk {bytes} of {bytes_max}")?;
+        }
         match self.row_form {
             RowForm::Full => Ok(()),
             RowForm::EightBits => write!(f, ", over rows as they are kept: in 8 bits"),

@@ -53,8 +53,11 @@ pub struct Report {
     /// Tau that each KV head was answered with, `[positions, kv_heads]`; 0 where every row was read. Empty for methods
     /// without a tau.
     pub taus: Vec<f32>,
-    /// Where the cap on a call's bytes raised tau on the way, `[positions, kv_heads]`; empty for methods without a tau.
+    /// Where a cap had a say, `[positions, kv_heads]`: that on a call's bytes raised tau on the way, or that on bytes from disk
+    /// left rows to coarser resolutions than the tau asks for. Empty for methods without a tau.
     pub capped: Vec<bool>,
+    /// What came from disk; `None` where no cap on it was asked for, and nobody looked.
+    pub disk: Option<DiskReport>,
     /// How often a position and KV head was answered, summed: above positions times KV heads where a first answer
     /// did not meet its bound.
     pub attempts: u64,
@@ -82,6 +85,23 @@ impl Report {
     fn share(&self, bytes: u64) -> f64 {
         let full = self.sealed_bytes_16bit * self.positions.len() as u64;
         if full == 0 { 0.0 } else { bytes as f64 / full as f64 }
+    }
+}
+
+/// What came from disk for a call under [`crate::Budget::FromDisk`]: 4 KiB pages of codes and rows that were not in memory
+/// when the call first looked at them, each once. Summaries and sketches are not counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskReport {
+    /// Bytes of the pages.
+    pub bytes: u64,
+    /// The cap.
+    pub bytes_max: u64,
+}
+
+impl DiskReport {
+    /// Whether more was fetched than the cap allows: rows that no summary stands for are read whatever it says.
+    pub fn is_exceeded(&self) -> bool {
+        self.bytes > self.bytes_max
     }
 }
 

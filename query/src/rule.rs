@@ -42,24 +42,39 @@ pub trait TauRule: Sync {
     fn bytes_share_max(&self) -> Option<f64> {
         None
     }
+
+    /// Most bytes of codes and full rows that the call may fetch from disk, over all positions and KV heads: whole 4 KiB pages
+    /// that are not in memory, of which every position and KV head may fetch an even part. Where what was chosen lies on
+    /// more, rows are left to coarser resolutions. Summaries and sketches are read whatever it says, and so are rows that no
+    /// summary stands for; the latter count.
+    fn disk_bytes_max(&self) -> Option<u64> {
+        None
+    }
 }
 
-/// The same tau for all, with a cap on the bytes if asked for.
+/// The same tau for all, with caps if asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FixedTau {
     tau: f32,
     bytes_share_max: Option<f64>,
+    disk_bytes_max: Option<u64>,
 }
 
 impl FixedTau {
     /// One tau for every position and KV head. 0 reads every row.
     pub fn new(tau: f64) -> Self {
-        FixedTau { tau: tau as f32, bytes_share_max: None }
+        FixedTau { tau: tau as f32, bytes_share_max: None, disk_bytes_max: None }
     }
 
     /// Caps the bytes; see [`TauRule::bytes_share_max`].
     pub fn capped(mut self, bytes_share_max: f64) -> Self {
         self.bytes_share_max = Some(bytes_share_max);
+        self
+    }
+
+    /// Caps the bytes that come from disk; see [`TauRule::disk_bytes_max`].
+    pub fn from_disk(mut self, bytes_max: u64) -> Self {
+        self.disk_bytes_max = Some(bytes_max);
         self
     }
 }
@@ -75,5 +90,9 @@ impl TauRule for FixedTau {
 
     fn bytes_share_max(&self) -> Option<f64> {
         self.bytes_share_max
+    }
+
+    fn disk_bytes_max(&self) -> Option<u64> {
+        self.disk_bytes_max
     }
 }

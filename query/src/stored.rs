@@ -5,9 +5,10 @@ use crate::view::{LayerSegment, OpenedLadder, Shape};
 use crate::work::Pages;
 use longwave_index::checked8;
 use longwave_index::ladder::DecodeRoom;
+use longwave_index::ladder::columns::{KEY_CODE, VALUE_CODE};
 use longwave_kernels::codec::{record_len, record8_len};
 use longwave_kernels::{Kernels, Rows};
-use longwave_storage::{ColumnKind, Error, RowForm};
+use longwave_storage::{Column, ColumnKind, Error, RowForm, Segment};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -34,11 +35,37 @@ fn with_room<T>(work: impl FnOnce(&mut Room) -> T) -> T {
     result
 }
 
-/// A side of the rows.
+/// Rows of a KV head that are read one by one.
 #[derive(Clone, Copy)]
-enum Side {
+pub(crate) struct Listed<'l> {
+    pub(crate) rows: &'l [u32],
+    /// Whether the system is asked for them before they are read: who counts what comes from disk has asked already.
+    pub(crate) ahead: bool,
+}
+
+impl Listed<'_> {
+    /// The column that they are read from.
+    pub(crate) fn column(self, segment: &Segment, kind: ColumnKind) -> Result<Column<'_>, Error> {
+        let column = segment.column(kind)?;
+        Ok(if self.ahead { column } else { column.without_ahead() })
+    }
+}
+
+/// A side of the rows.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Side {
     Keys,
     Values,
+}
+
+/// A column that has something of every row.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum RowColumn {
+    Positions,
+    /// The ladder's codes.
+    Code(Side),
+    /// Rows in the form in which the segment keeps them.
+    Row(Side),
 }
 
 impl Side {
@@ -53,6 +80,22 @@ impl Side {
         match self {
             Side::Keys => ColumnKind::KEYS_8BIT,
             Side::Values => ColumnKind::VALUES_8BIT,
+        }
+    }
+
+    fn kind_code(self) -> ColumnKind {
+        match self {
+            Side::Keys => KEY_CODE,
+            Side::Values => VALUE_CODE,
+        }
+    }
+
+    fn kind(self, form: RowForm) -> ColumnKind {
+        match (form, self) {
+            (RowForm::Full, Side::Keys) => ColumnKind::KEYS,
+            (RowForm::Full, Side::Values) => ColumnKind::VALUES,
+            (RowForm::EightBits, _) => self.kind_8bit(),
+            (RowForm::Codes, _) => self.kind_code(),
         }
     }
 }
@@ -71,6 +114,17 @@ impl LayerSegment {
     /// The same of a value.
     pub(crate) fn value_bytes(&self, shape: &Shape) -> usize {
         bytes_of(self.row_form(), shape.value_dim, shape.value_bytes())
+    }
+
+    /// A column, and the bytes that a row of one head takes in it.
+    pub(crate) fn row_column(&self, shape: &Shape, of: RowColumn) -> Result<(Column<'_>, usize), Error> {
+        let (kind, size) = match of {
+            RowColumn::Positions => (ColumnKind::POSITIONS, size_of::<u32>()),
+            RowColumn::Code(side) => (side.kind_code(), record_len(side.dim(shape))),
+            RowColumn::Row(Side::Keys) => (Side::Keys.kind(self.row_form()), self.key_bytes(shape)),
+            RowColumn::Row(Side::Values) => (Side::Values.kind(self.row_form()), self.value_bytes(shape)),
+        };
+        Ok((self.segment().column(kind)?, size))
     }
 
     /// Gives `take` the keys and values of rows `rows` of KV head `head`, in stored order: in one piece, or in several one
@@ -111,11 +165,11 @@ impl LayerSegment {
         &self,
         shape: &Shape,
         head: usize,
-        list: &[u32],
+        list: Listed<'_>,
         take: impl FnOnce(Rows<'_>, Option<&[u32]>) -> T,
     ) -> Result<T, Error> {
         match self.row_form() {
-            RowForm::Full => Ok(take(self.full_listed_keys(shape, head, list)?, Some(list))),
+            RowForm::Full => Ok(take(self.full_listed_keys(shape, head, list)?, Some(list.rows))),
             _ => self.decode_listed(Side::Keys, shape, head, list, |rows| take(rows, None)),
         }
     }
@@ -125,11 +179,11 @@ impl LayerSegment {
         &self,
         shape: &Shape,
         head: usize,
-        list: &[u32],
+        list: Listed<'_>,
         take: impl FnOnce(Rows<'_>, Option<&[u32]>) -> T,
     ) -> Result<T, Error> {
         match self.row_form() {
-            RowForm::Full => Ok(take(self.full_listed_values(shape, head, list)?, Some(list))),
+            RowForm::Full => Ok(take(self.full_listed_values(shape, head, list)?, Some(list.rows))),
             _ => self.decode_listed(Side::Values, shape, head, list, |rows| take(rows, None)),
         }
     }
@@ -139,18 +193,19 @@ impl LayerSegment {
         side: Side,
         shape: &Shape,
         head: usize,
-        list: &[u32],
+        list: Listed<'_>,
         take: impl FnOnce(Rows<'_>) -> T,
     ) -> Result<T, Error> {
         let dim = side.dim(shape);
         with_room(|Room { keys: out, decode, .. }| {
-            out.resize(list.len() * dim, 0.0);
+            out.resize(list.rows.len() * dim, 0.0);
             if self.row_form() == RowForm::EightBits {
                 let rows = head * self.rows()..(head + 1) * self.rows();
-                let records = checked8(self.segment(), side.kind_8bit(), dim, rows, Some(list))?;
-                Kernels::get().decode8(dim, records, Some(list), out);
+                let column = list.column(self.segment(), side.kind_8bit())?;
+                let records = checked8(self.segment(), column, dim, rows, Some(list.rows))?;
+                Kernels::get().decode8(dim, records, Some(list.rows), out);
             } else {
-                for (&row, out) in list.iter().zip(out.chunks_exact_mut(dim)) {
+                for (&row, out) in list.rows.iter().zip(out.chunks_exact_mut(dim)) {
                     self.decode(side, shape, head, row as usize..row as usize + 1, (out, decode))?;
                 }
             }
@@ -170,7 +225,8 @@ impl LayerSegment {
         if self.row_form() == RowForm::EightBits {
             let (dim, base) = (side.dim(shape), head * self.rows());
             let rows = base + rows.start..base + rows.end;
-            let records = checked8(self.segment(), side.kind_8bit(), dim, rows, None)?;
+            let column = self.segment().column(side.kind_8bit())?;
+            let records = checked8(self.segment(), column, dim, rows, None)?;
             Kernels::get().decode8(dim, records, None, out);
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! Reading rows exactly: runs of rows of one KV head, with the causal mask and the sliding window.
 
 use crate::report::Traffic;
-use crate::stored::RowReads;
+use crate::stored::{RowColumn, RowReads, Side};
 use crate::view::{LayerSegment, LayerView, QueryBatch, RowBlock, Scoring, Shape};
 use longwave_kernels::{AttentionState, Kernels, Rows};
 use longwave_storage::Error;
@@ -211,20 +211,58 @@ enum Visible {
     Some(Vec<u64>),
 }
 
-fn visible_rows(view: &LayerView<'_>, span: Span, piece: &Piece<'_>) -> Result<Visible, Error> {
-    let Span { oldest, newest } = span;
-    let all = lowest_visible(newest, view.scoring)..oldest + 1;
+/// Calls `look` with the columns and the rows of them that reading a segment row by row touches for one KV head, positions
+/// before anything of them is read.
+pub(crate) fn for_rows_read(
+    view: &LayerView<'_>,
+    (head, span): (usize, Span),
+    segment: &LayerSegment,
+    mut look: impl FnMut(&[RowColumn], Range<usize>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    for piece in pieces(head, Source::Segment(segment)) {
+        let (any, all) = sight(view, span);
+        let bounds = segment.first_position()..segment.end();
+        if overlap(&bounds, &any) && !within(&bounds, &all) {
+            look(&[RowColumn::Positions], piece.rows.clone())?;
+        }
+        if matches!(visible_rows(view, span, &piece)?, Visible::Some(_) | Visible::All) {
+            look(&[RowColumn::Row(Side::Keys), RowColumn::Row(Side::Values)], piece.rows)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether some query of a span sees rows of a segment, as its bounds say.
+pub(crate) fn in_sight(view: &LayerView<'_>, span: Span, segment: &LayerSegment) -> bool {
+    overlap(&(segment.first_position()..segment.end()), &sight(view, span).0)
+}
+
+/// The positions that some queries of a span see, and those that all see.
+fn sight(view: &LayerView<'_>, Span { oldest, newest }: Span) -> (Range<u64>, Range<u64>) {
     let any = lowest_visible(oldest, view.scoring)..newest + 1;
+    (any, lowest_visible(newest, view.scoring)..oldest + 1)
+}
+
+fn overlap(positions: &Range<u64>, others: &Range<u64>) -> bool {
+    positions.start < others.end && positions.end > others.start
+}
+
+fn within(positions: &Range<u64>, others: &Range<u64>) -> bool {
+    positions.start >= others.start && positions.end <= others.end
+}
+
+fn visible_rows(view: &LayerView<'_>, span: Span, piece: &Piece<'_>) -> Result<Visible, Error> {
+    let (any, all) = sight(view, span);
     let bounds = match piece.source {
         Source::Segment(segment) => segment.first_position()..segment.end(),
         Source::Block(block) => {
             block.first_position + piece.rows.start as u64..block.first_position + piece.rows.end as u64
         }
     };
-    if bounds.start >= any.end || bounds.end <= any.start {
+    if !overlap(&bounds, &any) {
         return Ok(Visible::OutOfSight);
     }
-    if bounds.start >= all.start && bounds.end <= all.end {
+    if within(&bounds, &all) {
         return Ok(Visible::All);
     }
     let positions: Vec<u64> = match piece.source {

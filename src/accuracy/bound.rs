@@ -15,7 +15,7 @@ pub(crate) fn attend(
     (calibration, steering): (&Calibration, &Steering),
 ) -> Result<Answer, Error> {
     let mut answer = match *budget {
-        Budget::Tau(tau) | Budget::Soonest(tau) if tau > 0.0 => {
+        Budget::Tau(tau) | Budget::Soonest(tau) | Budget::FromDisk { tau, .. } if tau > 0.0 => {
             longwave_query::attend(view, queries, budget)?
         }
         Budget::Bytes(share) => longwave_query::attend_by(view, queries, &ShareRule::new(steering, share))?,
@@ -67,7 +67,7 @@ fn bound(report: &mut Report, calibration: &Calibration, group: usize, confidenc
             let first = unit * group % heads;
             let band = Band::of(f64::from(tau)).filter(|_| !capped);
             let bound = |(at, predicted): (usize, &f32)| match band {
-                // Rows were read with several taus where a cap interfered: no band was audited like that.
+                // Rows were read with several taus, or not as tau says, where a cap interfered: no band was audited like that.
                 _ if tau == 0.0 => Some(0.0),
                 None => None,
                 Some(band) => {

@@ -195,7 +195,9 @@ impl Context {
         }
         let share = self.store.audits.share;
         let Some(position) = report.positions.last().map(|last| last.position) else { return Ok(()) };
-        if report.taus.is_empty() || share <= 0.0 || !prepared(&mine.rows) {
+        // An audit reads every row: who caps what comes from disk has not asked for that.
+        let spared = matches!(budget, Budget::FromDisk { .. });
+        if report.taus.is_empty() || share <= 0.0 || spared || !prepared(&mine.rows) {
             return Ok(());
         }
         let bands = bands_of(budget, &report.taus);

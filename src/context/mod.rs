@@ -166,7 +166,7 @@ impl Context {
 
     /// Attention of `[n, query_heads, key_dim]` queries, which stand at the last `n` positions of the layer, causal:
     /// a query sees its own row and those before it. The queries are observed as by [`Self::observe`]; of some calls
-    /// the error is audited (see [`crate::AuditOptions`]), and [`Budget::Bytes`] steers tau by what this call read.
+    /// the error is audited (see [`crate::AuditOptions`]; never of [`Budget::FromDisk`]), and [`Budget::Bytes`] steers tau by what this call read.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::NotFinite`], [`Error::LayerOutOfRange`], [`Error::LayerAbsent`],

@@ -1,11 +1,14 @@
 //! Where bytes are kept, behind a small trait: files in production, memory and injected faults in tests.
 
 use std::fmt::Debug;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::error::Result;
 use crate::mapping::Mapping;
+use crate::segment::BLOCK_SIZE;
 
 /// A tree of files. Paths are relative to the store, their parts separated by `/`, each part a valid name
 /// ([`validate_name`](crate::validate_name)); the empty path is the store's own directory.
@@ -145,12 +148,33 @@ impl Deref for Region {
     }
 }
 
+impl Region {
+    /// Says of each of the 4 KiB pages `pages`, counted from the region's beginning, whether reading it waits for no disk. A
+    /// copy in memory has all of its pages, but for those that a test calls cold
+    /// ([`MemoryBackend::set_cold`](crate::MemoryBackend::set_cold)).
+    pub(crate) fn residency(&self, pages: Range<usize>) -> Vec<bool> {
+        match self {
+            Self::Mapped(mapping) => {
+                let mut resident = vec![false; pages.len()];
+                mapping.residency(pages, &mut resident);
+                resident
+            }
+            Self::Buffer(buffer) => {
+                let cold = buffer.cold.lock();
+                pages.map(|page| !cold.get(page).copied().unwrap_or(false)).collect()
+            }
+        }
+    }
+}
+
 /// Bytes at an address that is a multiple of 64.
 #[derive(Debug)]
 pub struct AlignedBuffer {
     /// Over-allocated: the aligned part starts at `start`. Never grown, since that could move it.
     storage: Vec<u8>,
     start: usize,
+    /// Pages that a test calls cold; the others are not.
+    cold: Mutex<Vec<bool>>,
 }
 
 impl AlignedBuffer {
@@ -162,7 +186,12 @@ impl AlignedBuffer {
         let start = storage.as_ptr().align_offset(Self::ALIGNMENT).min(Self::ALIGNMENT);
         storage.resize(start, 0);
         storage.extend_from_slice(bytes);
-        Self { storage, start }
+        Self { storage, start, cold: Mutex::default() }
+    }
+
+    /// Calls the pages cold that `is_cold` says, by their numbers, and no others.
+    pub(crate) fn set_cold(&self, is_cold: impl Fn(usize) -> bool) {
+        *self.cold.lock() = (0..self.len().div_ceil(BLOCK_SIZE)).map(is_cold).collect();
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::{Deref, Range};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memmap2::Advice;
@@ -77,6 +78,42 @@ impl Mapping {
         let told = unsafe { libc::mincore(page, 1, (&raw mut state).cast()) };
         told != 0 || state & 1 == 1
     }
+
+    /// Sets an entry of `resident`, one for each of the 4 KiB pages `pages`, where the page is in memory now. Where the system
+    /// does not tell, none is. Pages behind the file's end are passed over.
+    ///
+    /// Linux tells it of pages that this process has not touched, too, but only to who owns the file or may write to it: to
+    /// others it says that every page is in memory.
+    pub(crate) fn residency(&self, pages: Range<usize>, resident: &mut [bool]) {
+        // What is told is told by pages of the system, which may be larger.
+        let system = system_page();
+        let start = pages.start.saturating_mul(PAGE) / system * system;
+        let end = pages.end.saturating_mul(PAGE).min(self.map.len());
+        let Some(part) = self.map.get(start..end).filter(|part| !part.is_empty()) else { return };
+        let mut states = vec![0_u8; part.len().div_ceil(system)];
+        // SAFETY: `part` lies in the mapping, which lives as long as `self`, and begins at a page of the system, since the
+        // mapping does and `start` is a multiple of a page's size; the call reads no byte of it. It writes one byte to the
+        // vector for each page of the system that `part` touches, and the vector has one for each.
+        let told =
+            unsafe { libc::mincore(part.as_ptr().cast_mut().cast(), part.len(), states.as_mut_ptr().cast()) };
+        if told != 0 {
+            return;
+        }
+        for (page, resident) in pages.zip(resident) {
+            let state = states.get((page * PAGE - start) / system);
+            *resident = state.is_some_and(|state| state & 1 == 1);
+        }
+    }
+}
+
+/// Bytes of a page of the system, at least [`PAGE`].
+fn system_page() -> usize {
+    static SIZE: OnceLock<usize> = OnceLock::new();
+    *SIZE.get_or_init(|| {
+        // SAFETY: asks for a number; no memory is involved.
+        let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        usize::try_from(size).map_or(PAGE, |size| size.max(PAGE))
+    })
 }
 
 /// The system's smallest page.
@@ -120,5 +157,13 @@ mod tests {
         assert_eq!(mapping.first(), Some(&0));
         assert!(mapping.is_resident(0), "a page that was read is there");
         assert_eq!(&*mapping, &bytes[..]);
+        let mut resident = [false; 8];
+        mapping.residency(1..9, &mut resident);
+        assert_eq!(resident, [true, true, true, true, true, false, false, false], "the file has six pages");
+        for nothing in [0..0, 6..7, usize::MAX - 1..usize::MAX] {
+            let mut resident = [false];
+            mapping.residency(nothing, &mut resident);
+            assert_eq!(resident, [false]);
+        }
     }
 }

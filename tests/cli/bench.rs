@@ -78,35 +78,47 @@ fn bench_ingest_compares_stores_with_what_they_are_made_of() {
 fn bench_reload_reads_a_store_on_disk() {
     let setting = Setting::new(&Trace::default());
     std::fs::create_dir(setting.path("disk")).unwrap();
-    let rows = bench(&setting, "reload", &["--directory", "disk", "--rounds", "3", "--tau", "0.0032,0.0008"]);
-    let expected = [("warm", "exact"), ("warm", "longwave"), ("warm", "longwave")];
+    let more = ["--directory", "disk", "--rounds", "3", "--tau", "0.0032,0.0008", "--disk-bytes", "65536"];
+    let rows = bench(&setting, "reload", &more);
+    let expected = [("warm", "exact")].into_iter().chain([("warm", "longwave"); 4]);
+    let expected: Vec<(&str, &str)> = expected.collect();
     let expected: Vec<(&str, &str)> =
-        expected.into_iter().chain(expected.map(|(_, method)| ("cold", method))).collect();
+        expected.iter().copied().chain(expected.iter().map(|(_, method)| ("cold", *method))).collect();
     let found: Vec<(&str, &str)> =
         rows.iter().map(|row| (row["cache"].as_str().unwrap(), row["method"].as_str().unwrap())).collect();
     assert_eq!(found, expected);
     for (at, row) in rows.iter().enumerate() {
         assert_keys(
             row,
-            "method tau cache tokens open_ms_p50 ms_p50 ms_max read_bytes file_bytes read_share \
-             speedup_vs_exact",
+            "method tau disk_bytes_max cache tokens open_ms_p50 ms_p50 ms_max read_bytes file_bytes read_share \
+             speedup_vs_exact disk_bytes error_mean error_max",
         );
-        assert_eq!(row["tau"], [Value::Null, json!(0.0032), json!(0.0008)][at % 3]);
+        let taus = [Value::Null, json!(0.0032), json!(0.0032), json!(0.0008), json!(0.0008)];
+        assert_eq!(row["tau"], taus[at % 5]);
+        let is_capped = [2, 4].contains(&(at % 5));
+        assert_eq!(row["disk_bytes_max"], if is_capped { json!(65536) } else { Value::Null });
+        let error = number(row, "error_mean");
+        assert!((at % 5 == 0) == (error == 0.0) && error < 0.5 && error <= number(row, "error_max"), "{row}");
         assert!((1.2..2.0).contains(&(number(row, "file_bytes") / KV_BYTES as f64)), "{row}");
         if row["ms_p50"].is_null() {
             // A file system that keeps its pages, or a system that does not count what it reads.
             assert_eq!(row["cache"], "cold");
-            let unknown = ["open_ms_p50", "ms_max", "read_bytes", "read_share", "speedup_vs_exact"];
+            let unknown =
+                ["open_ms_p50", "ms_max", "read_bytes", "read_share", "speedup_vs_exact", "disk_bytes"];
             assert!(unknown.iter().all(|key| row[key].is_null()), "{row}");
             continue;
         }
         assert!(number(row, "open_ms_p50") > 0.0 && number(row, "ms_p50") <= number(row, "ms_max"), "{row}");
-        let exact = &rows[at / 3 * 3];
+        assert_eq!(row["disk_bytes"].is_number(), is_capped, "{row}");
+        assert!(
+            !is_capped || number(row, "disk_bytes") <= if row["cache"] == "warm" { 0.0 } else { 65536.0 }
+        );
+        let exact = &rows[at / 5 * 5];
         assert_near(number(row, "speedup_vs_exact"), number(exact, "ms_p50") / number(row, "ms_p50"), row);
         if row["cache"] == "cold" {
             // Rows of every head, but no column that `exact` has no use for.
             let read = number(row, "read_bytes");
-            assert!(at % 3 > 0 || read >= KV_BYTES as f64 / 2.0, "{row}");
+            assert!(at % 5 > 0 || read >= KV_BYTES as f64 / 2.0, "{row}");
             assert_near(number(row, "read_share"), read / number(row, "file_bytes"), row);
         }
     }

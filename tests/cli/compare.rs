@@ -200,7 +200,7 @@ fn bench_attend_times_methods_beside_a_plain_read() {
     for row in &rows {
         assert_keys(
             row,
-            "method tau tokens ms_p50 ms_p95 bytes gb_per_s read_gb_per_s speedup_vs_exact \
+            "method tau disk_bytes_max tokens ms_p50 ms_p95 bytes gb_per_s read_gb_per_s speedup_vs_exact \
                           means_share zone_share coded_share read_share",
         );
         assert_eq!(row["tokens"], 3000);
@@ -221,6 +221,17 @@ fn bench_attend_times_methods_beside_a_plain_read() {
     let one = run(&["--method", "retroinfer", "--threads", "1"]);
     assert_eq!((one.len(), &one[0]["method"]), (1, &json!("retroinfer")));
     assert_eq!(one[0]["bytes"], retroinfer["bytes"], "the same rows are read at any number of threads");
+
+    // All is in memory, or in the page cache: a cap has nothing to say.
+    std::fs::create_dir(setting.path("disk")).unwrap();
+    let cap = ["--method", "longwave", "--planner", "false", "--disk-bytes", "0"];
+    for place in [&[][..], &["--directory", "disk"]] {
+        let rows = run(&[&cap[..], place].concat());
+        let caps: Vec<_> = rows.iter().map(|row| &row["disk_bytes_max"]).collect();
+        assert_eq!(caps, [&Value::Null, &json!(0)]);
+        assert_eq!((&rows[0]["tau"], &rows[0]["bytes"]), (&rows[1]["tau"], &rows[1]["bytes"]));
+    }
+    assert_eq!(std::fs::read_dir(setting.path("disk")).unwrap().count(), 0, "the rows are removed");
 
     let file = ["--method", "exact", "--export", "rows.safetensors"];
     assert_eq!(run(&file)[0]["bytes"], exact["bytes"]);

@@ -225,12 +225,31 @@ fn explain_plans_the_ladder_at_a_tau() {
         .map(|part| part.as_u64().unwrap())
         .sum();
     assert_eq!(fine["bytes"], bytes);
+    assert_eq!((&fine["disk_bytes"], &fine["disk_bytes_max"]), (&Value::Null, &Value::Null));
+    let more = ["--tau", "0.0008", "--disk-bytes", "1048576", "--json"];
+    let capped = setting.document(&[&["explain", "store", "manual", "--layer", "4"], &more[..]].concat());
+    assert_eq!(
+        (&capped["budget"], &capped["disk_bytes_max"]),
+        (&json!("from-disk=1048576,tau=0.0008"), &json!(1 << 20))
+    );
+    // The store is smaller than the cap.
+    assert!(capped["disk_bytes"].as_u64() <= Some(1 << 20) && capped["heads"] == fine["heads"], "{capped}");
 }
 
 #[test]
 fn budgets_out_of_range_are_refused() {
     let setting = Setting::imported();
-    let cases: [(&[&str], &str); 12] = [
+    let cases: [(&[&str], &str); 16] = [
+        (&["explain", "store", "manual", "--layer", "4", "--tau", "0", "--disk-bytes", "1"], "a tau above 0"),
+        (
+            &["explain", "store", "manual", "--layer", "4", "--method", "exact", "--disk-bytes", "1"],
+            "--disk-bytes is for the method longwave",
+        ),
+        (
+            &["explain", "store", "manual", "--layer", "4", "--machine", "h100", "--disk-bytes", "1"],
+            "cannot be used with",
+        ),
+        (&["bench", "reload", "--tau", "0", "--disk-bytes", "1"], "a tau above 0"),
         (&["eval", "trace.safetensors", "--tau=-1"], "a tau of 0 or more"),
         (&["eval", "trace.safetensors", "--bytes", "0"], "a share above 0"),
         (&["eval", "trace.safetensors", "--bytes", "0.001"], "no tau reads 0.001 of the bytes"),

@@ -161,7 +161,8 @@ fn explain_plans_a_sampled_query() {
     ]);
     assert_keys(
         &plan,
-        "context layer sampled_position position method budget sealed_rows tail_rows bytes pages bytes_share row_form heads",
+        "context layer sampled_position position method budget sealed_rows tail_rows bytes pages bytes_share row_form \
+         disk_bytes disk_bytes_max heads",
     );
     assert_eq!(
         (&plan["sampled_position"], &plan["position"], &plan["method"]),

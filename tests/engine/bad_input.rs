@@ -234,11 +234,18 @@ fn budgets_out_of_range_are_refused() {
     let shares = shares.map(|(retrieve, estimate)| Budget::RetroInfer { retrieve, estimate });
     let taus = [-1e-9, f64::NAN, f64::INFINITY].map(Budget::Tau);
     let soonest = [0.0, -1.0, f64::NAN, f64::INFINITY].map(Budget::Soonest);
-    for budget in shares.into_iter().chain(taus).chain(soonest) {
+    let from_disk = [0.0, -1.0, f64::NAN, f64::INFINITY].map(|tau| Budget::FromDisk { tau, bytes: 1 << 20 });
+    for budget in shares.into_iter().chain(taus).chain(soonest).chain(from_disk) {
         let error = refused(&mut context, |context| context.attend(0, &view, &budget));
         assert!(matches!(&error, Error::Invalid { what: "budget", .. }), "{error}");
         let error = refused(&mut context, |context| context.explain(0, &view, &budget));
         assert!(matches!(&error, Error::Invalid { what: "budget", .. }), "{error}");
+    }
+    // Any cap is one, and a tau that rounds to 0 does not read everything.
+    for (tau, bytes) in [(1e-300, 0), (1e-300, u64::MAX), (1e300, 1), (f64::MAX, 4095)] {
+        let answer = context.attend(0, &view, &Budget::FromDisk { tau, bytes }).unwrap();
+        assert!(answer.report.disk.is_some_and(|disk| disk.bytes_max == bytes), "{:?}", answer.report);
+        assert!(answer.output.iter().all(|x| x.is_finite()));
     }
 }
 

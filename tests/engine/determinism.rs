@@ -36,6 +36,12 @@ fn build(threads: usize, sealing_threads: usize, softcap: Option<f32>) -> (Memor
     context.commit(Durability::Strict).unwrap();
     drop(context);
     let snapshot = store.snapshot("same").unwrap();
+    // Some pages are cold, the same ones in each.
+    for layer in 0..3 {
+        for segment in snapshot.segments(layer).unwrap() {
+            memory.set_cold(segment.segment().path(), |page| page % 3 > 0).unwrap();
+        }
+    }
     (memory, snapshot)
 }
 
@@ -61,10 +67,13 @@ fn answers(snapshot: &Snapshot) -> Vec<Vec<u32>> {
     for layer in 0..3 {
         for positions in [1, 7, 40] {
             let queries = queries(layer as u64, positions, snapshot.model());
-            for budget in [Budget::Exact, Budget::RETROINFER, Budget::Tau(0.003), Budget::Tau(SMALL_TAU)] {
+            let from_disk = Budget::FromDisk { tau: SMALL_TAU, bytes: 200 << 12 };
+            let taus = [Budget::Tau(0.003), Budget::Tau(SMALL_TAU)];
+            for budget in [Budget::Exact, Budget::RETROINFER, from_disk].into_iter().chain(taus) {
                 let answer =
                     snapshot.attend(layer, &query_view(&queries, snapshot.model()), &budget).unwrap();
                 all.push(bits(&answer));
+                all.push(answer.report.disk.iter().map(|disk| (disk.bytes >> 12) as u32).collect());
             }
         }
     }

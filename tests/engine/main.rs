@@ -13,6 +13,7 @@ mod faults;
 mod fixtures;
 mod forgetting;
 mod fork;
+mod from_disk;
 mod kill;
 mod ladder;
 mod ladder_adversary;

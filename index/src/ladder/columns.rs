@@ -235,6 +235,9 @@ impl LadderColumns {
         };
         let name = name_of(kind)?;
         let element_size = element_size as u32;
-        Some(NewColumn { kind, name, element_size, alignment: Alignment::CacheLine, parts })
+        // Codes are read row by row: a block of them lies in one page. Earlier builds began them anywhere.
+        let alignment =
+            if matches!(kind, KEY_CODE | VALUE_CODE) { Alignment::Page } else { Alignment::CacheLine };
+        Some(NewColumn { kind, name, element_size, alignment, parts })
     }
 }

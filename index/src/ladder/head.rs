@@ -132,6 +132,14 @@ impl<'a> HeadLadder<'a> {
         self.parts.sketch.expect(clusters.map(|cluster| self.sketch_range(cluster)));
     }
 
+    /// The same for whoever asks for the codes that he reads by himself; see [`Column::without_ahead`].
+    #[must_use]
+    pub fn without_ahead(mut self) -> HeadLadder<'a> {
+        self.parts.key_code = self.parts.key_code.without_ahead();
+        self.parts.value_code = self.parts.value_code.without_ahead();
+        self
+    }
+
     /// The record of a cluster's sketches.
     ///
     /// # Errors

@@ -1,11 +1,12 @@
 //! What one KV head brings to a query: its clusters over all segments, and the query in each basis.
 
 use super::constants::CENTROID_NOISE;
+use super::disk::Disk;
 use super::product;
 use super::sharing::Sharing;
 use crate::error::Error;
-use crate::view::{ClusterNumbers, LayerSegment, LayerView, OpenedLadder};
-use crate::work::HeadQueries;
+use crate::view::{ClusterNumbers, LayerSegment, LayerView, OpenedLadder, QueryBatch};
+use crate::work::{HeadQueries, Span};
 use longwave_index::ladder::HeadLadder;
 use longwave_kernels::codec::{Laid, SketchQuery, Summaries};
 use longwave_kernels::{Kernels, Rows};
@@ -19,11 +20,19 @@ pub(super) struct Ladders<'v> {
     pub(super) numbers: Vec<usize>,
     pub(super) plain: Vec<&'v LayerSegment>,
     pub(super) sharing: Sharing,
+    /// What is known of the pages of the segments' files, where what comes from disk is capped.
+    pub(super) disk: Option<Disk<'v>>,
 }
 
 impl<'v> Ladders<'v> {
-    /// Opens what a call of so many positions and KV heads uses, the oldest position being `oldest`.
-    pub(super) fn open(view: &LayerView<'v>, oldest: u64, units: usize) -> Result<Self, Error> {
+    /// Opens what a call of so many positions and KV heads uses.
+    pub(super) fn open(
+        view: &LayerView<'v>,
+        queries: &QueryBatch<'_>,
+        units: usize,
+        disk: Option<Disk<'v>>,
+    ) -> Result<Self, Error> {
+        let oldest = queries.first_position;
         for segment in view.segments.iter().filter(|segment| view.summaries_hold(segment, oldest)) {
             segment.expect_ladder()?;
         }
@@ -36,7 +45,7 @@ impl<'v> Ladders<'v> {
             unopened.par_iter().for_each(|segment| drop(segment.opened_ladder()));
         }
         let (segments, numbers, plain) = (Vec::new(), Vec::new(), Vec::new());
-        let mut ladders = Ladders { segments, numbers, plain, sharing: Sharing::of(units) };
+        let mut ladders = Ladders { segments, numbers, plain, sharing: Sharing::of(units), disk };
         for (number, &segment) in view.segments.iter().enumerate() {
             match if view.summaries_hold(segment, oldest) { segment.opened_ladder()? } else { None } {
                 Some(ladder) => {
@@ -45,6 +54,10 @@ impl<'v> Ladders<'v> {
                 }
                 None => ladders.plain.push(segment),
             }
+        }
+        if let Some(disk) = &ladders.disk {
+            let newest = oldest + queries.positions.saturating_sub(1) as u64;
+            disk.look_at_rows(view, Span { oldest, newest }, &ladders.plain)?;
         }
         Ok(ladders)
     }
@@ -139,6 +152,7 @@ impl<'v> Head<'v> {
         let mut head = Head { group: queries.heads, segments, bases, clusters: 0, rows: 0 };
         for &(segment, opened) in &ladders.segments {
             let ladder = opened.view.head(kv_head)?;
+            let ladder = if ladders.disk.is_some() { ladder.without_ahead() } else { ladder };
             let digest = opened.view.digest();
             let known = head.bases.iter().position(|basis| basis.digest == digest);
             let basis = known.unwrap_or_else(|| {

@@ -13,8 +13,10 @@
 //! known is judged by an upper estimate.
 
 mod answer;
+mod bytes;
 mod clusters;
 pub mod constants;
+mod disk;
 mod head;
 mod pages;
 mod predict;
@@ -30,11 +32,13 @@ mod zone;
 use crate::budget::Method;
 use crate::error::Error;
 use crate::exact::{self, Output, finish_plan};
+use crate::importance;
 use crate::plan::{HeadPlan, Plan};
 use crate::report::{Answer, Operator, Timings};
 use crate::retroinfer::units;
 use crate::rule::TauRule;
 use crate::view::{LayerView, QueryBatch};
+use disk::Disk;
 use head::Ladders;
 use longwave_kernels::Kernels;
 use rayon::prelude::*;
@@ -61,10 +65,13 @@ pub(crate) fn attend(
     rule: &dyn TauRule,
 ) -> Result<Answer, Error> {
     let units = units(view, queries);
-    if units.iter().all(|&(position, head)| rule.start(position, head).is_none()) {
+    let disk_max = rule.disk_bytes_max();
+    // Who caps what comes from disk wants it counted.
+    if disk_max.is_none() && units.iter().all(|&(position, head)| rule.start(position, head).is_none()) {
         return attend_exactly(kernels, view, queries);
     }
-    let ladders = Ladders::open(view, queries.first_position, units.len())?;
+    let disk = disk_max.map(|bytes| Disk::new(view, bytes, units.len(), true));
+    let ladders = Ladders::open(view, queries, units.len(), disk)?;
     // All positions of a KV head, one after the other: what one has read is in the caches of its thread when the next comes.
     let mut order: Vec<usize> = (0..units.len()).collect();
     order.sort_by_key(|&number| units[number].1);
@@ -108,7 +115,12 @@ pub(crate) fn attend(
     report.predicted_error = predicted;
     (report.taus, report.capped, report.attempts) = (taus, capped, attempts);
     report.demoted_clusters = demoted;
+    report.disk = ladders.disk.as_ref().map(Disk::report);
     answer.important = important.map(|found| ladders.important(view, &found)).transpose()?;
+    if ladders.disk.is_some() && view.watched && answer.important.is_none() {
+        // To look at all rows one by one would fetch them.
+        answer.important = Some(importance::every_cluster(view)?);
+    }
     Ok(answer)
 }
 
@@ -127,28 +139,31 @@ fn attend_exactly(
 }
 
 /// What would be read. Sketches are scanned, since only they say which rows matter; nothing is read after them, so
-/// the values are chosen with the weights of the sketches.
+/// the values are chosen with the weights of the sketches. Where it is said how many bytes may come from disk, pages are
+/// looked at and not fetched.
 pub(crate) fn plan(
     kernels: &Kernels,
     view: &LayerView<'_>,
     queries: &QueryBatch<'_>,
-    tau: f32,
+    (tau, disk_bytes_max): (f32, Option<u64>),
 ) -> Result<Plan, Error> {
     let units = units(view, queries);
-    let ladders = Ladders::open(view, queries.first_position, units.len())?;
+    let disk = disk_bytes_max.map(|bytes| Disk::new(view, bytes, units.len(), false));
+    let ladders = Ladders::open(view, queries, units.len(), disk)?;
     let heads = units
         .into_par_iter()
         .map_init(Vec::new, |scratch, unit| {
             let mut call = Call::open(kernels, view, queries, &ladders, unit, scratch)?;
             let mut threshold = Threshold::of(tau);
             call.open_zone(&mut threshold)?;
-            let rough = call.select_keys(&mut threshold);
-            call.select_values(&mut threshold, &rough);
+            let rough = call.select_keys(&mut threshold)?;
+            call.select_values(&mut threshold, &rough)?;
             let Room { clusters, zone, touched, .. } = &mut call.room;
             touched.add(&call.reader.head, clusters, zone);
             let rows = call.room.touched.rows(&call.reader.head);
             Ok(HeadPlan { rows, ..call.plan() })
         })
         .collect::<Result<Vec<_>, Error>>()?;
-    Ok(finish_plan(view, Method::Longwave, heads))
+    let disk = ladders.disk.as_ref().map(Disk::report);
+    Ok(Plan { disk, ..finish_plan(view, Method::Longwave, heads) })
 }

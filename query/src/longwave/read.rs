@@ -7,6 +7,7 @@ use super::head::Head;
 use super::softcap::Softcap;
 use super::zone::{Choice, Chosen, Opened, Zone};
 use crate::error::Error;
+use crate::stored::Listed;
 use crate::view::LayerView;
 use crate::work::HeadQueries;
 use longwave_kernels::codec::{Depth, RowCodes};
@@ -19,6 +20,8 @@ pub(super) struct Reader<'a, 'v> {
     pub(super) head: Head<'a>,
     pub(super) queries: HeadQueries,
     pub(super) kv_head: usize,
+    /// Whether the system is asked for rows before they are read; see [`Listed::ahead`].
+    pub(super) ahead: bool,
 }
 
 /// How finely a list of rows is read.
@@ -80,7 +83,7 @@ impl Reader<'_, '_> {
                     Some(list) => self.kernels.scores_gathered(queries, group, dim, keys, list, &mut scores),
                     None => self.kernels.scores(queries, group, dim, keys, &mut scores),
                 };
-                segment.segment.read_listed_keys(&self.view.shape, self.kv_head, &rows, take)?;
+                segment.segment.read_listed_keys(&self.view.shape, self.kv_head, self.listed(&rows), take)?;
             }
             Resolution::Code(depth) => {
                 let records = segment.ladder.listed_key_codes(&rows)?;
@@ -193,7 +196,12 @@ impl Reader<'_, '_> {
                     }
                     None => self.kernels.accumulate(&weights, group, dim, rows, &mut sum),
                 };
-                segment.segment.read_listed_values(&self.view.shape, self.kv_head, &rows, take)?;
+                segment.segment.read_listed_values(
+                    &self.view.shape,
+                    self.kv_head,
+                    self.listed(&rows),
+                    take,
+                )?;
             }
             Resolution::Code(depth) => {
                 let records = segment.ladder.listed_value_codes(&rows)?;
@@ -203,6 +211,10 @@ impl Reader<'_, '_> {
             }
         }
         Ok(sum)
+    }
+
+    fn listed<'l>(&self, rows: &'l [u32]) -> Listed<'l> {
+        Listed { rows, ahead: self.ahead }
     }
 
     fn segment_of(&self, zone: &Zone, run: &[Chosen]) -> &super::head::HeadSegment<'_> {

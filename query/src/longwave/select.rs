@@ -151,6 +151,7 @@ fn push(opened: &Opened, number: usize, gains: &[f32], rungs: [f32; 3], choice: 
                 opened: number as u32,
                 at: (opened.start + row) as u32,
                 row: (opened.first + row) as u32,
+                gain,
             };
             let list = if gain > full && !opened.codes_alone {
                 &mut choice.full

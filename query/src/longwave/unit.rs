@@ -2,22 +2,23 @@
 
 use super::answer::{MeanSums, Rough, RowValues, Steady};
 use super::clusters::Clusters;
+use super::disk::Fetches;
 use super::head::{Head, Ladders};
 use super::predict::Prediction;
 use super::read::Reader;
 use super::select::Gains;
 use super::softcap::Softcap;
 use super::touched::{Touched, sketch_bytes};
-use super::zone::{Chosen, Zone};
+use super::zone::{Choice, Zone};
 use crate::error::Error;
 use crate::importance::equal_share;
 use crate::plan::{ClusterId, HeadPlan, PlannedRows};
-use crate::report::{Operator, Timings, Traffic};
+use crate::report::{Operator, Timings};
 use crate::rule::{Attempt, Next, TauRule};
-use crate::view::{LayerSegment, LayerView, QueryBatch, Shape};
+use crate::stored::Side;
+use crate::view::{LayerView, QueryBatch};
 use crate::work::{HeadQueries, Reading, Source, pieces, read_piece, reading};
-use longwave_index::ladder::columns::CLUSTER_SIZE;
-use longwave_kernels::codec::{Depth, record_len};
+use longwave_kernels::codec::record_len;
 use longwave_kernels::{AttentionState, Kernels, rotate};
 use std::cell::RefCell;
 use std::time::Instant;
@@ -77,6 +78,8 @@ pub(super) struct Call<'a, 'v> {
     plain: Reading,
     timings: Timings,
     pub(super) room: Room,
+    /// Where what comes from disk is capped.
+    fetches: Option<Fetches<'a, 'v>>,
 }
 
 /// Everything that a call works in. A thread keeps it from call to call, so that no call has to ask for memory.
@@ -136,6 +139,11 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         let mut timings = Timings::default();
         let mut started = Instant::now();
         let queries = HeadQueries::gather(view, batch, kv_head, position..position + 1);
+        let fetches = ladders.disk.as_ref();
+        let mut fetches = fetches.map(|disk| Fetches::new(disk, view, &ladders.numbers, (position, kv_head)));
+        if let Some(fetches) = &mut fetches {
+            fetches.count(queries.span, &ladders.plain)?;
+        }
         let mut state = AttentionState::new(queries.heads, view.shape.value_dim);
         let plain = ladders.plain.iter().flat_map(|segment| pieces(kv_head, Source::Segment(segment)));
         for piece in plain.chain(view.blocks.iter().flat_map(|block| pieces(kv_head, Source::Block(block)))) {
@@ -154,8 +162,8 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         room.touched.clear();
         room.zone.sharing = ladders.sharing;
         timings.add(Operator::Score, started.elapsed());
-        let reader = Reader { kernels, view, head, queries, kv_head };
-        Ok(Call { reader, steady, plain, timings, room })
+        let reader = Reader { kernels, view, head, queries, kv_head, ahead: fetches.is_none() };
+        Ok(Call { reader, steady, plain, timings, room, fetches })
     }
 
     /// Answers one position and KV head, trying again with lower taus for as long as `rule` says so.
@@ -220,7 +228,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             plan,
             tail_rows: self.plain.tail_rows,
             tau: if self.reader.head.clusters == 0 { 0.0 } else { threshold.tau },
-            capped: threshold.raised,
+            capped: threshold.raised || self.fetches.as_ref().is_some_and(|fetches| fetches.is_cut),
             attempts,
             kept_closed: self.room.clusters.kept_closed,
             important,
@@ -289,7 +297,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
     }
 
     /// Chooses the keys to read; returns the answer that they were chosen by.
-    pub(super) fn select_keys(&mut self, threshold: &mut Threshold) -> Rough {
+    pub(super) fn select_keys(&mut self, threshold: &mut Threshold) -> Result<Rough, Error> {
         let started = Instant::now();
         let rough = self.rough();
         let Room { clusters, zone, distances, off, gains, .. } = &mut self.room;
@@ -303,12 +311,13 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             gains.select_keys(self.reader.kernels, zone, clusters, (&rough, off), tau);
             Self::chosen_bytes(&self.reader.view.shape, &self.reader.head, clusters, zone)
         });
+        self.keep(Side::Keys)?;
         self.timings.add(Operator::Select, started.elapsed());
-        rough
+        Ok(rough)
     }
 
     /// Chooses the values to read, by the answer `rough` as it stands.
-    pub(super) fn select_values(&mut self, threshold: &mut Threshold, rough: &Rough) {
+    pub(super) fn select_values(&mut self, threshold: &mut Threshold, rough: &Rough) -> Result<(), Error> {
         let started = Instant::now();
         let Room { clusters, zone, gains, .. } = &mut self.room;
         gains.select_values(self.reader.kernels, zone, clusters, rough, threshold.tau);
@@ -317,12 +326,28 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             gains.select_values(self.reader.kernels, zone, clusters, rough, tau);
             Self::chosen_bytes(&self.reader.view.shape, &self.reader.head, clusters, zone)
         });
+        self.keep(Side::Values)?;
         self.timings.add(Operator::Select, started.elapsed());
+        Ok(())
+    }
+
+    /// Leaves out the rows chosen that a cap on what comes from disk keeps from being read.
+    fn keep(&mut self, side: Side) -> Result<(), Error> {
+        let Some(fetches) = &mut self.fetches else { return Ok(()) };
+        let zone = &mut self.room.zone;
+        let of_side = |zone: &mut Zone, choice| match side {
+            Side::Keys => std::mem::replace(&mut zone.keys, choice),
+            Side::Values => std::mem::replace(&mut zone.values, choice),
+        };
+        let mut choice = of_side(zone, Choice::default());
+        let kept = fetches.keep(zone, side, &mut choice);
+        of_side(zone, choice);
+        Ok(kept?)
     }
 
     /// Chooses and reads rows.
     fn read(&mut self, threshold: &mut Threshold) -> Result<Rough, Error> {
-        let mut rough = self.select_keys(threshold);
+        let mut rough = self.select_keys(threshold)?;
         let mut started = Instant::now();
         let Room { clusters, zone, changed, closed, .. } = &mut self.room;
         let tops = clusters.top.clone();
@@ -332,7 +357,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             rough = self.rough();
         }
         self.timings.add(Operator::Read, started.elapsed());
-        self.select_values(threshold, &rough);
+        self.select_values(threshold, &rough)?;
 
         started = Instant::now();
         let Room { clusters, zone, values, on_mean, .. } = &mut self.room;
@@ -362,27 +387,13 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         Rough::of(head, clusters, &[closed, opened, taken], weights, &self.steady, Some(values))
     }
 
-    /// Bytes of means, sketches and rows that an attempt reads.
-    fn chosen_bytes(shape: &Shape, head: &Head<'_>, clusters: &Clusters, zone: &Zone) -> u64 {
-        let bytes = |list: &[Chosen], size: usize| (list.len() * size) as u64;
-        let full = |list: &[Chosen], size: fn(&LayerSegment, &Shape) -> usize| -> u64 {
-            let segment = |chosen: &Chosen| &head.segments[zone.opened[chosen.opened as usize].segment];
-            list.iter().map(|chosen| size(segment(chosen).segment, shape) as u64).sum()
-        };
-        (clusters.means.len() * record_len(shape.value_dim)) as u64
-            + sketch_bytes(head, &clusters.opened)
-            + bytes(&zone.keys.half, Depth::Half.len(shape.key_dim))
-            + bytes(&zone.keys.code, Depth::Whole.len(shape.key_dim))
-            + full(&zone.keys.full, LayerSegment::key_bytes)
-            + bytes(&zone.values.half, Depth::Half.len(shape.value_dim))
-            + bytes(&zone.values.code, Depth::Whole.len(shape.value_dim))
-            + full(&zone.values.full, LayerSegment::value_bytes)
-    }
-
     /// Reads every row, after `attempts` attempts that did not meet their bound.
     fn read_all(mut self, attempts: u64, scratch: &mut Vec<f32>) -> Result<Unit, Error> {
         let started = Instant::now();
         let (view, kv_head) = (self.reader.view, self.reader.kv_head);
+        if let Some(fetches) = &mut self.fetches {
+            fetches.count(self.reader.queries.span, &view.segments)?;
+        }
         let mut state = AttentionState::new(self.reader.queries.heads, view.shape.value_dim);
         let segments = view.segments.iter().flat_map(|&s| pieces(kv_head, Source::Segment(s)));
         for piece in segments.chain(view.blocks.iter().flat_map(|b| pieces(kv_head, Source::Block(b)))) {
@@ -414,35 +425,6 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             important: None,
             timings: self.timings,
         })
-    }
-
-    /// What is read at any tau: centroids, counts and bases.
-    fn fixed(shape: &Shape, head: &Head<'_>) -> Traffic {
-        let clusters = head.clusters as u64;
-        Traffic {
-            centroids: clusters * record_len(shape.key_dim) as u64,
-            counts: clusters * CLUSTER_SIZE as u64,
-            bases: head.basis_bytes(shape.key_dim, shape.value_dim),
-            ..Traffic::default()
-        }
-    }
-
-    fn traffic(shape: &Shape, head: &Head<'_>, touched: &Touched) -> Traffic {
-        let bytes = |list: &[u32], size: usize| (list.len() * size) as u64;
-        let full = |list: &[u32], size: fn(&LayerSegment, &Shape) -> usize| -> u64 {
-            let runs = head.row_runs(list);
-            runs.map(|(number, run)| (run.len() * size(head.segments[number].segment, shape)) as u64).sum()
-        };
-        let [key_codes, value_codes] = touched.code_bytes(shape.key_dim, shape.value_dim);
-        Traffic {
-            keys: full(&touched.keys, LayerSegment::key_bytes),
-            values: full(&touched.values, LayerSegment::value_bytes),
-            value_means: bytes(&touched.means, record_len(shape.value_dim)),
-            sketches: touched.sketch_bytes(head),
-            key_codes,
-            value_codes,
-            ..Self::fixed(shape, head)
-        }
     }
 
     /// What was read: the zone is what the answer rests on, the bytes are those of all attempts.

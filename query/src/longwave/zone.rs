@@ -37,6 +37,8 @@ pub(super) struct Chosen {
     pub(super) at: u32,
     /// Its number in its segment.
     pub(super) row: u32,
+    /// Its squared gain: what reading it could take off the squared relative error.
+    pub(super) gain: f32,
 }
 
 /// Rows that are read of a column, by resolution, each in rising order.

@@ -32,6 +32,9 @@ pub(crate) struct Arguments {
     /// Threshold of `longwave`: a smaller one reads more and is more accurate.
     #[arg(long, default_value_t = TAUS[1])]
     tau: f64,
+    /// Most bytes of codes and rows that `longwave` may fetch from disk: pages are looked at, and what is not in memory now counts.
+    #[arg(long, conflicts_with = "machine")]
+    disk_bytes: Option<u64>,
     #[command(flatten)]
     shares: Shares,
     /// Also says where clusters and rows would be read on a machine with a GPU whose caches are empty, and how long that should take:
@@ -46,7 +49,11 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let budgets = arguments.method.budgets(&[arguments.tau], &arguments.shares)?;
-    let budget = *budgets.first().context("expected a budget")?;
+    let budget = match (*budgets.first().context("expected a budget")?, arguments.disk_bytes) {
+        (Budget::Tau(tau), Some(bytes)) => crate::method::checked(vec![Budget::FromDisk { tau, bytes }])?[0],
+        (_, Some(_)) => bail!("--disk-bytes is for the method longwave"),
+        (budget, None) => budget,
+    };
     let snapshot = open_store(&arguments.store)?.snapshot(&arguments.name)?;
     let layer = arguments.layer;
     let length = snapshot.length(layer)?;
@@ -123,6 +130,9 @@ struct Document<'a> {
     pages: u64,
     bytes_share: Option<f64>,
     row_form: String,
+    /// Null where nothing is capped.
+    disk_bytes: Option<u64>,
+    disk_bytes_max: Option<u64>,
     heads: Vec<Head>,
     #[serde(skip_serializing_if = "Option::is_none")]
     placement: Option<Placed>,
@@ -253,6 +263,8 @@ impl<'a> Document<'a> {
             bytes,
             pages,
             row_form: plan.row_form.to_string(),
+            disk_bytes: plan.disk.map(|disk| disk.bytes),
+            disk_bytes_max: plan.disk.map(|disk| disk.bytes_max),
             bytes_share: (full > 0).then(|| bytes as f64 / full as f64),
             heads: plan.heads.iter().map(Head::new).collect(),
             placement: placed.map(Placed::new),

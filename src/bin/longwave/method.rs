@@ -39,6 +39,28 @@ impl MethodName {
     }
 }
 
+/// `longwave` at each tau as it is, and with each cap on the bytes that come from disk.
+pub(crate) fn capped(taus: &[f64], disk_bytes: &[u64]) -> Result<Vec<Budget>> {
+    let budgets = taus.iter().flat_map(|&tau| {
+        let caps = disk_bytes.iter().map(move |&bytes| Budget::FromDisk { tau, bytes });
+        std::iter::once(Budget::Tau(tau)).chain(caps)
+    });
+    checked(budgets.collect())
+}
+
+/// Threshold of a budget that has one for all answers.
+pub(crate) fn tau_of(budget: &Budget) -> Option<f64> {
+    match *budget {
+        Budget::Tau(tau) | Budget::Soonest(tau) | Budget::FromDisk { tau, .. } => Some(tau),
+        _ => None,
+    }
+}
+
+/// Its cap on the bytes that come from disk.
+pub(crate) fn disk_bytes_of(budget: &Budget) -> Option<u64> {
+    if let Budget::FromDisk { bytes, .. } = *budget { Some(bytes) } else { None }
+}
+
 /// Refuses budgets that are out of their range.
 pub(crate) fn checked(budgets: Vec<Budget>) -> Result<Vec<Budget>> {
     match budgets.iter().find_map(Budget::fault) {

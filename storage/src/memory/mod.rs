@@ -43,6 +43,12 @@ struct Content {
     region: Option<Arc<AlignedBuffer>>,
 }
 
+impl Content {
+    fn region(&mut self) -> &Arc<AlignedBuffer> {
+        self.region.get_or_insert_with(|| Arc::new(AlignedBuffer::new(&self.now)))
+    }
+}
+
 impl MemoryBackend {
     /// An empty tree.
     pub fn new() -> Self {
@@ -69,6 +75,18 @@ impl MemoryBackend {
         let mut tree = self.tree.lock();
         tree.files.insert(path.to_owned(), node.clone());
         tree.durable_files.insert(path.to_owned(), node);
+        Ok(())
+    }
+
+    /// Calls 4 KiB pages of a file cold, as if they were on disk and not in memory: those that `is_cold` says, by their
+    /// numbers, and no others. It is what regions that are open say from now on, and lasts until the file is written to or
+    /// replaced, whoever reads the pages.
+    ///
+    /// # Errors
+    /// [`Error::Missing`].
+    pub fn set_cold(&self, path: &str, is_cold: impl Fn(usize) -> bool) -> Result<()> {
+        let node = self.node(path)?;
+        node.0.lock().region().set_cold(is_cold);
         Ok(())
     }
 
@@ -177,11 +195,7 @@ impl Backend for MemoryBackend {
     }
 
     fn map(&self, path: &str) -> Result<Region> {
-        let node = self.node(path)?;
-        let mut content = node.0.lock();
-        let content = &mut *content;
-        let region = content.region.get_or_insert_with(|| Arc::new(AlignedBuffer::new(&content.now)));
-        Ok(Region::Buffer(Arc::clone(region)))
+        Ok(Region::Buffer(Arc::clone(self.node(path)?.0.lock().region())))
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<()> {

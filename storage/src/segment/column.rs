@@ -20,6 +20,8 @@ pub struct Column<'a> {
     bytes: &'a [u8],
     /// The segment's checksums, verified when the file was mapped.
     checksums: &'a [u8],
+    /// Whether listed records are asked for before they are read.
+    pub(super) reads_ahead: bool,
 }
 
 impl Segment {
@@ -40,7 +42,14 @@ impl Segment {
     pub(super) fn column_at<'a>(&'a self, state: &'a ColumnState) -> Result<Column<'a>> {
         let region = self.region()?;
         let bytes = region.get(state.start..state.end).unwrap_or_default();
-        Ok(Column { segment: self, region, state, bytes, checksums: self.checksum_bytes(region) })
+        Ok(Column {
+            segment: self,
+            region,
+            state,
+            bytes,
+            checksums: self.checksum_bytes(region),
+            reads_ahead: true,
+        })
     }
 
     fn checksum_bytes<'a>(&self, region: &'a Region) -> &'a [u8] {
@@ -116,6 +125,7 @@ impl<'a> Column<'a> {
     }
 
     /// Length in bytes.
+    #[inline]
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
@@ -166,7 +176,7 @@ impl<'a> Column<'a> {
             let start = (records.start + most as usize).saturating_mul(size);
             return Err(self.out_of_range(start..start.saturating_add(size)));
         }
-        if size > 0 {
+        if size > 0 && self.reads_ahead {
             let of = |&record: &u32| {
                 range.start + record as usize * size..range.start + (record as usize + 1) * size
             };
@@ -193,6 +203,7 @@ impl<'a> Column<'a> {
     }
 
     /// Where the column begins in the file.
+    #[inline]
     pub(super) fn offset(&self) -> usize {
         self.state.start
     }
@@ -250,7 +261,7 @@ impl<'a> Column<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use super::*;
@@ -260,6 +271,10 @@ mod tests {
 
     /// 70 blocks of keys, more than one word of the bitmap holds, and the last of them short.
     fn segment() -> Segment {
+        segment_on(Arc::new(MemoryBackend::new()))
+    }
+
+    pub(in crate::segment) fn segment_on(backend: Arc<dyn Backend>) -> Segment {
         let geometry = Geometry { kv_heads: 5, key_dim: 8, value_dim: 16, element: ElementKind::F32 };
         let (identity, rows) = (Identity([8; 32]), 1770);
         let header = SegmentHeader {
@@ -278,7 +293,8 @@ mod tests {
             kind,
             name: kind.name().unwrap(),
             element_size: 4,
-            alignment: Alignment::Page,
+            // What begins where the values end, which is not at a page.
+            alignment: if kind == ColumnKind::POSITIONS { Alignment::CacheLine } else { Alignment::Page },
             parts: vec![bytes],
         };
         let columns = [
@@ -286,9 +302,8 @@ mod tests {
             column(ColumnKind::VALUES, &values),
             column(ColumnKind::POSITIONS, &positions),
         ];
-        let backend = Arc::new(MemoryBackend::new());
         write_segment(backend.as_ref(), "a", &header, &columns).unwrap();
-        Segment::open(backend as Arc<dyn Backend>, "a", &Expected::of_model(identity)).unwrap()
+        Segment::open(backend, "a", &Expected::of_model(identity)).unwrap()
     }
 
     #[test]

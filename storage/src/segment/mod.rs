@@ -6,6 +6,7 @@ mod column;
 mod form;
 mod layout;
 mod open;
+mod pages;
 mod verify;
 mod write;
 

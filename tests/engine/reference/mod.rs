@@ -26,6 +26,8 @@ pub struct Case {
     pub options: ContextOptions,
     pub kv: Kv,
     pub backend: Arc<dyn Backend>,
+    /// The same files.
+    pub memory: MemoryBackend,
     pub snapshot: Snapshot,
 }
 
@@ -37,7 +39,8 @@ impl Case {
 
     /// A context whose first `bulk` tokens come at once and the others one by one.
     pub fn sealed(model: ModelSpec, options: ContextOptions, kv: Kv, observed: &[f32], bulk: usize) -> Case {
-        let backend: Arc<dyn Backend> = Arc::new(MemoryBackend::new());
+        let memory = MemoryBackend::new();
+        let backend: Arc<dyn Backend> = Arc::new(memory.clone());
         let store = store_on(&backend);
         let mut context = store.create_with("case", &model, options.clone()).unwrap();
         context.observe_at(0, 0, &query_view(observed, &model)).unwrap();
@@ -47,7 +50,7 @@ impl Case {
         context.seal().unwrap();
         context.commit(Durability::Strict).unwrap();
         let snapshot = context.snapshot().unwrap();
-        Case { model, options, kv, backend, snapshot }
+        Case { model, options, kv, backend, memory, snapshot }
     }
 
     /// The context as the backend holds it by now.

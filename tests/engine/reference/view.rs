@@ -3,12 +3,22 @@
 use super::Case;
 use crate::sample::{Kv, Numbers};
 use longwave::{Answer, Dtype, LayerSegment};
-use longwave_query::{LayerView, QueryBatch, RowBlock, Scoring, Shape, TauRule, attend_by};
+use longwave_query::{Error, LayerView, QueryBatch, RowBlock, Scoring, Shape, TauRule, attend_by};
 use std::ops::Range;
 
 impl Case {
     /// The answer to queries at the last positions from `segments`, which hold the case's rows, by `rule`.
     pub fn attend_over(&self, segments: &[&LayerSegment], queries: &[f32], rule: &dyn TauRule) -> Answer {
+        self.try_attend_over(segments, queries, rule).unwrap()
+    }
+
+    /// The same, where a segment may be damaged.
+    pub fn try_attend_over(
+        &self,
+        segments: &[&LayerSegment],
+        queries: &[f32],
+        rule: &dyn TauRule,
+    ) -> Result<Answer, Error> {
         let model = &self.model;
         let end = segments.last().unwrap().end() as usize;
         let ranges = [0..self.options.sinks as usize, end..self.kv.tokens()];
@@ -44,7 +54,7 @@ impl Case {
         };
         let positions = queries.len() / model.query_heads / model.key_dim;
         let first_position = (self.kv.tokens() - positions) as u64;
-        attend_by(&view, &QueryBatch { data: queries, first_position, positions }, rule).unwrap()
+        attend_by(&view, &QueryBatch { data: queries, first_position, positions }, rule)
     }
 }
 

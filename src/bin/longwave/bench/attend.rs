@@ -1,8 +1,9 @@
 //! `longwave bench attend`: the time of one attention call.
 
+use super::Place;
 use super::layer::{Layer, QUERIES_MAX};
 use super::synthetic::Synthetic;
-use crate::method::{IndexKind, MethodName, Shares, TAUS};
+use crate::method::{IndexKind, MethodName, Shares, TAUS, disk_bytes_of, tau_of};
 use crate::output;
 use crate::progress;
 use crate::rungs::RungShares;
@@ -10,6 +11,7 @@ use anyhow::Result;
 use longwave::{Budget, Context, Dtype, Kernels, LayerKind, Operator, Report, Snapshot, Store, TensorView};
 use rayon::prelude::*;
 use std::hint::black_box;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -29,6 +31,12 @@ pub(crate) struct Arguments {
     /// Have `longwave` read every row where the planner expects that to be sooner; with `false` it never does.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     planner: bool,
+    /// Also `longwave` with these caps on the bytes of codes and rows that a call may fetch from disk, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    disk_bytes: Vec<u64>,
+    /// Keep the rows in files below this directory, mapped, instead of in memory; they are removed again.
+    #[arg(long)]
+    directory: Option<PathBuf>,
     #[command(flatten)]
     shares: Shares,
     /// Calls of each method, each with a query of its own.
@@ -43,7 +51,7 @@ pub(crate) struct Arguments {
     operators: bool,
     /// Also write the rows and the queries to this file, for programs that are to be timed on the same ones.
     #[arg(long, value_name = "FILE.safetensors", conflicts_with = "positions")]
-    export: Option<std::path::PathBuf>,
+    export: Option<PathBuf>,
     /// One JSON object a line instead of a table.
     #[arg(long)]
     json: bool,
@@ -52,7 +60,9 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let pool = arguments.layer.pool()?;
     let budgets = arguments.budgets()?;
-    let built = build(arguments, &budgets, &pool)?;
+    let directory = arguments.directory.clone().map(|directory| Place { directory: Some(directory) }.make());
+    let directory = directory.transpose()?;
+    let built = build(arguments, &budgets, (&pool, directory.as_ref().map(|directory| directory.path())))?;
     if let Some(path) = &arguments.export {
         super::export::write(&arguments.layer, arguments.queries as usize, path)?;
     }
@@ -80,16 +90,20 @@ impl Arguments {
                 Budget::Tau(tau) if self.planner && tau > 0.0 => Budget::Soonest(tau),
                 other => other,
             }));
+            if *method == MethodName::Longwave {
+                let capped = crate::method::capped(&self.tau, &self.disk_bytes)?;
+                budgets.extend(capped.into_iter().filter(|budget| disk_bytes_of(budget).is_some()));
+            }
         }
         Ok(budgets)
     }
 }
 
-/// A context for each kind of index that the budgets read, in memory, with one layer of the same synthetic rows, sealed.
+/// A context for each kind of index that the budgets read, in memory or in files, with one layer of the same synthetic rows, sealed.
 fn build(
     arguments: &Arguments,
     budgets: &[Budget],
-    pool: &Arc<rayon::ThreadPool>,
+    (pool, directory): (&Arc<rayon::ThreadPool>, Option<&Path>),
 ) -> Result<Vec<(IndexKind, Snapshot)>> {
     let asked = |method| arguments.methods.contains(&method);
     let layer = &arguments.layer;
@@ -99,7 +113,11 @@ fn build(
     for budget in budgets.iter().filter(|budget| !only_ladder || **budget != Budget::Exact) {
         let kind = IndexKind::of(budget);
         if contexts.iter().all(|(built, _)| *built != kind) {
-            let store = Store::in_memory(Layer::store_options(pool))?;
+            let options = Layer::store_options(pool);
+            let store = match directory {
+                Some(directory) => Store::open(directory.join(contexts.len().to_string()), options)?,
+                None => Store::in_memory(options)?,
+            };
             // Refuses a geometry that cannot be worked with, before anything is generated.
             let model = layer.model(LayerKind::Clustered);
             let mut options = kind.options(None);
@@ -155,6 +173,7 @@ struct Times {
 struct Row {
     method: &'static str,
     tau: Option<f64>,
+    disk_bytes_max: Option<u64>,
     tokens: u32,
     positions: u32,
     ms_p50: f64,
@@ -211,7 +230,8 @@ fn measure(
         let (ms_p50, bytes) = (super::share(&mut times.ms, 0.5), super::share(&mut times.bytes, 0.5));
         Row {
             method: budget.method().name(),
-            tau: if let Budget::Tau(tau) | Budget::Soonest(tau) = *budget { Some(tau) } else { None },
+            tau: tau_of(budget),
+            disk_bytes_max: disk_bytes_of(budget),
             tokens: arguments.layer.tokens,
             positions: arguments.positions,
             ms_p50,
@@ -274,9 +294,10 @@ fn read(buffer: &[u64], pool: &rayon::ThreadPool) -> u64 {
 
 fn table(rows: &[Row]) -> String {
     let mut text = format!(
-        "{:<12} {:>8} {:>9} {:>10} {:>10} {:>13} {:>8} {:>10} {:>9} {}\n",
+        "{:<12} {:>8} {:>11} {:>9} {:>10} {:>10} {:>13} {:>8} {:>10} {:>9} {}\n",
         "method",
         "tau",
+        "disk max",
         "tokens",
         "ms p50",
         "ms p95",
@@ -288,9 +309,10 @@ fn table(rows: &[Row]) -> String {
     );
     for row in rows {
         text += &format!(
-            "{:<12} {:>8} {:>9} {:>10.3} {:>10.3} {:>13} {:>8.2} {:>10.2} {:>8.1}x {}\n",
+            "{:<12} {:>8} {:>11} {:>9} {:>10.3} {:>10.3} {:>13} {:>8.2} {:>10.2} {:>8.1}x {}\n",
             row.method,
             row.tau.map_or("-".to_string(), |tau| tau.to_string()),
+            row.disk_bytes_max.map_or("-".to_string(), |bytes| bytes.to_string()),
             row.tokens,
             row.ms_p50,
             row.ms_p95,
