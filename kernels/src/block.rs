@@ -173,17 +173,19 @@ impl<'a> Ahead<'a> {
     /// Begins to ask for it, in `steps` steps.
     #[inline(always)]
     pub(crate) fn fetch(self, steps: usize) -> Fetch<'a> {
-        let lines = self.bytes.len().div_ceil(LINE).div_ceil(steps);
-        Fetch { next: self.bytes.as_ptr(), lines, scattered: self.scattered, step: 0, steps }
+        let left = self.bytes.len().div_ceil(LINE);
+        let lines = left.div_ceil(steps);
+        Fetch { next: self.bytes.as_ptr(), left, lines, scattered: self.scattered, step: 0, steps }
     }
 }
 
 /// What is asked for step by step.
 ///
-/// Fetching is a hint that no address makes wrong, so none of those that follow each other is checked: the last steps may ask for
-/// some lines behind the end.
+/// Fetching is a hint that no address makes wrong, so addresses are not checked.
 pub(crate) struct Fetch<'a> {
     next: *const u8,
+    /// Lines from `next` on, and those of a step.
+    left: usize,
     lines: usize,
     scattered: [Option<(&'a Block<'a>, usize, usize)>; 2],
     step: usize,
@@ -194,7 +196,9 @@ impl Fetch<'_> {
     /// Asks for the next share.
     #[inline(always)]
     pub(crate) fn step<L: Lanes>(&mut self, isa: L) {
-        for _ in 0..self.lines {
+        let lines = self.lines.min(self.left);
+        self.left -= lines;
+        for _ in 0..lines {
             isa.prefetch_address(self.next);
             self.next = self.next.wrapping_add(LINE);
         }

@@ -124,7 +124,8 @@ fn score_heads<'a, L: Lanes, T: Element + 'a>(
     }
 }
 
-/// Scores of heads `head..head + H`, `N` rows at a time, and fewer where a single row would be left: it would wait for itself.
+/// Scores of heads `head..head + H`, `N` rows at a time and then two; of four rows left by threes, two and two, since a single one
+/// would wait for itself.
 #[inline(always)]
 fn score_group<'a, L: Lanes, T: Element + 'a, R: BlockRows<'a, T>, const H: usize, const N: usize>(
     isa: L,

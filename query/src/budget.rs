@@ -29,6 +29,7 @@ pub enum Budget {
     /// The resolution ladder at this threshold, of whose codes and full rows at most so many bytes come from disk: for
     /// contexts larger than memory. Rows in memory are read as the threshold says; of those that are not, the ones that
     /// matter most, and the others are estimated, which the predicted error counts. Answers depend on what is in memory.
+    /// On Linux a process that neither owns the files nor may write to them cannot tell: to it all is in memory, and nothing is capped.
     FromDisk {
         /// The threshold, above 0.
         tau: f64,

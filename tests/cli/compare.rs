@@ -200,10 +200,10 @@ fn bench_attend_times_methods_beside_a_plain_read() {
     for row in &rows {
         assert_keys(
             row,
-            "method tau disk_bytes_max tokens ms_p50 ms_p95 bytes gb_per_s read_gb_per_s speedup_vs_exact \
+            "method tau disk_bytes_max tokens positions ms_p50 ms_p95 bytes gb_per_s read_gb_per_s speedup_vs_exact \
                           means_share zone_share coded_share read_share",
         );
-        assert_eq!(row["tokens"], 3000);
+        assert_eq!((&row["tokens"], &row["positions"]), (&json!(3000), &json!(1)));
         assert!(number(row, "ms_p50") > 0.0 && number(row, "ms_p95") >= number(row, "ms_p50"), "{row}");
         let rate = number(row, "bytes") / number(row, "ms_p50") / 1e6;
         assert!((number(row, "gb_per_s") / rate - 1.0).abs() < 1e-9, "{row}");
@@ -221,6 +221,13 @@ fn bench_attend_times_methods_beside_a_plain_read() {
     let one = run(&["--method", "retroinfer", "--threads", "1"]);
     assert_eq!((one.len(), &one[0]["method"]), (1, &json!("retroinfer")));
     assert_eq!(one[0]["bytes"], retroinfer["bytes"], "the same rows are read at any number of threads");
+
+    // Positions read the same rows, each by itself.
+    let three = run(&["--method", "exact", "--positions", "3", "--threads", "2"]);
+    assert_eq!(
+        (&three[0]["positions"], number(&three[0], "bytes")),
+        (&json!(3), 3.0 * number(exact, "bytes"))
+    );
 
     // All is in memory, or in the page cache: a cap has nothing to say.
     std::fs::create_dir(setting.path("disk")).unwrap();

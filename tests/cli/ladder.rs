@@ -233,7 +233,11 @@ fn explain_plans_the_ladder_at_a_tau() {
         (&json!("from-disk=1048576,tau=0.0008"), &json!(1 << 20))
     );
     // The store is smaller than the cap.
-    assert!(capped["disk_bytes"].as_u64() <= Some(1 << 20) && capped["heads"] == fine["heads"], "{capped}");
+    let bytes = capped["disk_bytes"].as_u64().unwrap();
+    assert!(bytes <= 1 << 20 && capped["heads"] == fine["heads"], "{capped}");
+    let none = ["--tau", "0.0008", "--disk-bytes", "0", "--json"];
+    let none = setting.document(&[&["explain", "store", "manual", "--layer", "4"], &none[..]].concat());
+    assert_eq!((none["disk_bytes"].as_u64(), none["disk_bytes_max"].as_u64()), (Some(0), Some(0)));
 }
 
 #[test]

@@ -122,6 +122,10 @@ fn what_does_not_fit_panics_before_it_writes() {
         refused(&|out| kernels.accumulate4(&[1.0; 3], 2, 8, &[0x11; 12], out));
         refused(&|out| kernels.scores4_gathered(&[1.0; 16], 8, 8, &[0x11; 12], &[0, 2], out));
         refused(&|out| kernels.scores4(&[1.0; 12], 1, 12, &[0x11; 128], out));
+        refused(&|out| kernels.squared_norms4(&[1.0; 8], &[0.0; 8], &[0x11; 12], &mut out[..3]));
+        refused(&|out| kernels.squared_norms4(&[1.0; 8], &[0.0; 9], &[0x11; 12], &mut out[..2]));
+        refused(&|out| kernels.squared_norms4(&[1.0; 12], &[0.0; 12], &[0x11; 16], &mut out[..2]));
+        refused(&|out| kernels.squared_norms4(&[1.0; 8], &[0.0; 8], &[0x11; 13], &mut out[..2]));
     }
 }
 
@@ -151,5 +155,27 @@ fn squared_norms_are_within_rounding_of_the_definition() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn squared_norms_of_what_is_no_usual_number_are_what_arithmetic_says() {
+    // Records of one row: all codes 0, with a factor of 0, the smallest subnormal, and infinity.
+    let record = |factor: f16| [&[0; 4][..], &factor.to_le_bytes()].concat();
+    let (sigma, level) = ([2.0; 8], LEVELS4[0]);
+    let small = f16::from_bits(1).to_f32() * 2.0 * level;
+    for kernels in every_isa() {
+        let norm = |factor: f16, add: [f32; 8]| {
+            let mut norms = [f32::NAN];
+            kernels.squared_norms4(&sigma, &add, &record(factor), &mut norms);
+            norms[0]
+        };
+        assert_eq!(norm(f16::ZERO, [-0.0; 8]).to_bits(), 0, "{:?}", kernels.isa());
+        assert_eq!(norm(f16::ZERO, [0.0, 0.0, 3.0, 0.0, 0.0, 0.0, -4.0, 0.0]), 25.0);
+        let tiny = norm(f16::from_bits(1), [0.0; 8]);
+        assert!((tiny / (8.0 * small * small) - 1.0).abs() < 1e-6, "{:?}: {tiny}", kernels.isa());
+        assert_eq!(norm(f16::INFINITY, [0.0; 8]), f32::INFINITY);
+        assert!(norm(f16::INFINITY, [f32::INFINITY; 8]).is_nan() == (level < 0.0));
+        assert!(norm(f16::ONE, [0.0, 0.0, 0.0, f32::NAN, 0.0, 0.0, 0.0, 0.0]).is_nan());
     }
 }

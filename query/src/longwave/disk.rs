@@ -23,6 +23,10 @@ const GAP: u64 = 16;
 /// difference; docs/decisions/0018-cold-pages.md has what was measured.
 const OF_KEYS: f64 = 0.65;
 
+/// Pages that turn out not to be needed, such as those of the codes of rows that can be had in full, make room for the next ones, so
+/// often at most.
+const ROUNDS: usize = 8;
+
 /// A page: the number of its segment in the view, and its number in the file, in the upper and the lower half.
 type PageId = u64;
 
@@ -199,6 +203,8 @@ impl<'a, 'v> Fetches<'a, 'v> {
 
     /// Counts the rows of segments that are read one by one whatever the cap.
     pub(super) fn count(&mut self, span: Span, segments: &[&LayerSegment]) -> Result<(), Error> {
+        // Before the first of them is read: what is read ahead behind one head's rows are those of the next.
+        self.disk.look_at_rows(self.view, span, segments)?;
         let mut cold = Vec::new();
         for &segment in segments {
             let number = self.disk.number(segment);
@@ -227,13 +233,26 @@ impl<'a, 'v> Fetches<'a, 'v> {
         let mut worth = self.worth(zone, side, choice)?;
         // The largest first; of equal ones, that which lies in front.
         worth.sort_unstable_by(|(a, x), (b, y)| y.total_cmp(x).then(a.cmp(b)));
-        worth.truncate(allowed);
-        let mut had: Vec<PageId> = worth.into_iter().map(|(page, _)| page).collect();
-        had.extend(&self.mine);
-        had.sort_unstable();
-        self.cut(zone, side, choice, &had)?;
-        let wanted = self.wanted(zone, side, choice)?;
-        self.take(wanted)
+        let all = std::mem::take(choice);
+        let (mut taken, mut kept) = (allowed, Vec::new());
+        for _ in 0..ROUNDS {
+            let mut had: Vec<PageId> = worth.iter().take(taken).map(|(page, _)| *page).collect();
+            had.extend(&self.mine);
+            had.sort_unstable();
+            let mut fewer = all.clone();
+            self.cut(zone, side, &mut fewer, &had)?;
+            let wanted = self.wanted(zone, side, &fewer)?;
+            if wanted.len() > allowed {
+                break;
+            }
+            let spare = allowed - wanted.len();
+            (*choice, kept) = (fewer, wanted);
+            if spare == 0 || taken >= worth.len() {
+                break;
+            }
+            taken += spare;
+        }
+        self.take(kept)
     }
 
     /// Cold pages of the rows chosen, beyond those that were fetched before.

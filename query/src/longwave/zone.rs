@@ -42,7 +42,7 @@ pub(super) struct Chosen {
 }
 
 /// Rows that are read of a column, by resolution, each in rising order.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Choice {
     pub(super) half: Vec<Chosen>,
     pub(super) code: Vec<Chosen>,

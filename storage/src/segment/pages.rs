@@ -10,7 +10,7 @@ use crate::error::Result;
 
 impl Segment {
     /// Says of each of the 4 KiB pages `pages`, counted from the file's beginning, whether it is in memory now, so that
-    /// reading it waits for no disk: one entry a page. Asking costs some tenths of a microsecond, and tens of nanoseconds a
+    /// reading it waits for no disk: one entry a page, and none for pages behind the file's end. Asking costs some tenths of a microsecond, and tens of nanoseconds a
     /// page; nothing is read.
     ///
     /// Linux tells it only to who owns the file or may write to it. To others it says that every page is in memory. Where
@@ -19,7 +19,8 @@ impl Segment {
     /// # Errors
     /// As [`Segment::column`], where the file is not mapped yet.
     pub fn residency(&self, pages: Range<usize>) -> Result<Vec<bool>> {
-        Ok(self.region()?.residency(pages))
+        let end = usize::try_from(self.file_len.div_ceil(BLOCK_SIZE as u64)).unwrap_or(usize::MAX);
+        Ok(self.region()?.residency(pages.start.min(end)..pages.end.min(end)))
     }
 
     /// Asks the system for these pages of the file, and does not wait for them.
@@ -36,9 +37,10 @@ impl Segment {
 
 impl<'a> Column<'a> {
     /// The 4 KiB pages of the file, counted from its beginning, that hold the blocks of these bytes of the column: what is
-    /// touched where the bytes are read, since a block is verified as a whole.
+    /// touched where the bytes are read, since a block is verified as a whole. None for bytes behind the column's end.
     #[inline]
     pub fn pages(&self, bytes: Range<usize>) -> Range<usize> {
+        let bytes = bytes.start..bytes.end.min(self.len());
         if bytes.is_empty() {
             return 0..0;
         }
@@ -77,6 +79,8 @@ mod tests {
             assert_eq!(keys.pages(bytes.clone()), expected, "{bytes:?}");
         }
         assert_eq!(keys.pages(len - 1..len), first + 69..first + 70);
+        assert_eq!(keys.pages(len - 1..usize::MAX), first + 69..first + 70);
+        assert_eq!(keys.pages(len..usize::MAX), 0..0);
         // A block of a column that begins anywhere lies in two pages, its last one in those up to its end.
         let positions = segment.column(ColumnKind::POSITIONS).unwrap();
         let (start, end) = (positions.offset(), positions.offset() + positions.len());
@@ -112,7 +116,10 @@ mod tests {
         let segment = segment_on(Arc::new(FileBackend::new(directory.path())));
         let pages = (segment.file_len() as usize).div_ceil(BLOCK_SIZE);
         assert_eq!(segment.residency(0..pages).unwrap(), vec![true; pages]);
-        assert_eq!(segment.residency(pages..pages + 2).unwrap(), [false; 2], "behind the end");
+        for behind in [pages..pages + 2, pages + 1..usize::MAX] {
+            assert_eq!(segment.residency(behind).unwrap(), [false; 0], "behind the end");
+        }
+        assert_eq!(segment.residency(1..usize::MAX).unwrap().len(), pages - 1);
         segment.fetch(0..usize::MAX).unwrap();
         segment.column(ColumnKind::KEYS).unwrap().without_ahead().listed(32, 0..1770, &[3]).unwrap();
     }

@@ -58,6 +58,13 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let queries = (arguments.queries + 1) * arguments.positions;
+    anyhow::ensure!(
+        queries <= QUERIES_MAX,
+        "{} queries of {} positions are too many: {queries} with the first, at most {QUERIES_MAX}",
+        arguments.queries,
+        arguments.positions
+    );
     let pool = arguments.layer.pool()?;
     let budgets = arguments.budgets()?;
     let directory = arguments.directory.clone().map(|directory| Place { directory: Some(directory) }.make());
