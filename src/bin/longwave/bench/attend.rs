@@ -58,7 +58,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let queries = (arguments.queries + 1) * arguments.positions;
+    let queries = (i64::from(arguments.queries) + 1) * i64::from(arguments.positions);
     anyhow::ensure!(
         queries <= QUERIES_MAX,
         "{} queries of {} positions are too many: {queries} with the first, at most {QUERIES_MAX}",
