@@ -20,7 +20,8 @@ pub(crate) fn validate(segment: &Segment) -> Result<(), Error> {
     Ok(())
 }
 
-/// The records of rows `rows`, counted through all heads, of a column of rows of `dim` elements in 8 bits; with `listed` only the listed ones of them may be read. The factors of those that may be read are checked.
+/// The records of rows `rows`, counted through all heads, of a column of rows of `dim` elements in 8 bits; with `listed` only
+/// the listed ones of them may be read. The factors of those that may be read are checked.
 ///
 /// # Errors
 /// [`Error::Corrupt`] when a block fails its checksum, and with the place of a factor that is

@@ -42,8 +42,8 @@ pub(crate) struct Arguments {
     /// Calls of each method, each with a query of its own.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=QUERIES_MAX))]
     queries: u32,
-    /// Query positions of each call, one after the other, each with a query of its own: what they read of rows and summaries, they
-    /// share.
+    /// Query positions of each call, one after the other, each with a query of its own. What one brings from
+    /// memory to the caches, the next finds there.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     positions: u32,
     /// Also print where the time goes: milliseconds of each operator, summed over the threads.
