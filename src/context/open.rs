@@ -18,8 +18,8 @@ use crate::sealing::Sealed;
 use crate::snapshot::{Snapshot, SnapshotInner};
 use crate::store::{References, Shared};
 use longwave_storage::{
-    Backend, Durability, Error as StorageError, Expected, LOCK_FILE, LOGS_DIR, LayerRecord, LockGuard,
-    LogPlace, MANIFEST_FILE, Manifest, SEGMENTS_DIR, Segment, SegmentRecord, context_dir, context_file,
+    Durability, Error as StorageError, Expected, LOCK_FILE, LOGS_DIR, LayerRecord, LockGuard, LogPlace,
+    MANIFEST_FILE, Manifest, SEGMENTS_DIR, Segment, SegmentRecord, context_dir, context_file,
     discard_recent_manifest, file_maker, read_durable_manifest, read_manifest, read_recent_manifest,
     remove_unfinished_profile, segment_path, validate_name,
 };
@@ -27,7 +27,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// How often a context's lock is tried, 2 ms apart.
+/// How often a context's lock is tried, 2 ms apart, before a collection that may have it is waited for.
 const LOCK_ATTEMPTS: usize = 8;
 /// How often a reader starts again when the files of its manifest vanish under it.
 const READ_ATTEMPTS: usize = 16;
@@ -66,7 +66,7 @@ impl Context {
     ) -> Result<Self, Error> {
         validate_name(name)?;
         let backend = store.backend.as_ref();
-        let lock = lock_new(backend, name)?;
+        let lock = lock_new(store, name)?;
         if backend.exists(&context_file(name, MANIFEST_FILE))? {
             return Err(Error::ContextExists { name: name.into() });
         }
@@ -237,20 +237,20 @@ fn hold_all(loaded: &Loaded) -> Result<(), StorageError> {
 }
 
 /// Takes the lock of a context that is to be made.
-fn lock_new(backend: &dyn Backend, name: &str) -> Result<Box<dyn LockGuard>, Error> {
+fn lock_new(store: &Arc<Shared>, name: &str) -> Result<Box<dyn LockGuard>, Error> {
     let mut attempt = 1;
     loop {
-        backend.create_dir_all(&context_dir(name))?;
-        match patient_lock(backend, name) {
+        store.backend.create_dir_all(&context_dir(name))?;
+        match patient_lock(store, name) {
             // A removal of this name was not finished, and has taken the directory away since.
-            Err(StorageError::Missing { .. }) if attempt < READ_ATTEMPTS => attempt += 1,
-            locked => return Ok(locked?),
+            Err(Error::Storage(StorageError::Missing { .. })) if attempt < READ_ATTEMPTS => attempt += 1,
+            locked => return locked,
         }
     }
 }
 
 /// Takes the lock of a context that is there.
-pub(crate) fn lock_existing(store: &Shared, name: &str) -> Result<Box<dyn LockGuard>, Error> {
+pub(crate) fn lock_existing(store: &Arc<Shared>, name: &str) -> Result<Box<dyn LockGuard>, Error> {
     validate_name(name)?;
     let backend = store.backend.as_ref();
     let manifest = context_file(name, MANIFEST_FILE);
@@ -258,24 +258,29 @@ pub(crate) fn lock_existing(store: &Shared, name: &str) -> Result<Box<dyn LockGu
     if !backend.exists(&manifest)? {
         return Err(missing());
     }
-    let lock = match patient_lock(backend, name) {
-        Err(StorageError::Missing { .. }) => return Err(missing()),
+    let lock = match patient_lock(store, name) {
+        Err(Error::Storage(StorageError::Missing { .. })) => return Err(missing()),
         lock => lock?,
     };
     // It may have been removed before the lock was taken.
     if backend.exists(&manifest)? { Ok(lock) } else { Err(missing()) }
 }
 
-/// Collection takes the lock of a context for a moment, to see whether it has a writer.
-fn patient_lock(backend: &dyn Backend, name: &str) -> Result<Box<dyn LockGuard>, StorageError> {
-    let mut attempt = 1;
-    loop {
-        match backend.lock(&context_file(name, LOCK_FILE)) {
-            Err(StorageError::Locked { .. }) if attempt < LOCK_ATTEMPTS => attempt += 1,
-            locked => return locked,
+/// Takes a context's lock from whoever is not its writer.
+///
+/// Collection takes the locks of contexts to see whether they have a writer, and keeps those it got until all is removed,
+/// which on a slow disk takes seconds. It has the right to remove files all that time: whoever has that right, and finds
+/// the lock taken, has met a writer.
+fn patient_lock(store: &Arc<Shared>, name: &str) -> Result<Box<dyn LockGuard>, Error> {
+    let path = context_file(name, LOCK_FILE);
+    for _ in 0..LOCK_ATTEMPTS {
+        match store.backend.lock(&path) {
+            Err(StorageError::Locked { .. }) => std::thread::sleep(Duration::from_millis(2)),
+            locked => return Ok(locked?),
         }
-        std::thread::sleep(Duration::from_millis(2));
     }
+    let _references = References::hold(store)?;
+    Ok(store.backend.lock(&path)?)
 }
 
 /// Loads the last commit of a context. One that a power loss has undone, in part or whole, does not count: then it is

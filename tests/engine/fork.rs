@@ -8,6 +8,7 @@ use crate::truth::check_exact;
 use longwave::storage::{Backend, Crash, MemoryBackend};
 use longwave::{Budget, Context, Dtype, Durability, Error, LayerKind, ModelSpec, Snapshot, Store};
 use std::ops::Range;
+use std::time::Duration;
 
 const LAYERS: usize = 3;
 const ROWS: usize = 400;
@@ -384,6 +385,40 @@ fn collection_removes_what_nothing_names_and_leaves_writers_alone() {
     left.collect(false).unwrap();
     assert_eq!(kv_files(&dead), named(&left));
     check(&left.snapshot("parent").unwrap(), &kv, 360);
+}
+
+/// A collection has locks until what it found is removed; here that takes longer than any pause between two tries.
+#[test]
+fn a_slow_collection_is_waited_for_and_a_writer_is_not() {
+    let (memory, model) = (MemoryBackend::new(), spec());
+    let store = store_on(&as_backend(&memory));
+    let kv = kv(4, &model);
+    drop(filled(&store, "old", &kv, 200));
+    let slow = Duration::from_millis(150);
+    let lock = |path: &str| memory.lock(path).unwrap();
+    let beside = |action: &dyn Fn()| {
+        let (references, context) = (lock("longwave.lock"), lock("contexts/old/lock"));
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(slow);
+                drop(context);
+                drop(references);
+            });
+            action();
+        });
+    };
+    beside(&|| assert_eq!(store.context("old", &model).unwrap().length(0).unwrap(), 200));
+    beside(&|| store.rename("old", "new").unwrap());
+    store.rename("new", "old").unwrap();
+    // Without a collection whoever has the lock is a writer, and stays one.
+    let writer = lock("contexts/old/lock");
+    assert!(matches!(
+        store.remove("old"),
+        Err(Error::Storage(longwave::storage::Error::Locked { path })) if path == "contexts/old/lock"
+    ));
+    drop(writer);
+    beside(&|| store.remove("old").unwrap());
+    assert!(store.contexts().unwrap().is_empty());
 }
 
 #[test]
