@@ -7,7 +7,9 @@ use half::{bf16, f16};
 
 use crate::block::{Ahead, Block};
 use crate::codec::{Laid, NewSketches, Records, Records8, ScanOf, ScanPlanes, SketchQuery, Summaries};
-use crate::ladder::{ClusterWeights, Estimated, GainOf, Limits, Probed, RowSums, Spread, Uncertain};
+use crate::ladder::{
+    ClusterWeights, Estimated, GainOf, Limits, Probed, Rest, RestSums, RowSums, Spread, Uncertain,
+};
 use crate::portable;
 use crate::rows::Rows;
 use crate::weigh::PerLane;
@@ -88,12 +90,13 @@ pub struct Kernels {
     pub(crate) scores_sketch: fn(&SketchQuery, &[u8], usize, &mut [f32], &mut [f32]),
     /// queries, records, what is added for each head, places from a head to the next, scores `[head][record]`
     pub(crate) scores_summaries: fn(&Laid, Summaries<'_>, &[f32], usize, &mut [f32]),
-    /// weights `[head][record]`, places from a head to the next, records, sums
+    /// weights `[head][place]`, places from a head to the next, records, sums
     pub(crate) sum_summaries: fn(&[f32], usize, Summaries<'_>, &mut Laid),
     /// queries, heads, rows of 8-bit integers, scores `[row][head]`
     pub(crate) scores_i8: fn(&[f32], usize, &[i8], &mut [f32]),
-    /// clusters, limits, weights; the sum of the masses
-    pub(crate) weigh_clusters: fn(&Spread<'_>, &Limits, &mut ClusterWeights<'_>) -> f32,
+    pub(crate) sum_masses: fn(&Spread<'_>, &Limits) -> f32,
+    pub(crate) weigh_clusters: fn(&Spread<'_>, &Limits, &mut ClusterWeights<'_>),
+    pub(crate) sum_rest: fn(&Spread<'_>, &Limits, &Rest<'_>) -> RestSums,
     pub(crate) raise_most: fn(&Spread<'_>, &Limits, f32, &mut [f32]),
     pub(crate) probe_gains: fn(&Probed<'_>, &Limits, &mut [f32]),
     pub(crate) cluster_noise: fn(&Estimated<'_>) -> f32,

@@ -5,7 +5,9 @@ use half::{bf16, f16};
 use crate::block::{Ahead, Block};
 use crate::codec::{Laid, NewSketches, Records, Records8, ScanOf, ScanPlanes, SketchQuery, Summaries};
 use crate::isa::{Isa, Kernels};
-use crate::ladder::{ClusterWeights, Estimated, GainOf, Limits, Probed, RowSums, Spread, Uncertain};
+use crate::ladder::{
+    ClusterWeights, Estimated, GainOf, Limits, Probed, Rest, RestSums, RowSums, Spread, Uncertain,
+};
 use crate::lanes::Portable;
 use crate::rows::Rows;
 use crate::weigh::PerLane;
@@ -47,8 +49,10 @@ shells! {
     fn sum_summaries(weights: &[f32], stride: usize, records: Summaries<'_>, sums: &mut Laid)
         = codec::sum_summaries;
     fn scores_i8(queries: &[f32], heads: usize, rows: &[i8], scores: &mut [f32]) = score::scores_i8;
-    fn weigh_clusters(spread: &Spread<'_>, limits: &Limits, weights: &mut ClusterWeights<'_>) -> f32
+    fn sum_masses(spread: &Spread<'_>, limits: &Limits) -> f32 = ladder::sum_masses;
+    fn weigh_clusters(spread: &Spread<'_>, limits: &Limits, weights: &mut ClusterWeights<'_>)
         = ladder::weigh_clusters;
+    fn sum_rest(spread: &Spread<'_>, limits: &Limits, rest: &Rest<'_>) -> RestSums = ladder::sum_rest;
     fn raise_most(spread: &Spread<'_>, limits: &Limits, base: f32, most: &mut [f32]) = ladder::raise_most;
     fn probe_gains(probed: &Probed<'_>, limits: &Limits, gains: &mut [f32]) = ladder::probe_gains;
     fn cluster_noise(clusters: &Estimated<'_>) -> f32 = ladder::cluster_noise;
@@ -89,7 +93,9 @@ pub(crate) fn kernels() -> &'static Kernels {
         scores_summaries,
         sum_summaries,
         scores_i8,
+        sum_masses,
         weigh_clusters,
+        sum_rest,
         raise_most,
         probe_gains,
         cluster_noise,

@@ -115,6 +115,7 @@ pub(crate) struct ClusterNumbers {
     pub(crate) count: Vec<f32>,
     pub(crate) ln_count: Vec<f32>,
     pub(crate) key_spread: Vec<f32>,
+    pub(crate) key_spread_max: f32,
     pub(crate) value_spread: Vec<f32>,
     pub(crate) mean_error: Vec<f32>,
     /// Squared norms of the value means, as they are coded.
@@ -134,6 +135,7 @@ impl ClusterNumbers {
             numbers.value_spread.push(summary.value_spread);
             numbers.mean_error.push(summary.mean_error);
         }
+        numbers.key_spread_max = numbers.key_spread.iter().copied().fold(0.0, f32::max);
         numbers.norm.resize(ladder.cluster_count(), 0.0);
         let (sigma, global) = (ladder.value_mean_sigma, ladder.global_value);
         Kernels::get().squared_norms4(sigma, global, ladder.value_means, &mut numbers.norm);

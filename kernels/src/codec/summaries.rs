@@ -208,13 +208,9 @@ impl<'a> Summaries<'a> {
     }
 
     #[inline(always)]
-    fn index(&self, place: usize) -> usize {
-        self.listed.map_or(place, |listed| listed[place] as usize)
-    }
-
-    #[inline(always)]
     fn record(&self, place: usize) -> (&'a [u8], f32) {
-        let record = &self.bytes[self.index(place) * record_len(self.dim)..][..record_len(self.dim)];
+        let index = self.listed.map_or(place, |listed| listed[place] as usize);
+        let record = &self.bytes[index * record_len(self.dim)..][..record_len(self.dim)];
         let (codes, factor) = record.split_at(self.dim / 2);
         (codes, f16::from_le_bytes([factor[0], factor[1]]).to_f32_const())
     }
@@ -249,15 +245,14 @@ impl Kernels {
         (self.scores_summaries)(query, records, add, stride, scores);
     }
 
-    /// `sums[head][i] += Σ weights[head * stride + index] * factor * level[i]` over the records, where a record's weight is
-    /// at its own index, not at its place in the list. 32 records at a time are summed by themselves and then added.
+    /// `sums[head][i] += Σ weights[head * stride + place] * factor * level[i]` over the records, by their places in the list. 32
+    /// records at a time are summed by themselves and then added.
     ///
     /// # Panics
     /// If the dimensions differ, or there is no weight for a record.
     pub fn sum_summaries(&self, weights: &[f32], stride: usize, records: Summaries<'_>, sums: &mut Laid) {
         assert!(sums.dim == records.dim, "sums of {}, records of {}", sums.dim, records.dim);
-        let stored = records.bytes.len() / record_len(records.dim);
-        check_room(sums.heads, stride, stored, weights.len());
+        check_room(sums.heads, stride, records.len(), weights.len());
         (self.sum_summaries)(weights, stride, records, sums);
     }
 }
@@ -379,9 +374,8 @@ pub(crate) fn sum_summaries<L: Lookup>(
             let heads = (sums.heads - first).min(HEADS);
             let mut scaled = [[0.0; HEADS]; BLOCK];
             for at in 0..count {
-                let index = records.index(start + at);
                 for h in 0..heads {
-                    scaled[at][h] = weights[(first + h) * stride + index] * factors[at];
+                    scaled[at][h] = weights[(first + h) * stride + start + at] * factors[at];
                 }
             }
             for wide in 0..each / WIDE_VECTORS {

@@ -77,9 +77,9 @@ fn sums_are_within_rounding_of_the_definition() {
     for (dim, heads) in dims().zip([1, 3, 4, 8, 12, 16, 17, 5, 21].into_iter().cycle()) {
         let count = 1 + dim % 71;
         let (records, sigma) = records(&mut random, count, dim);
-        let stride = count + 5;
-        let weights = random.gaussians(heads * stride);
         let listed = list(&mut random, count);
+        let stride = listed.len() + 5;
+        let weights = random.gaussians(heads * stride);
         let all: Vec<u32> = (0..count as u32).collect();
         for kernels in every_isa() {
             for picked in [&all, &listed] {
@@ -95,16 +95,21 @@ fn sums_are_within_rounding_of_the_definition() {
                 } else {
                     [Some(&picked[..2]), Some(&picked[2..])]
                 };
-                parts.iter().for_each(|part| kernels.sum_summaries(&weights, stride, of(*part), &mut sums));
-                let places: Vec<u32> = parts.iter().flat_map(|part| part.unwrap_or(&all)).copied().collect();
+                // Weights lie by place in the list, and a part's begin where those of the one before end.
+                let mut rows: Vec<(u32, usize)> = Vec::new();
+                for part in parts {
+                    let start = rows.len();
+                    kernels.sum_summaries(&weights[start..], stride, of(part), &mut sums);
+                    rows.extend(part.unwrap_or(&all).iter().copied().zip(start..));
+                }
                 let skip = heads / 3;
                 let before = random.gaussians((heads - skip) * dim);
                 let mut out = before.clone();
                 sums.add_to(skip, &sigma, &mut out);
                 for (place, out) in out.iter().enumerate() {
                     let (head, i) = (skip + place / dim, place % dim);
-                    let products = places.iter().map(|&row| {
-                        let weight = f64::from(weights[head * stride + row as usize]);
+                    let products = rows.iter().map(|&(row, at)| {
+                        let weight = f64::from(weights[head * stride + at]);
                         weight * f64::from(sigma[i]) * element(&records, dim, row as usize, i)
                     });
                     let start = f64::from(before[place]);

@@ -1,7 +1,7 @@
 //! The ladder's arithmetic against its definitions in `f64`, at every tail length.
 
 use longwave_kernels::ladder::{
-    ClusterWeights, Estimated, GainOf, Limits, Probed, RowSums, Spread, Uncertain,
+    ClusterWeights, Estimated, GainOf, Limits, Probed, Rest, RestSums, RowSums, Spread, Uncertain,
 };
 
 use crate::DIMS;
@@ -33,19 +33,26 @@ fn rise(within: f64) -> f64 {
 fn clusters_weigh_what_the_definition_says() {
     let mut sample = Sample::new(31);
     for count in 0..35 {
-        let (centres, within) = (sample.numbers(count, 30.0), variances(&mut sample, count));
+        let (centres, spreads) = (sample.numbers(count, 30.0), variances(&mut sample, count));
         let counts: Vec<f32> = (0..count).map(|_| 1.0 + sample.below(90) as f32).collect();
-        let top = 4.25;
+        let (top, unit) = (4.25, 0.75);
         let before = sample.numbers(count, 40.0);
+        let spread = Spread { centres: &centres, spreads: &spreads, unit, counts: &counts, top };
         for kernels in every_isa() {
-            let [mut mass, mut estimate, mut shift] = [(); 3].map(|()| vec![f32::NAN; count]);
-            let spread = Spread { centres: &centres, within: &within, counts: &counts, top };
-            let mut weights = ClusterWeights { mass: &mut mass, estimate: &mut estimate, shift: &mut shift };
-            let total = kernels.weigh_clusters(&spread, &LIMITS, &mut weights);
+            let [mut within, mut mass, mut estimate, mut shift] = [(); 4].map(|()| vec![f32::NAN; count]);
+            let mut weights = ClusterWeights {
+                within: &mut within,
+                mass: &mut mass,
+                estimate: &mut estimate,
+                shift: &mut shift,
+            };
+            kernels.weigh_clusters(&spread, &LIMITS, &mut weights);
+            let total = kernels.sum_masses(&spread, &LIMITS);
             let mut most = before.clone();
             kernels.raise_most(&spread, &LIMITS, -1.5, &mut most);
             let mut sum = 0.0;
             for i in 0..count {
+                assert_eq!(within[i], unit * spreads[i]);
                 let (within, count) = (f64::from(within[i]), f64::from(counts[i]));
                 let over = f64::from(centres[i] - top);
                 let weight = count * over.min(20.0).exp();
@@ -59,6 +66,47 @@ fn clusters_weigh_what_the_definition_says() {
                 assert!((f64::from(most[i]) - expected).abs() < 3e-5, "most: {} for {expected}", most[i]);
             }
             close(total, sum, 1e-36, "sum of the masses");
+        }
+    }
+}
+
+#[test]
+fn the_rest_sums_to_what_the_definition_says_and_leaves_out_what_could_hold_more() {
+    let mut sample = Sample::new(37);
+    for count in 0..35 {
+        let (centres, spreads) = (sample.numbers(count, 30.0), variances(&mut sample, count));
+        let counts: Vec<f32> = (0..count).map(|_| 1.0 + sample.below(90) as f32).collect();
+        let values: Vec<f32> = (0..count).map(|_| sample.number(0.5).abs()).collect();
+        // Some lie at the bound itself, and some are no number: neither is left out.
+        let mut most = sample.numbers(count, 3.0);
+        most.iter_mut().skip(2).step_by(5).for_each(|most| *most = 0.25);
+        most.iter_mut().skip(4).step_by(9).for_each(|most| *most = f32::NAN);
+        let (top, unit, least, shared) = (4.25, 0.75, 0.25, 1.25);
+        let spread = Spread { centres: &centres, spreads: &spreads, unit, counts: &counts, top };
+        let rest = Rest { most: &most, least, value_spread: &values, shared };
+        let mut expected = [0.0f64; 5];
+        for i in (0..count).filter(|&i| most[i].is_nan() || most[i] <= least) {
+            let (within, count) = (f64::from(unit * spreads[i]), f64::from(counts[i]));
+            let estimate = count * (f64::from(centres[i] - top).min(20.0) + (within / 4.0).min(1.0)).exp();
+            let whole = within.min(2.0).exp();
+            expected[0] += estimate;
+            expected[1] += estimate * (within / 4.0).min(0.5).exp_m1();
+            let common = (2.0 * within).min(f64::from(shared));
+            expected[2] += estimate.powi(2) * (within.min(2.0).exp_m1() / count + common);
+            expected[3] += estimate.powi(2) * whole * f64::from(values[i]) / count;
+            expected[4] += estimate.powi(2);
+        }
+        for kernels in every_isa() {
+            let sums = kernels.sum_rest(&spread, &LIMITS, &rest);
+            let found = [sums.weight, sums.shift, sums.along, sums.inside, sums.squared];
+            for (number, (found, expected)) in found.into_iter().zip(expected).enumerate() {
+                // Squares have the error of the exponential twice.
+                let squares = if number < 2 { 0.0 } else { EXPONENTIAL * expected };
+                close(found, expected, squares + 1e-36, "sum over the rest");
+            }
+            let none = kernels.sum_rest(&spread, &LIMITS, &Rest { least: f32::NEG_INFINITY, ..rest });
+            let numbers = most.iter().all(|most| !most.is_nan());
+            assert!(!numbers || none == RestSums::default(), "{:?}: {none:?}", kernels.isa());
         }
     }
 }
@@ -101,16 +149,13 @@ fn clusters_leave_the_noise_of_the_definition() {
         let positive = |sample: &mut Sample, most: f32| -> Vec<f32> {
             (0..count).map(|_| sample.number(most).abs()).collect()
         };
-        let (weights, on_mean) = (positive(&mut sample, 3.0), sample.numbers(count, 3.0));
+        let weights = positive(&mut sample, 3.0);
         let (off, spread, error) =
             (positive(&mut sample, 7.0), positive(&mut sample, 0.5), positive(&mut sample, 0.1));
         let within = variances(&mut sample, count);
-        let closed: Vec<f32> = (0..count).map(|i| (i % 3 != 1) as u8 as f32).collect();
         let counts: Vec<f32> = (0..count).map(|_| 1.0 + sample.below(90) as f32).collect();
         let estimated = Estimated {
             weights: &weights,
-            on_mean: &on_mean,
-            closed: &closed,
             within: &within,
             off: &off,
             value_spread: &spread,
@@ -124,11 +169,10 @@ fn clusters_leave_the_noise_of_the_definition() {
             let mut expected = 0.0;
             for i in 0..count {
                 let of = |slice: &[f32]| f64::from(slice[i]);
-                let (share, inside) = (of(&weights) * of(&closed) * 0.125, of(&within).min(2.0));
+                let (share, inside) = (of(&weights) * 0.125, of(&within).min(2.0));
                 let noise = inside.exp_m1() * (of(&off) + of(&spread)) + of(&spread);
                 let common = (2.0 * of(&within)).min(0.75) * of(&off);
-                expected += share * share * (noise / of(&counts) + common);
-                expected += (of(&on_mean) * 0.125).powi(2) * of(&error);
+                expected += share * share * (noise / of(&counts) + common + of(&error));
             }
             close(found, expected, 1e-37, "noise");
         }

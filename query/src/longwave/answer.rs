@@ -1,7 +1,6 @@
 //! The answer under way: weighted values over the weights' sum, rotated.
 
-use super::clusters::Clusters;
-use super::head::Head;
+use super::head::{Head, HeadSegment};
 use super::product;
 use longwave_kernels::Kernels;
 use longwave_kernels::codec::{Laid, Summaries};
@@ -28,21 +27,16 @@ impl MeanSums {
         self.sums.iter_mut().for_each(|sum| sum.reset(sets, dim));
     }
 
-    /// Adds the listed clusters' means. The weights of a set are a plane of `len` numbers, one a cluster of the head.
-    pub(super) fn add(
-        &mut self,
-        kernels: &Kernels,
-        head: &Head<'_>,
-        list: &[u32],
-        planes: &[f32],
-        len: usize,
-    ) {
+    /// Adds the listed clusters' means. The weights of each set are a plane, one a cluster of the list.
+    pub(super) fn add(&mut self, kernels: &Kernels, head: &Head<'_>, list: &[u32], planes: &[f32]) {
+        let mut start = 0;
         for (number, run) in head.runs(list) {
             let segment = &head.segments[number];
             local(run, segment.first, &mut self.local);
             let dim = segment.ladder.value_mean_sigma.len();
             let means = Summaries::listed(segment.ladder.value_means, dim, &self.local);
-            kernels.sum_summaries(&planes[segment.first..], len, means, &mut self.sums[segment.basis]);
+            kernels.sum_summaries(&planes[start..], list.len(), means, &mut self.sums[segment.basis]);
+            start += run.len();
         }
     }
 
@@ -110,14 +104,13 @@ pub(super) struct Rough {
 }
 
 impl Rough {
-    /// The answer where clusters have the weights of `weights`, of which `on_mean` rests on their mean values, whose sums
-    /// `means` have together in their first sets, and the rest on `rows`.
+    /// The answer where the clusters of each segment weigh `weights` together, `[segments, group]`, of which `on_mean` rests on
+    /// their mean values, whose sums `means` have together in their first sets, and the rest on `rows`.
     pub(super) fn of(
         head: &Head<'_>,
-        clusters: &Clusters,
         means: &[&MeanSums],
         (weights, on_mean): (&[f32], &[f32]),
-        steady: &Steady,
+        (steady, steady_weights): (&Steady, &[f32]),
         rows: Option<&RowValues>,
     ) -> Self {
         let (group, dim) = (head.group, steady.output.len() / head.group);
@@ -130,17 +123,18 @@ impl Rough {
             {
                 add_scaled(&mut output, &rows.coded.sums[segment.basis], segment.ladder.value_sigma);
             }
-            for (g, output) in output.chunks_exact_mut(dim).enumerate() {
-                let weight: f32 = sum(&clusters.plane(on_mean, g)[segment.clusters()]);
+            let on_mean = &on_mean[segment.number * group..];
+            for (output, weight) in output.chunks_exact_mut(dim).zip(on_mean) {
                 let global = output.iter_mut().zip(segment.ladder.global_value);
                 global.for_each(|(output, global)| *output += weight * global);
             }
         }
         let mut total = Vec::with_capacity(group);
         for (g, output) in output.chunks_exact_mut(dim).enumerate() {
-            total.push(sum(clusters.plane(weights, g)) + clusters.steady[g]);
+            let steady_weight = steady_weights[g];
+            total.push(weights.iter().skip(g).step_by(group).sum::<f32>() + steady_weight);
             for (output, steady) in output.iter_mut().zip(&steady.output[g * dim..]) {
-                *output = (*output + clusters.steady[g] * steady) / total[g];
+                *output = (*output + steady_weight * steady) / total[g];
             }
         }
         // An output of zero has no relative error; the smallest norm keeps its gains finite.
@@ -155,18 +149,16 @@ impl Rough {
         self.total.iter().all(|total| *total > 0.0 && total.is_finite())
     }
 
-    /// Squared distances, in a plane of the length of `list` for each head, to the listed clusters' means, all of which have
-    /// been read.
+    /// Squared distances, in a plane of the length of `list` for each head, to the listed clusters' means, whose squared norms
+    /// are `norms`.
     pub(super) fn distances(
         &self,
         kernels: &Kernels,
         head: &Head<'_>,
-        clusters: &Clusters,
-        list: &[u32],
+        (list, norms): (&[u32], &[f32]),
         off: &mut Vec<f32>,
     ) {
         let group = head.group;
-        debug_assert!(list.iter().all(|&cluster| clusters.mean_read[cluster as usize]), "an unread mean");
         off.resize(list.len() * group, 0.0);
         let mut known: Vec<Option<Laid>> = vec![None; head.bases.len()];
         let (mut indices, mut start) = (Vec::new(), 0);
@@ -183,17 +175,14 @@ impl Rough {
             kernels.scores_summaries(query, means, &global, list.len(), &mut off[start..]);
             start += run.len();
         }
-        let mut norms = Vec::new();
-        clusters.norms(list, &mut norms);
         for (off, norm) in off.chunks_exact_mut(list.len().max(1)).zip(&self.norm) {
             let own = norm * norm;
-            off.iter_mut().zip(&norms).for_each(|(off, norm2)| *off = (norm2 - 2.0 * *off + own).max(0.0));
+            off.iter_mut().zip(norms).for_each(|(off, norm2)| *off = (norm2 - 2.0 * *off + own).max(0.0));
         }
     }
 
     /// Squared distance of head `g` to the mean of all values of a segment.
-    pub(super) fn distance_to_global(&self, head: &Head<'_>, segment: usize, g: usize) -> f32 {
-        let segment = &head.segments[segment];
+    pub(super) fn distance_to_global(&self, segment: &HeadSegment<'_>, g: usize) -> f32 {
         let along = self.dot(segment.ladder.global_value, g);
         (segment.numbers.global_norm - 2.0 * along + self.norm[g] * self.norm[g]).max(0.0)
     }
@@ -209,14 +198,4 @@ pub(super) fn add_scaled(output: &mut [f32], sums: &[f32], scales: &[f32]) {
         let terms = sums.iter().zip(scales);
         output.iter_mut().zip(terms).for_each(|(output, (sum, scale))| *output += sum * scale);
     }
-}
-
-/// A sum in eight parts, which the processor adds up side by side.
-pub(super) fn sum(numbers: &[f32]) -> f32 {
-    let (eights, rest) = numbers.as_chunks::<8>();
-    let mut parts = [0.0f32; 8];
-    for eight in eights {
-        parts.iter_mut().zip(eight).for_each(|(part, number)| *part += number);
-    }
-    parts.iter().sum::<f32>() + rest.iter().sum::<f32>()
 }

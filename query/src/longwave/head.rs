@@ -122,6 +122,8 @@ pub(super) struct HeadSegment<'v> {
     pub(super) offsets: &'v [u32],
     pub(super) ladder: HeadLadder<'v>,
     pub(super) numbers: &'v ClusterNumbers,
+    /// Its number among the segments of the head.
+    pub(super) number: usize,
     /// Number of the segment's first row among all rows of the head.
     pub(super) first_row: usize,
     /// Index into [`Head::bases`].
@@ -161,9 +163,10 @@ impl<'v> Head<'v> {
             });
             let offsets = opened.view.postings().offsets(kv_head)?;
             let (numbers, first, first_row) = (opened.numbers(kv_head, &ladder), head.clusters, head.rows);
-            head.segments.push(HeadSegment { segment, offsets, ladder, numbers, first_row, basis, first });
-            head.clusters += ladder.cluster_count();
-            head.rows += ladder.rows();
+            let number = head.segments.len();
+            let segment = HeadSegment { segment, offsets, ladder, numbers, number, first_row, basis, first };
+            head.segments.push(segment);
+            (head.clusters, head.rows) = (first + ladder.cluster_count(), first_row + ladder.rows());
         }
         Ok(head)
     }
@@ -202,20 +205,19 @@ impl HeadSegment<'_> {
         self.first..self.first + self.ladder.cluster_count()
     }
 
-    /// Scores of the coded centroids, in a plane of `len` for each head of the group, which `planes` has the rest of.
+    /// Scores of the coded centroids, a plane for each head of the group.
     pub(super) fn score_centroids(
         &self,
         kernels: &Kernels,
         bases: &[BasisQuery],
         queries: &HeadQueries,
-        len: usize,
         planes: &mut [f32],
     ) {
         let dim = self.ladder.middle.len();
         let mut middle = vec![0.0; queries.heads];
         kernels.scores(&queries.data, queries.heads, dim, Rows::F32(self.ladder.middle), &mut middle);
         let centroids = Summaries::all(self.ladder.centroids, dim);
-        kernels.scores_summaries(&bases[self.basis].centroid, centroids, &middle, len, planes);
+        kernels.scores_summaries(&bases[self.basis].centroid, centroids, &middle, centroids.len(), planes);
     }
 
     /// Variance of the scores inside a cluster of key spread 1, for head `g` of the group.

@@ -18,6 +18,7 @@ mod clusters;
 pub mod constants;
 mod disk;
 mod head;
+mod listed;
 mod pages;
 mod predict;
 mod read;

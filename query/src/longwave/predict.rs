@@ -1,9 +1,10 @@
 //! The answer's own estimate of its error. Nothing more is read for it.
 
 use super::answer::{MeanSums, Rough};
-use super::clusters::Clusters;
-use super::constants::{SHARED_MAX, UNSURE, VALUE_NOISE, Z_CLUSTER};
+use super::clusters::{Clusters, shared_noise};
+use super::constants::{UNSURE, VALUE_NOISE, Z_CLUSTER};
 use super::head::Head;
+use super::listed::gather;
 use super::product;
 use super::zone::{Zone, of};
 use longwave_kernels::Kernels;
@@ -14,17 +15,12 @@ use longwave_kernels::ladder::Estimated;
 pub(super) struct Prediction {
     /// Squared error of each head.
     squared: Vec<f32>,
-    /// Planes of clusters: squared distances to the answer, and weights that rest on the mean value.
+    /// Squared distances to the answer of the means that were read, `[group, means]`, and of those of closed clusters.
     off: Vec<f32>,
-    unread: Vec<f32>,
-    /// Of the means that were read, `[group, means]`.
-    distances: Vec<f32>,
+    closed_off: Vec<f32>,
     /// Of the rows whose values were read, `[opened, group]`.
     read: Vec<ReadValues>,
     rows: Vec<f32>,
-    /// One number a cluster: squared error of the value that stands for it, and 1 where it is not open.
-    mean_error: Vec<f32>,
-    closed: Vec<f32>,
 }
 
 /// Sums over the rows of an opened cluster whose values were read, of one head's weights.
@@ -40,6 +36,10 @@ struct ReadValues {
 /// A difference that is a smaller share of what was taken from is summed anew.
 const DIFFERENCE_MIN: f32 = 1e-3;
 
+/// Where weights have a smaller sum, squares of those of single clusters, which were summed before it was known, might be too
+/// small for a number.
+const TOTAL_MIN: f32 = 1e-8;
+
 impl Prediction {
     /// Predicted relative error of each head of the group; `closed` has the sums over the means of the clusters that are not
     /// open. It is made of value noise, key noise, the spread of scores
@@ -54,31 +54,18 @@ impl Prediction {
     ) -> Vec<f32> {
         self.squared.clear();
         self.squared.resize(head.group, 0.0);
-        self.distances(kernels, head, clusters, answer);
+        answer.distances(kernels, head, (&clusters.means, &clusters.listed.norm), &mut self.off);
         self.values(head, zone);
         self.zone_noise(head, clusters, zone, answer);
-        self.cluster_noise(kernels, head, clusters, zone, answer);
-        self.unsure(kernels, head, clusters, zone, answer);
+        self.cluster_noise(kernels, head, clusters, answer);
+        self.unsure(head, clusters, zone, answer);
         self.bias(head, clusters, answer, closed);
         self.squared.iter().zip(&answer.norm).map(|(squared, norm)| squared.sqrt() / norm).collect()
     }
 
-    fn distances(&mut self, kernels: &Kernels, head: &Head<'_>, clusters: &Clusters, answer: &Rough) {
-        self.off.resize(head.group * clusters.len, 0.0);
-        for (number, segment) in head.segments.iter().enumerate() {
-            for g in 0..head.group {
-                let start = g * clusters.len;
-                let part = start + segment.first..start + segment.clusters().end;
-                self.off[part].fill(answer.distance_to_global(head, number, g));
-            }
-        }
-        answer.distances(kernels, head, clusters, &clusters.means, &mut self.distances);
-        let planes = self.off.chunks_exact_mut(clusters.len.max(1));
-        for (plane, distances) in planes.zip(self.distances.chunks_exact(clusters.means.len().max(1))) {
-            for (&cluster, distance) in clusters.means.iter().zip(distances) {
-                plane[cluster as usize] = *distance;
-            }
-        }
+    /// Squared distances to the answer of head `g` of the means that were read.
+    fn off_of(&self, clusters: &Clusters, g: usize) -> &[f32] {
+        &self.off[g * clusters.means.len()..(g + 1) * clusters.means.len()]
     }
 
     /// Sums up, for each opened cluster and head, what the values that were read leave of its noise.
@@ -105,17 +92,18 @@ impl Prediction {
     }
 
     /// Noise of values and keys of the opened clusters: of each row by itself, and what its rows share. That does not average
-    /// out over them: what the codes leave of the errors of its centroid and of its value mean. It shows where rows are
-    /// nearly equal.
+    /// out over them: what the codes leave of the errors of its centroid and of its value mean, and the error of the mean in
+    /// rows whose values were not read. It shows where rows are nearly equal.
     fn zone_noise(&mut self, head: &Head<'_>, clusters: &Clusters, zone: &Zone, answer: &Rough) {
-        self.unread.clone_from(&zone.cluster_weight);
+        let numbers = &clusters.opened_numbers;
         for (number, opened) in zone.opened.iter().enumerate() {
-            let spread = clusters.value_spread[opened.cluster];
+            let (spread, mean_error) = (numbers.value_spread[number], numbers.mean_error[number]);
             let centroid = &head.bases[head.segments[opened.segment].basis].centroid_variance;
             for (g, centroid) in centroid.iter().enumerate() {
-                let (place, at) = (number * head.group + g, g * clusters.len + opened.cluster);
-                let (sums, read, off) = (zone.sums[place], self.read[place], self.off[at]);
-                self.unread[at] -= read.weight;
+                let place = number * head.group + g;
+                let (sums, read) = (zone.sums[place], self.read[place]);
+                let off = self.off_of(clusters, g)[clusters.opened_at[number] as usize];
+                let unread = sums.weight - read.weight;
                 let mut squared = sums.squared - read.squared;
                 // What is left of a difference of nearly equal numbers is their rounding.
                 if squared < DIFFERENCE_MIN * sums.squared {
@@ -123,10 +111,10 @@ impl Prediction {
                 }
                 let mut noise = squared * spread + sums.noise * (off + spread);
                 if sums.squared > 0.0 {
-                    let shared = (centroid / clusters.within[at]).min(1.0);
+                    let shared = (centroid / numbers.within(g)[number]).min(1.0);
                     noise += sums.weight * sums.weight * shared * sums.noise / sums.squared * off;
                 }
-                noise += read.left * read.left * clusters.mean_error[opened.cluster];
+                noise += (read.left * read.left + unread * unread) * mean_error;
                 self.squared[g] += noise / (answer.total[g] * answer.total[g]);
             }
         }
@@ -148,54 +136,50 @@ impl Prediction {
         product(&self.rows, &self.rows)
     }
 
-    /// Noise of the clusters that are estimated, and of the value means.
-    fn cluster_noise(
-        &mut self,
-        kernels: &Kernels,
-        head: &Head<'_>,
-        clusters: &Clusters,
-        zone: &Zone,
-        answer: &Rough,
-    ) {
-        self.mean_error.clone_from(&clusters.mean_error);
-        for segment in &head.segments {
-            for cluster in segment.clusters().filter(|&cluster| !clusters.mean_read[cluster]) {
-                self.mean_error[cluster] = segment.ladder.mean_deviation;
-            }
+    /// Noise of the clusters that are not opened, and of their value means.
+    fn cluster_noise(&mut self, kernels: &Kernels, head: &Head<'_>, clusters: &Clusters, answer: &Rough) {
+        let (closed, group) = (&clusters.closed_numbers, head.group);
+        self.closed_off.clear();
+        for off in self.off.chunks_exact(clusters.means.len().max(1)) {
+            gather(off, &clusters.closed_at, 0, &mut self.closed_off);
         }
-        self.closed.clear();
-        self.closed.extend(clusters.is_open.iter().map(|&open| if open { 0.0 } else { 1.0 }));
-        for segment in &head.segments {
-            let of = segment.clusters();
-            for g in 0..head.group {
-                let shared = head.bases[segment.basis].centroid_variance[g];
+        let mut start = 0;
+        for (number, run) in head.runs(&clusters.closed) {
+            let of = start..start + run.len();
+            for g in 0..group {
+                let plane = g * closed.len + of.start..g * closed.len + of.end;
                 let estimated = Estimated {
-                    weights: &clusters.plane(&zone.cluster_weight, g)[of.clone()],
-                    on_mean: &clusters.plane(&self.unread, g)[of.clone()],
-                    closed: &self.closed[of.clone()],
-                    within: &clusters.plane(&clusters.within, g)[of.clone()],
-                    off: &clusters.plane(&self.off, g)[of.clone()],
-                    value_spread: &clusters.value_spread[of.clone()],
-                    mean_error: &self.mean_error[of.clone()],
-                    counts: &clusters.count[of.clone()],
-                    shared: shared.min(SHARED_MAX).exp_m1(),
+                    weights: &closed.estimates_and_shifts()[plane.clone()],
+                    within: &closed.within(g)[of.clone()],
+                    off: &self.closed_off[plane],
+                    value_spread: &closed.value_spread[of.clone()],
+                    mean_error: &closed.mean_error[of.clone()],
+                    counts: &closed.count[of.clone()],
+                    shared: shared_noise(head, &head.segments[number], g),
                     scale: 1.0 / answer.total[g],
                 };
                 self.squared[g] += kernels.cluster_noise(&estimated);
+            }
+            start += run.len();
+        }
+        for (segment, rest) in head.segments.iter().zip(clusters.rest.chunks_exact(group)) {
+            for (g, &rest) in rest.iter().enumerate() {
+                let (off, total) = (answer.distance_to_global(segment, g), answer.total[g]);
+                let (rest, total) = if total < TOTAL_MIN {
+                    let top = clusters.top[g] + total.ln();
+                    (clusters.sum_rest(kernels, head, segment, g, top), 1.0)
+                } else {
+                    (rest, total)
+                };
+                let squared = rest.along * off + rest.inside + rest.squared * segment.ladder.mean_deviation;
+                self.squared[g] += squared / (total * total);
             }
         }
     }
 
     /// Where scores are less sure than any model's, exponentials run over and the terms above lose what might have been: the
     /// largest error that a cluster or a row could make which was not read and may hold far more than it seems to.
-    fn unsure(
-        &mut self,
-        kernels: &Kernels,
-        head: &Head<'_>,
-        clusters: &Clusters,
-        zone: &Zone,
-        answer: &Rough,
-    ) {
+    fn unsure(&mut self, head: &Head<'_>, clusters: &Clusters, zone: &Zone, answer: &Rough) {
         for g in 0..head.group {
             let total = answer.total[g].ln();
             // A weight below the smallest number is one of that size for all that is known.
@@ -204,23 +188,27 @@ impl Prediction {
                 most.min(0.0).exp()
             };
             let mut worst = 0.0f32;
-            let within = clusters.plane(&clusters.within, g);
-            let mut most = [0.0];
-            kernels.max_per_head(within, 1, &mut most);
-            if most[0] > UNSURE * UNSURE {
-                for (cluster, within) in within.iter().enumerate() {
-                    if *within > UNSURE * UNSURE && !clusters.is_open[cluster] {
-                        let at = g * clusters.len + cluster;
-                        let share = could_hold(zone.cluster_weight[at], within.sqrt());
-                        worst = worst.max(share * share * (self.off[at] + clusters.value_spread[cluster]));
-                    }
+            for segment in &head.segments {
+                for (local, within, weight) in clusters.unsure_rest(segment, g) {
+                    let off = answer.distance_to_global(segment, g) + segment.numbers.value_spread[local];
+                    worst = worst.max(could_hold(weight, within.sqrt()).powi(2) * off);
                 }
             }
+            let closed = &clusters.closed_numbers;
+            let weights = &closed.estimates_and_shifts()[g * closed.len..];
+            for (at, (&within, &weight)) in closed.within(g).iter().zip(weights).enumerate() {
+                if within > UNSURE * UNSURE {
+                    let off = self.closed_off[g * closed.len + at] + closed.value_spread[at];
+                    worst = worst.max(could_hold(weight, within.sqrt()).powi(2) * off);
+                }
+            }
+            let off = self.off_of(clusters, g);
             for (number, opened) in zone.opened.iter().enumerate() {
                 if zone.sums[number * head.group + g].deviation_max <= UNSURE {
                     continue;
                 }
-                let off = self.off[g * clusters.len + opened.cluster] + clusters.value_spread[opened.cluster];
+                let spread = clusters.opened_numbers.value_spread[number];
+                let off = off[clusters.opened_at[number] as usize] + spread;
                 let rows = zone.part(&zone.weight, g, opened).iter();
                 for (&weight, &deviation) in rows.zip(zone.part(&zone.deviation, g, opened)) {
                     if deviation > UNSURE {
@@ -241,8 +229,7 @@ impl Prediction {
         let mut total = vec![0.0; head.group];
         for segment in &head.segments {
             for (g, bias) in bias.chunks_exact_mut(dim).enumerate() {
-                let shifts = &clusters.plane(clusters.shifts(), g)[segment.clusters()];
-                let shift = product(shifts, &self.closed[segment.clusters()]);
+                let shift = clusters.shifted[segment.number * head.group + g];
                 total[g] += shift;
                 let global = bias.iter_mut().zip(segment.ladder.global_value);
                 global.for_each(|(bias, global)| *bias += shift * global);

@@ -145,16 +145,9 @@ impl Reader<'_, '_> {
         }
     }
 
-    /// Sums of the values that were chosen, and the weights of clusters that rest on their mean value: rows whose value is
-    /// read in full do not, and coded values are differences to it.
-    pub(super) fn read_values(
-        &self,
-        zone: &Zone,
-        clusters: &Clusters,
-        (values, on_mean): (&mut RowValues, &mut Vec<f32>),
-    ) -> Result<(), Error> {
+    /// Sums of the values that were chosen.
+    pub(super) fn read_values(&self, zone: &Zone, values: &mut RowValues) -> Result<(), Error> {
         let (group, dim) = (self.head.group, self.view.shape.value_dim);
-        on_mean.clone_from(&zone.cluster_weight);
         values.coded.reset(&self.head, dim);
         values.full.clear();
         values.full.resize(group * dim, 0.0);
@@ -167,12 +160,6 @@ impl Reader<'_, '_> {
             let all =
                 if resolution == Resolution::Full { &mut values.full } else { &mut values.coded.sums[basis] };
             all.iter_mut().zip(sum).for_each(|(all, sum)| *all += sum);
-        }
-        for chosen in &zone.values.full {
-            let cluster = zone.opened[chosen.opened as usize].cluster;
-            for (g, place) in (0..group).zip(zone.places(chosen)) {
-                on_mean[g * clusters.len + cluster] -= zone.weight[place];
-            }
         }
         rotate(&mut values.full, dim, false);
         Ok(())

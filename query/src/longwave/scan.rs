@@ -80,7 +80,7 @@ impl Scan<'_> {
             let basis = &self.head.bases[segment.basis];
             for g in 0..group {
                 noises[g] = basis.norm2[g].sqrt() * segment.ladder.sketch_noise;
-                centres[g] = clusters.uncapped[g * clusters.len + opened.cluster];
+                centres[g] = clusters.centre(segment, opened.cluster, g);
             }
             let of = ScanOf { centres: &centres, noises: &noises, tops: &clusters.top, most: SKETCH_MAX };
             let start = opened.start - first.start;

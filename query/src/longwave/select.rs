@@ -41,8 +41,7 @@ impl Gains {
     ) {
         let group = rough.norm.len();
         self.reach.clear();
-        for (opened, off) in zone.opened.iter().zip(off.chunks_exact(group)) {
-            let spread = clusters.value_spread[opened.cluster];
+        for (spread, off) in clusters.opened_numbers.value_spread.iter().zip(off.chunks_exact(group)) {
             let heads = off.iter().zip(&rough.norm).zip(&rough.total);
             self.reach.extend(heads.map(|((off, norm), total)| (off + spread).sqrt() / (norm * total)));
         }
@@ -61,8 +60,8 @@ impl Gains {
         tau: f32,
     ) {
         self.reach.clear();
-        for opened in &zone.opened {
-            let deviation = clusters.value_spread[opened.cluster].sqrt();
+        for spread in &clusters.opened_numbers.value_spread {
+            let deviation = spread.sqrt();
             let heads = rough.norm.iter().zip(&rough.total);
             self.reach.extend(heads.map(|(norm, total)| deviation / (norm * total)));
         }

@@ -93,8 +93,14 @@ pub(super) struct Room {
     closed: MeanSums,
     opened: MeanSums,
     taken: MeanSums,
-    /// Planes of clusters: what those rows take, as a weight.
+    /// Clusters that have such rows, and what these take, as a weight: planes for each head of the group.
+    taking: Vec<u32>,
     less: Vec<f32>,
+    /// What opened clusters weigh, a plane for each head, and all clusters of each segment; and what of the latter rests on
+    /// mean values, both `[segments, group]`.
+    opened_weights: Vec<f32>,
+    weights: Vec<f32>,
+    on_mean: Vec<f32>,
     /// Squared distances of the opened clusters' means to the answer, by head and by cluster.
     distances: Vec<f32>,
     off: Vec<f32>,
@@ -102,7 +108,6 @@ pub(super) struct Room {
     /// Whether a row of an opened cluster was read.
     changed: Vec<bool>,
     values: RowValues,
-    on_mean: Vec<f32>,
     prediction: Prediction,
 }
 
@@ -238,20 +243,24 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
 
     /// The clusters that hold a row of more than an equal share of a head's softmax, or may hold one.
     fn important(&self, answer: &Rough) -> Vec<u32> {
-        let (clusters, zone) = (&self.room.clusters, &self.room.zone);
-        let (group, share) = (self.reader.head.group, equal_share(self.reader.queries.span.oldest));
+        let (clusters, zone, head) = (&self.room.clusters, &self.room.zone, &self.reader.head);
+        let (group, share) = (head.group, equal_share(self.reader.queries.span.oldest));
         let mut opened = zone.opened.iter().enumerate().peekable();
-        let held = |cluster: &usize| {
-            let number = opened.next_if(|(_, opened)| opened.cluster == *cluster).map(|(number, _)| number);
+        let mut held = |segment, cluster: usize| {
+            let number = opened.next_if(|(_, opened)| opened.cluster == cluster).map(|(number, _)| number);
             (0..group).any(|g| {
                 let least = share * answer.total[g];
                 number.map_or_else(
-                    || clusters.row_at_most(g, *cluster) > least,
+                    || clusters.row_at_most(segment, cluster, g) > least,
                     |number| zone.holds_above(number, (g, group), least),
                 )
             })
         };
-        (0..clusters.len).filter(held).map(|cluster| cluster as u32).collect()
+        let mut important = Vec::new();
+        for segment in &head.segments {
+            important.extend(segment.clusters().filter(|&cluster| held(segment, cluster)).map(|c| c as u32));
+        }
+        important
     }
 
     /// Chooses and reads with one tau. Centroid scores of earlier attempts are used again.
@@ -271,14 +280,14 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         let fixed = Self::fixed(&self.reader.view.shape, head).bytes();
         let record = record_len(self.reader.view.shape.value_dim) as u64;
         threshold.raise(fixed, 1, |tau| clusters.means_wanted(tau) * record);
-        clusters.read_means(threshold.tau);
+        clusters.read_means(kernels, head, threshold.tau);
         clusters.probe(kernels, head, steady);
         clusters.open(threshold.tau);
         threshold.raise(fixed, 2, |tau| {
             clusters.open(tau);
             clusters.means_wanted(tau) * record + sketch_bytes(head, &clusters.opened)
         });
-        clusters.sum_closed(kernels, head, self.reader.view.shape.value_dim, closed);
+        clusters.close(kernels, head, self.reader.view.shape.value_dim, closed);
         self.timings.add(Operator::Plan, started.elapsed());
         started = Instant::now();
         zone.scan(kernels, Softcap(self.reader.view.scoring.softcap), head, clusters)?;
@@ -288,12 +297,12 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
 
     /// The answer as it stands when every cluster's rows have its mean value.
     fn rough(&mut self) -> Rough {
-        let Room { clusters, zone, closed, opened, .. } = &mut self.room;
+        let Room { clusters, zone, closed, opened, opened_weights, weights, .. } = &mut self.room;
         let head = &self.reader.head;
-        let weights = &zone.cluster_weight;
+        zone.weights(clusters, opened_weights, weights);
         opened.reset(head, head.group, self.reader.view.shape.value_dim);
-        opened.add(self.reader.kernels, head, &clusters.opened, weights, clusters.len);
-        Rough::of(head, clusters, &[closed, opened], (weights, weights), &self.steady, None)
+        opened.add(self.reader.kernels, head, &clusters.opened, opened_weights);
+        Rough::of(head, &[closed, opened], (weights, weights), (&self.steady, &clusters.steady), None)
     }
 
     /// Chooses the keys to read; returns the answer that they were chosen by.
@@ -301,7 +310,8 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         let started = Instant::now();
         let rough = self.rough();
         let Room { clusters, zone, distances, off, gains, .. } = &mut self.room;
-        rough.distances(self.reader.kernels, &self.reader.head, clusters, &clusters.opened, distances);
+        let list = (&clusters.opened[..], &clusters.opened_numbers.norm[..]);
+        rough.distances(self.reader.kernels, &self.reader.head, list, distances);
         let count = clusters.opened.len();
         off.clear();
         off.extend((0..count).flat_map(|number| distances[number..].iter().step_by(count)));
@@ -360,8 +370,8 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         self.select_values(threshold, &rough)?;
 
         started = Instant::now();
-        let Room { clusters, zone, values, on_mean, .. } = &mut self.room;
-        self.reader.read_values(zone, clusters, (values, on_mean))?;
+        let Room { zone, values, .. } = &mut self.room;
+        self.reader.read_values(zone, values)?;
         let answer = self.finished();
         self.timings.add(Operator::Read, started.elapsed());
         Ok(answer)
@@ -371,20 +381,14 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
     /// in full take from a mean comes off.
     fn finished(&mut self) -> Rough {
         let (kernels, head) = (self.reader.kernels, &self.reader.head);
-        let Room { clusters, zone, closed, opened, taken, less, values, on_mean, .. } = &mut self.room;
-        let mut taking: Vec<u32> =
-            zone.values.full.iter().map(|row| zone.opened[row.opened as usize].cluster as u32).collect();
-        taking.dedup();
-        less.resize(on_mean.len(), 0.0);
-        for &cluster in &taking {
-            for place in (cluster as usize..on_mean.len()).step_by(clusters.len) {
-                less[place] = on_mean[place] - zone.cluster_weight[place];
-            }
-        }
+        let Room { clusters, zone, closed, opened, taken, taking, less, weights, on_mean, values, .. } =
+            &mut self.room;
+        on_mean.clone_from(weights);
+        zone.take_full(head.group, on_mean, (taking, less));
         taken.reset(head, head.group, self.reader.view.shape.value_dim);
-        taken.add(kernels, head, &taking, less, clusters.len);
-        let weights = (&zone.cluster_weight[..], &on_mean[..]);
-        Rough::of(head, clusters, &[closed, opened, taken], weights, &self.steady, Some(values))
+        taken.add(kernels, head, taking, less);
+        let (weights, steady) = ((&weights[..], &on_mean[..]), (&self.steady, &clusters.steady[..]));
+        Rough::of(head, &[closed, opened, taken], weights, steady, Some(values))
     }
 
     /// Reads every row, after `attempts` attempts that did not meet their bound.

@@ -67,8 +67,6 @@ pub(super) struct Zone {
     pub(super) deviation: Vec<f32>,
     /// Sums over the rows of each opened cluster, `[opened, group]`.
     pub(super) sums: Vec<RowSums>,
-    /// Planes of clusters: sums over the rows of those opened, estimates of the others.
-    pub(super) cluster_weight: Vec<f32>,
     pub(super) keys: Choice,
     pub(super) values: Choice,
 }
@@ -90,8 +88,6 @@ impl Zone {
         }
         self.sums.clear();
         self.sums.resize(self.opened.len() * group, RowSums::default());
-        self.cluster_weight.clear();
-        self.cluster_weight.extend_from_slice(clusters.estimates());
         for (number, run) in head.runs(&clusters.opened) {
             let segment = &head.segments[number];
             segment.ladder.expect_sketches(run.iter().map(|&cluster| cluster as usize - segment.first));
@@ -103,13 +99,7 @@ impl Zone {
             deviation: &mut self.deviation,
             sums: &mut self.sums,
         };
-        Scan { kernels, softcap, head, clusters, sharing: self.sharing }.all(part)?;
-        for (opened, sums) in self.opened.iter().zip(self.sums.chunks_exact(group)) {
-            for (g, sums) in sums.iter().enumerate() {
-                self.cluster_weight[g * clusters.len + opened.cluster] = sums.weight;
-            }
-        }
-        Ok(())
+        Scan { kernels, softcap, head, clusters, sharing: self.sharing }.all(part)
     }
 
     /// No cluster is open.
@@ -169,9 +159,42 @@ impl Zone {
             let (weights, deviations) = (&weight[opened.start..], &deviation[opened.start..]);
             kernels.sum_rows(weights, deviations, opened.rows, opened.wide, sums);
         });
-        for (opened, sums) in self.opened.iter().zip(self.sums.chunks_exact(group)) {
-            for (g, sums) in sums.iter().enumerate() {
-                self.cluster_weight[g * clusters.len + opened.cluster] = sums.weight;
+    }
+
+    /// What the opened clusters weigh, a plane for each head of the group, and all clusters of each segment, `[segments, group]`.
+    pub(super) fn weights(&self, clusters: &Clusters, planes: &mut Vec<f32>, segments: &mut Vec<f32>) {
+        let group = clusters.top.len();
+        planes.clear();
+        for g in 0..group {
+            planes.extend(self.sums.iter().skip(g).step_by(group).map(|sums| sums.weight));
+        }
+        segments.clone_from(&clusters.estimated);
+        for (opened, sums) in self.opened.iter().zip(self.sums.chunks_exact(group.max(1))) {
+            let of_segment = segments[opened.segment * group..].iter_mut();
+            of_segment.zip(sums).for_each(|(weight, sums)| *weight += sums.weight);
+        }
+    }
+
+    /// What rows that were read in full take from their clusters' mean values: their weights come off `on_mean`, `[segments, group]`,
+    /// and are, less than 0, those of the clusters that have such rows, a plane for each head of the group.
+    pub(super) fn take_full(
+        &self,
+        group: usize,
+        on_mean: &mut [f32],
+        (taking, less): (&mut Vec<u32>, &mut Vec<f32>),
+    ) {
+        let runs = || self.values.full.chunk_by(|a, b| a.opened == b.opened);
+        taking.clear();
+        taking.extend(runs().map(|run| self.opened[run[0].opened as usize].cluster as u32));
+        less.clear();
+        less.resize(group * taking.len(), 0.0);
+        for (number, run) in runs().enumerate() {
+            let of_segment = self.opened[run[0].opened as usize].segment * group;
+            for chosen in run {
+                for (g, place) in (0..group).zip(self.places(chosen)) {
+                    less[g * taking.len() + number] -= self.weight[place];
+                    on_mean[of_segment + g] -= self.weight[place];
+                }
             }
         }
     }
@@ -183,8 +206,6 @@ impl Zone {
             return;
         }
         let factor = clusters.raise_top(g, score);
-        let plane = &mut self.cluster_weight[g * clusters.len..(g + 1) * clusters.len];
-        plane.iter_mut().for_each(|weight| *weight *= factor);
         for opened in &self.opened {
             let mine = &mut self.weight[opened.start + g * opened.wide..][..opened.rows];
             mine.iter_mut().for_each(|weight| *weight *= factor);
