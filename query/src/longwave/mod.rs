@@ -162,7 +162,8 @@ pub(crate) fn plan(
             let Room { clusters, zone, touched, .. } = &mut call.room;
             touched.add(&call.reader.head, clusters, zone);
             let rows = call.room.touched.rows(&call.reader.head);
-            Ok(HeadPlan { rows, ..call.plan() })
+            let traffic = Call::traffic(&view.shape, &call.reader.head, &call.room.touched);
+            Ok(HeadPlan { rows, ..call.plan(traffic) })
         })
         .collect::<Result<Vec<_>, Error>>()?;
     let disk = ladders.disk.as_ref().map(Disk::report);

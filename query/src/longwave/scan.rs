@@ -120,7 +120,9 @@ impl Scan<'_> {
         factors.resize(rows, 0.0);
         self.kernels.scores_sketch(query, record, rows, planes.stride, planes.scores, factors);
         for (g, sums) in sums.iter_mut().enumerate() {
-            let places = g * planes.stride..g * planes.stride + rows;
+            let (places, end) = (g * planes.stride..g * planes.stride + rows, (g + 1) * planes.stride);
+            planes.weights[places.end..end].fill(0.0);
+            planes.deviations[places.end..end].fill(0.0);
             let (scores, weights) = (&mut planes.scores[places.clone()], &mut planes.weights[places.clone()]);
             let deviations = &mut planes.deviations[places];
             let rows = scores.iter_mut().zip(&mut *weights).zip(&mut *deviations).zip(&*factors);

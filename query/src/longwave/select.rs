@@ -98,7 +98,7 @@ impl Gains {
     ) {
         let (count, least) = (zone.opened.len(), rungs[0] * rungs[0]);
         let group = self.reach.len() / count.max(1);
-        let mut gains = vec![0.0; opened.iter().map(|opened| opened.rows).max().unwrap_or(0)];
+        let mut gains = vec![0.0; opened.iter().map(|opened| opened.wide).max().unwrap_or(0)];
         let mut reach = vec![0.0; group];
         for (number, opened) in (first..).zip(opened) {
             let bounds = self.bound[number..].iter().step_by(count);
@@ -110,11 +110,11 @@ impl Gains {
             for (reach, (all, bound)) in reach.iter_mut().zip(heads) {
                 *reach = if *bound > NEGLIGIBLE * least { *all } else { 0.0 };
             }
-            let gains = &mut gains[..opened.rows];
+            let gains = &mut gains[..opened.wide];
             let (weights, deviations) = (&zone.weight[opened.start..], &zone.deviation[opened.start..]);
             let rows = Uncertain { weights, deviations, stride: opened.wide, reach: &reach };
             kernels.row_gains(rows, kind, gains);
-            push(opened, number, gains, rungs, choice);
+            push(opened, number, &gains[..opened.rows], rungs, choice);
         }
     }
 

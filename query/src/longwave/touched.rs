@@ -152,29 +152,6 @@ fn union_len<const N: usize>(lists: [&[u32]; N]) -> u64 {
     marks.iter().map(|word| u64::from(word.count_ones())).sum()
 }
 
-/// Merges the ascending lists of the rows of which half a code was read and of those of which the whole was: each row once,
-/// ascending, with the most that was read of it.
-pub(super) fn code_reads<'l>(halves: &'l [u32], codes: &'l [u32]) -> impl Iterator<Item = (u32, Depth)> + 'l {
-    let (mut halves, mut codes) = (halves.iter().peekable(), codes.iter().peekable());
-    std::iter::from_fn(move || {
-        let (half, code) = (halves.peek().copied(), codes.peek().copied());
-        match (half, code) {
-            (Some(half), code) if code.is_none_or(|code| half < code) => {
-                halves.next();
-                Some((*half, Depth::Half))
-            }
-            (half, Some(code)) => {
-                if half == Some(code) {
-                    halves.next();
-                }
-                codes.next();
-                Some((*code, Depth::Whole))
-            }
-            _ => None,
-        }
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,11 +168,6 @@ mod tests {
 
     #[test]
     fn a_code_that_was_read_whole_counts_as_whole() {
-        let reads: Vec<_> = code_reads(&[1, 4, 6, 7], &[0, 4, 7, 9]).collect();
-        let (half, whole) = (Depth::Half, Depth::Whole);
-        assert_eq!(reads, [(0, whole), (1, half), (4, whole), (6, half), (7, whole), (9, whole)]);
-        assert_eq!(code_reads(&[3, 5], &[]).collect::<Vec<_>>(), [(3, half), (5, half)]);
-        assert_eq!(code_reads(&[], &[2]).collect::<Vec<_>>(), [(2, whole)]);
         let touched = Touched {
             key_halves: vec![1, 4],
             key_codes: vec![4],

@@ -13,7 +13,7 @@ use super::zone::{Choice, Zone};
 use crate::error::Error;
 use crate::importance::equal_share;
 use crate::plan::{ClusterId, HeadPlan, PlannedRows};
-use crate::report::{Operator, Timings};
+use crate::report::{Operator, Timings, Traffic};
 use crate::rule::{Attempt, Next, TauRule};
 use crate::stored::Side;
 use crate::view::{LayerView, QueryBatch};
@@ -196,8 +196,8 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             if !answer.is_known() || predicted.iter().any(|error| !error.is_finite()) {
                 return call.read_all(attempts, scratch);
             }
-            let bytes = Self::traffic(&view.shape, &call.reader.head, &call.room.touched).bytes();
-            let bytes_share = bytes as f64 / whole.max(1.0);
+            let traffic = Self::traffic(&view.shape, &call.reader.head, &call.room.touched);
+            let bytes_share = traffic.bytes() as f64 / whole.max(1.0);
             let attempt =
                 Attempt { position, kv_head, tau: threshold.tau, predicted: &predicted, bytes_share };
             // Without a summary in use the answer is exact already.
@@ -206,7 +206,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             match next {
                 Next::Lower(tau) if tau > 0.0 && tau < threshold.tau => threshold.tau = tau,
                 Next::Lower(_) | Next::Exact => return call.read_all(attempts, scratch),
-                Next::Accept => return Ok(call.finish(answer, predicted, &threshold, attempts)),
+                Next::Accept => return Ok(call.finish(answer, predicted, (&threshold, attempts), traffic)),
             }
         }
         unreachable!("the attempts end where tau no longer falls")
@@ -216,14 +216,14 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         mut self,
         mut answer: Rough,
         predicted: Vec<f32>,
-        threshold: &Threshold,
-        attempts: u64,
+        (threshold, attempts): (&Threshold, u64),
+        traffic: Traffic,
     ) -> Unit {
         let started = Instant::now();
         rotate(&mut answer.output, self.reader.view.shape.value_dim, true);
         let tops = answer.total.iter().zip(&self.room.clusters.top);
         let lse = tops.map(|(total, top)| top + total.ln()).collect();
-        let plan = self.plan();
+        let plan = self.plan(traffic);
         let important = self.reader.view.watched.then(|| self.important(&answer));
         self.timings.add(Operator::Estimate, started.elapsed());
         Unit {
@@ -413,7 +413,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         // What attempts had read of the rows is read again: in full, or as codes where these are all there is.
         self.room.touched.forget_rows(&self.reader.head);
         self.room.zone.clear();
-        let mut plan = self.plan();
+        let mut plan = self.plan(Self::traffic(&view.shape, &self.reader.head, &self.room.touched));
         plan.rows_estimated = 0;
         self.timings.add(Operator::Read, started.elapsed());
         Ok(Unit {
@@ -431,12 +431,12 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         })
     }
 
-    /// What was read: the zone is what the answer rests on, the bytes are those of all attempts.
-    pub(super) fn plan(&self) -> HeadPlan {
+    /// What was read: the zone is what the answer rests on, the bytes are those of all attempts, of which `traffic` are those of
+    /// what was touched.
+    pub(super) fn plan(&self, traffic: Traffic) -> HeadPlan {
         let Room { zone, touched, .. } = &self.room;
         let [coded, full] = touched.coded_and_full();
-        let mut traffic =
-            self.plain.all() + Self::traffic(&self.reader.view.shape, &self.reader.head, touched);
+        let mut traffic = self.plain.all() + traffic;
         traffic.pages += self.pages(touched);
         let opened = zone.opened.iter().map(|opened| ClusterId {
             segment: opened.segment as u32,

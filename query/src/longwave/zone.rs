@@ -22,7 +22,8 @@ pub(super) struct Opened {
     pub(super) rows: usize,
     /// Place of the first row's first number among the zone's.
     pub(super) start: usize,
-    /// Places from a head to the next: rows, up to a multiple of [`SCAN_STEP`]. Places behind the last row are no row's.
+    /// Places from a head to the next: rows, up to a multiple of [`SCAN_STEP`]. Places behind the last row are no row's: their
+    /// weights and deviations are 0, so that what goes over the rows may go over them as well.
     pub(super) wide: usize,
     /// Whether its rows are kept as codes and no finer.
     pub(super) codes_alone: bool,
@@ -83,8 +84,8 @@ impl Zone {
         let group = head.group;
         self.lay_out(head, clusters);
         for numbers in [&mut self.score, &mut self.weight, &mut self.deviation] {
-            // Every row's place is written below; what an earlier call left in the others is not read.
-            numbers.resize(self.len, 0.0);
+            // Every place is written below. Those behind the last are an earlier call's, and are not read.
+            numbers.resize(self.len.max(numbers.len()), 0.0);
         }
         self.sums.clear();
         self.sums.resize(self.opened.len() * group, RowSums::default());
@@ -157,21 +158,22 @@ impl Zone {
             sums.chunks_exact_mut(group).zip(&*opened).zip(changed).filter(|(_, changed)| **changed);
         changed.for_each(|((sums, opened), _)| {
             let (weights, deviations) = (&weight[opened.start..], &deviation[opened.start..]);
-            kernels.sum_rows(weights, deviations, opened.rows, opened.wide, sums);
+            kernels.sum_rows(weights, deviations, opened.wide, opened.wide, sums);
         });
     }
 
     /// What the opened clusters weigh, a plane for each head of the group, and all clusters of each segment, `[segments, group]`.
     pub(super) fn weights(&self, clusters: &Clusters, planes: &mut Vec<f32>, segments: &mut Vec<f32>) {
         let group = clusters.top.len();
-        planes.clear();
-        for g in 0..group {
-            planes.extend(self.sums.iter().skip(g).step_by(group).map(|sums| sums.weight));
-        }
+        planes.resize(group * self.opened.len(), 0.0);
         segments.clone_from(&clusters.estimated);
-        for (opened, sums) in self.opened.iter().zip(self.sums.chunks_exact(group.max(1))) {
-            let of_segment = segments[opened.segment * group..].iter_mut();
-            of_segment.zip(sums).for_each(|(weight, sums)| *weight += sums.weight);
+        let of_clusters = self.opened.iter().zip(self.sums.chunks_exact(group.max(1)));
+        for (number, (opened, sums)) in of_clusters.enumerate() {
+            let of_segment = &mut segments[opened.segment * group..][..group];
+            for (g, (weight, sums)) in of_segment.iter_mut().zip(sums).enumerate() {
+                *weight += sums.weight;
+                planes[g * self.opened.len() + number] = sums.weight;
+            }
         }
     }
 
