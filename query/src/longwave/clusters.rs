@@ -108,7 +108,8 @@ impl Clusters {
         self.means.clear();
         self.opened.clear();
         self.closed.clear();
-        self.least = f32::INFINITY;
+        // Nothing was read so far.
+        self.least = f32::NAN;
     }
 
     /// Where the planes of a segment's clusters lie, ...
