@@ -163,7 +163,7 @@ impl Clusters {
         for segment in &head.segments {
             masses.extend((0..self.group).map(|g| kernels.sum_masses(&self.spread(segment, g), &LIMITS)));
         }
-        let total = |g: usize| masses[g..].iter().step_by(self.group).sum::<f32>() + self.steady[g];
+        let total = |g: usize| masses.iter().skip(g).step_by(self.group).sum::<f32>() + self.steady[g];
         let bases: Vec<f32> = (0..self.group).map(|g| -total(g).ln()).collect();
         let mut most = std::mem::take(&mut self.most);
         most.clear();
