@@ -257,7 +257,8 @@ impl Clusters {
         let most = &self.most[segment.clusters()];
         clusters.filter_map(move |local| {
             let within = spread.unit * spread.spreads[local];
-            let rest = within > UNSURE * UNSURE && !(most[local] > self.least);
+            let was_read = most[local] > self.least;
+            let rest = within > UNSURE * UNSURE && !was_read;
             // So large a variance has the whole allowance.
             let estimate = || spread.counts[local] * row_mass(&spread, local) * std::f32::consts::E;
             rest.then(|| (local, within, estimate()))
