@@ -76,22 +76,14 @@ fn place_of(dim: usize) -> usize {
     wide * WIDE + vector * 8 + byte / 16 * 4 + byte % 8 / 2
 }
 
-/// As many numbers as are decoded together, where no vector of them lies in two cache lines: a loop that takes one with each
-/// product would wait for the second line.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-struct Wide([[f32; 8]; WIDE_VECTORS]);
-
-const ZEROS: Wide = Wide([[0.0; 8]; WIDE_VECTORS]);
-
 /// Numbers `[head][dim]` in the order in which codes are decoded: queries that records are scored with, or sums over
 /// records.
 #[derive(Clone, Debug, Default)]
 pub struct Laid {
     heads: usize,
     dim: usize,
-    /// `[head][dim / 64]`, with zeros where there is no dimension.
-    wides: Vec<Wide>,
+    /// `[head][dim / 64][8]`, with zeros where there is no dimension.
+    vectors: Vec<[f32; 8]>,
 }
 
 impl Laid {
@@ -103,8 +95,8 @@ impl Laid {
         assert!(is_supported_dim(dim), "dimension {dim} is not supported");
         assert!(heads > 0, "there must be at least one head");
         (self.heads, self.dim) = (heads, dim);
-        self.wides.clear();
-        self.wides.resize(heads * self.wides_each(), ZEROS);
+        self.vectors.clear();
+        self.vectors.resize(heads * self.vectors_each(), [0.0; 8]);
     }
 
     /// Queries: `rows`, `[heads, dim]`, each element times that of its dimension in `scales`, those that the records were
@@ -120,12 +112,11 @@ impl Laid {
             rows.len(),
             self.dim
         );
-        let each = self.wides_each();
-        let laid = self.wides.chunks_exact_mut(each);
+        let each = self.vectors_each() * 8;
+        let laid = self.vectors.as_flattened_mut().chunks_exact_mut(each);
         for (row, laid) in rows.chunks_exact(self.dim).zip(laid) {
             for (dim, (x, scale)) in row.iter().zip(scales).enumerate() {
-                let place = place_of(dim);
-                laid[place / WIDE].0.as_flattened_mut()[place % WIDE] = x * (scale / LEVEL_UNIT);
+                laid[place_of(dim)] = x * (scale / LEVEL_UNIT);
             }
         }
     }
@@ -140,11 +131,11 @@ impl Laid {
         assert!(scales.len() == self.dim, "expected {} scales, found {}", self.dim, scales.len());
         let heads = rows.len() / self.dim;
         assert!(rows.len() == heads * self.dim && first + heads <= self.heads, "{} elements", rows.len());
-        let laid = self.wides.chunks_exact(self.wides_each()).skip(first);
+        let each = self.vectors_each() * 8;
+        let laid = self.vectors.as_flattened().chunks_exact(each).skip(first);
         for (row, laid) in rows.chunks_exact_mut(self.dim).zip(laid) {
             for (dim, (x, scale)) in row.iter_mut().zip(scales).enumerate() {
-                let place = place_of(dim);
-                *x += laid[place / WIDE].0.as_flattened()[place % WIDE] * (scale / LEVEL_UNIT);
+                *x += laid[place_of(dim)] * (scale / LEVEL_UNIT);
             }
         }
     }
@@ -154,9 +145,8 @@ impl Laid {
     /// # Panics
     /// If there is no such head.
     pub fn scale(&mut self, head: usize, factor: f32) {
-        let each = self.wides_each();
-        let numbers = self.wides[head * each..][..each].iter_mut().flat_map(|wide| wide.0.as_flattened_mut());
-        numbers.for_each(|x| *x *= factor);
+        let each = self.vectors_each();
+        self.vectors[head * each..][..each].as_flattened_mut().iter_mut().for_each(|x| *x *= factor);
     }
 
     /// Heads.
@@ -164,12 +154,12 @@ impl Laid {
         self.heads
     }
 
-    fn wides_each(&self) -> usize {
-        self.dim.div_ceil(WIDE)
+    fn vectors_each(&self) -> usize {
+        self.dim.div_ceil(WIDE) * WIDE_VECTORS
     }
 
-    fn of_head(&self, head: usize) -> &[Wide] {
-        &self.wides[head * self.wides_each()..][..self.wides_each()]
+    fn of_head(&self, head: usize) -> &[[f32; 8]] {
+        &self.vectors[head * self.vectors_each()..][..self.vectors_each()]
     }
 }
 
@@ -320,7 +310,7 @@ fn score_group<L: Lookup, const H: usize>(
     stride: usize,
     scores: &mut [f32],
 ) {
-    let mut queries: [&[Wide]; H] = [&[]; H];
+    let mut queries: [&[[f32; 8]]; H] = [&[]; H];
     for (h, queries) in queries.iter_mut().enumerate() {
         *queries = query.of_head(head + h);
     }
@@ -336,13 +326,13 @@ fn score_group<L: Lookup, const H: usize>(
             (codes, *factor) = records.record(first + at);
             let mut even = [isa.splat(0.0); H];
             let mut odd = [isa.splat(0.0); H];
-            for wide in 0..queries[0].len() {
+            for wide in 0..queries[0].len() / WIDE_VECTORS {
                 let levels = isa.wide_levels4(&wide_codes(codes, wide * WIDE_BYTES));
                 for pair in 0..WIDE_VECTORS / 2 {
+                    let v = wide * WIDE_VECTORS + 2 * pair;
                     for h in 0..H {
-                        let [a, b] = [2 * pair, 2 * pair + 1].map(|v| isa.load(&queries[h][wide].0[v]));
-                        even[h] = isa.mul_add(levels[2 * pair], a, even[h]);
-                        odd[h] = isa.mul_add(levels[2 * pair + 1], b, odd[h]);
+                        even[h] = isa.mul_add(levels[2 * pair], isa.load(&queries[h][v]), even[h]);
+                        odd[h] = isa.mul_add(levels[2 * pair + 1], isa.load(&queries[h][v + 1]), odd[h]);
                     }
                 }
             }
@@ -370,8 +360,8 @@ pub(crate) fn sum_summaries<L: Lookup>(
     records: Summaries<'_>,
     sums: &mut Laid,
 ) {
-    let each = sums.wides_each();
-    let mut levels = [ZEROS; BLOCK];
+    let each = sums.vectors_each();
+    let mut levels = [[[0.0; 8]; WIDE_VECTORS]; BLOCK];
     for start in (0..records.len()).step_by(BLOCK) {
         let count = (records.len() - start).min(BLOCK);
         let mut codes: [&[u8]; BLOCK] = [&[]; BLOCK];
@@ -388,17 +378,17 @@ pub(crate) fn sum_summaries<L: Lookup>(
                     scaled[at][h] = weights[(first + h) * stride + start + at] * factors[at];
                 }
             }
-            for wide in 0..each {
+            for wide in 0..each / WIDE_VECTORS {
                 for at in 0..count {
                     let decoded = isa.wide_levels4(&wide_codes(codes[at], wide * WIDE_BYTES));
-                    for (decoded, levels) in decoded.into_iter().zip(&mut levels[at].0) {
+                    for (decoded, levels) in decoded.into_iter().zip(&mut levels[at]) {
                         isa.store(decoded, levels);
                     }
                 }
                 let mut head = 0;
                 while head < heads {
                     let group = (heads - head).min(4);
-                    let out = &mut sums.wides[(first + head) * each + wide..];
+                    let out = &mut sums.vectors[(first + head) * each + wide * WIDE_VECTORS..];
                     match group {
                         4 => sum_group::<L, 4>(isa, &scaled, head, &levels[..count], each, out),
                         3 => sum_group::<L, 3>(isa, &scaled, head, &levels[..count], each, out),
@@ -418,14 +408,14 @@ fn sum_group<L: Lookup, const H: usize>(
     isa: L,
     weights: &[[f32; HEADS]; BLOCK],
     head: usize,
-    levels: &[Wide],
+    levels: &[[[f32; 8]; WIDE_VECTORS]],
     each: usize,
-    out: &mut [Wide],
+    out: &mut [[f32; 8]],
 ) {
     for v in (0..WIDE_VECTORS).step_by(2) {
         let mut sums = [[isa.splat(0.0); 2]; H];
         for (levels, weights) in levels.iter().zip(weights) {
-            let (a, b) = (isa.load(&levels.0[v]), isa.load(&levels.0[v + 1]));
+            let (a, b) = (isa.load(&levels[v]), isa.load(&levels[v + 1]));
             for h in 0..H {
                 let weight = isa.splat(weights[head + h]);
                 sums[h] = [isa.mul_add(weight, a, sums[h][0]), isa.mul_add(weight, b, sums[h][1])];
@@ -433,7 +423,7 @@ fn sum_group<L: Lookup, const H: usize>(
         }
         for h in 0..H {
             for w in 0..2 {
-                let out = &mut out[h * each].0[v + w];
+                let out = &mut out[h * each + v + w];
                 isa.store(isa.add(isa.load(out), sums[h][w]), out);
             }
         }
