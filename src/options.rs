@@ -173,6 +173,12 @@ impl ContextOptions {
         self
     }
 
+    /// Rows from which on a segment says by itself how its values follow its keys: half of one sealed in bulk. What shorter ones
+    /// would say is less sure, and as many bytes.
+    pub(crate) fn slope_rows(&self) -> u32 {
+        self.bulk_segment_rows.div_ceil(2)
+    }
+
     /// Sets the rows of a segment in bulk ingestion and while decoding.
     pub fn with_segment_rows(mut self, bulk: u32, decode: u32) -> Self {
         (self.bulk_segment_rows, self.decode_segment_rows) = (bulk, decode);

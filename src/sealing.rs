@@ -92,6 +92,8 @@ pub(crate) struct SealLadder {
     pub(crate) metric: Arc<Metric>,
     /// The layer's bases: set by its first segment, used by those after it. Jobs of a layer run in order.
     pub(crate) bases: Arc<OnceLock<Vec<Basis>>>,
+    /// Rows from which on a segment says by itself how its values follow its keys.
+    pub(crate) slope_rows: u32,
 }
 
 /// A written segment.
@@ -169,6 +171,7 @@ impl SealJob {
             moments: ladder.metric.moments(),
             bases: ladder.bases.get().map(Vec::as_slice),
             source: ladder.metric.source(),
+            slopes: self.header.rows >= ladder.slope_rows,
         });
         let Shape { key_dim, value_dim, .. } = self.shape;
         let mut built = build_segment(&heads, key_dim, value_dim, options, stream, ladder.as_ref());

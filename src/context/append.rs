@@ -139,7 +139,7 @@ impl Context {
             return Ok(None);
         }
         let metric = Metric::new(layer, &self.model, &mine.sample, profile);
-        Ok(Some(SealLadder { metric, bases: mine.known_bases()? }))
+        Ok(Some(SealLadder { metric, bases: mine.known_bases()?, slope_rows: self.options.slope_rows() }))
     }
 
     /// The form in which a segment that is about to be built keeps its rows. Codes come last: rows that are to be built

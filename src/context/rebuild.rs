@@ -103,7 +103,8 @@ impl Context {
         let cancelled = Arc::new(AtomicBool::new(false));
         let mut pending = VecDeque::new();
         let number = self.next_number;
-        let ladder = || SealLadder { metric: Arc::clone(&metric), bases: Arc::clone(&bases) };
+        let slope_rows = self.options.slope_rows();
+        let ladder = || SealLadder { metric: Arc::clone(&metric), bases: Arc::clone(&bases), slope_rows };
         let form = self.row_form(layer, true, Some(&ladder()))?;
         for sealed in segments {
             let range = sealed.segment.first_position()..sealed.segment.end();

@@ -4,7 +4,8 @@ use crate::data::{Numbers, stored};
 use longwave_gpu::cache::{BlockCache, BlockId, LeastRecentlyUsed, RowKind, StoredRows, segment_key};
 use longwave_gpu::placement::{Machine, Place};
 use longwave_gpu::{Caches, Device, Division, Sources, Tier, TierAnswer};
-use longwave_index::ladder::{LadderInput, Moment, MomentSource};
+use longwave_index::ladder::columns::VALUE_SLOPE;
+use longwave_index::ladder::{Basis, LadderInput, LadderView, Moment, MomentSource};
 use longwave_index::{ClusterOptions, HeadInput, build_segment};
 use longwave_kernels::{Dtype, Rows};
 use longwave_query::{Answer, Budget, LayerSegment, LayerView, QueryBatch, RowBlock, Scoring, Shape};
@@ -48,6 +49,11 @@ impl Layer {
 
     /// Queries stand at the last `positions` positions.
     pub fn with_positions(dtype: Dtype, dim: usize, softcap: Option<f32>, positions: usize) -> Layer {
+        Layer::built(dtype, dim, softcap, positions, false)
+    }
+
+    /// A layer whose segments are in the bases of the first, where `is_shared`.
+    pub fn built(dtype: Dtype, dim: usize, softcap: Option<f32>, positions: usize, is_shared: bool) -> Layer {
         let mut numbers = Numbers(77 + dim as u64);
         let shape =
             Shape { query_heads: KV_HEADS * GROUP, kv_heads: KV_HEADS, key_dim: dim, value_dim: dim, dtype };
@@ -59,9 +65,13 @@ impl Layer {
             sliding_window: None,
             window: 30,
         };
-        let mut first = 0;
+        let (mut first, mut bases) = (0, None);
         let segments = ROWS.map(|rows| {
-            let segment = segment(dtype, dim, rows, first, &mut numbers);
+            let segment = segment(dtype, dim, (rows, first), bases.as_deref(), &mut numbers);
+            if is_shared && first == 0 {
+                let ladder = LadderView::validated(&segment).unwrap().unwrap();
+                bases = Some((0..KV_HEADS).map(|head| ladder.basis(head).unwrap()).collect::<Vec<_>>());
+            }
             first += rows as u64;
             Arc::new(LayerSegment::new(segment))
         });
@@ -74,26 +84,13 @@ impl Layer {
     /// Takes keys and values out of all segments.
     pub fn keep_codes_alone(&mut self) {
         for sealed in &mut self.segments {
-            let segment = sealed.segment();
-            let coded = |info: &&ColumnInfo| ![ColumnKind::KEYS, ColumnKind::VALUES].contains(&info.kind);
-            let infos: Vec<&ColumnInfo> = segment.columns().filter(coded).collect();
-            let columns: Vec<NewColumn<'_>> = infos
-                .iter()
-                .map(|info| NewColumn {
-                    kind: info.kind,
-                    name: &info.name,
-                    element_size: info.element_size,
-                    alignment: info.alignment,
-                    parts: vec![segment.column(info.kind).unwrap().all().unwrap()],
-                })
-                .collect();
-            let backend: Arc<dyn Backend> = Arc::new(MemoryBackend::new());
-            backend.create_dir_all("segments").unwrap();
-            write_segment(backend.as_ref(), "segments/a", segment.header(), &columns).unwrap();
-            let expected = Expected::of_model(segment.header().identity);
-            let segment = Segment::open(backend, "segments/a", &expected).unwrap();
-            *sealed = Arc::new(LayerSegment::new(segment));
+            *sealed = without(sealed.segment(), &[ColumnKind::KEYS, ColumnKind::VALUES]);
         }
+    }
+
+    /// Takes from a segment what it says of how its values follow its keys.
+    pub fn forget_slopes(&mut self, segment: usize) {
+        self.segments[segment] = without(self.segments[segment].segment(), &[VALUE_SLOPE]);
     }
 
     pub fn view(&self) -> LayerView<'_> {
@@ -176,13 +173,39 @@ pub fn row_caches(device: &Arc<Device>, dim: usize, slots: usize) -> Caches {
     Caches { clusters: None, codes: Some(cache(dim / 4 + 1)), rows: Some(cache(dim)) }
 }
 
+/// A segment without some columns.
+fn without(segment: &Segment, kinds: &[ColumnKind]) -> Arc<LayerSegment> {
+    let infos: Vec<&ColumnInfo> = segment.columns().filter(|info| !kinds.contains(&info.kind)).collect();
+    let columns: Vec<NewColumn<'_>> = infos
+        .iter()
+        .map(|info| NewColumn {
+            kind: info.kind,
+            name: &info.name,
+            element_size: info.element_size,
+            alignment: info.alignment,
+            parts: vec![segment.column(info.kind).unwrap().all().unwrap()],
+        })
+        .collect();
+    let backend: Arc<dyn Backend> = Arc::new(MemoryBackend::new());
+    backend.create_dir_all("segments").unwrap();
+    write_segment(backend.as_ref(), "segments/a", segment.header(), &columns).unwrap();
+    let expected = Expected::of_model(segment.header().identity);
+    Arc::new(LayerSegment::new(Segment::open(backend, "segments/a", &expected).unwrap()))
+}
+
 fn noise(dtype: Dtype, count: usize, numbers: &mut Numbers) -> Vec<u16> {
     let drift = numbers.unit();
     let numbers: Vec<f32> = (0..count).map(|_| numbers.unit() + drift).collect();
     stored(dtype, &numbers)
 }
 
-fn segment(dtype: Dtype, dim: usize, rows: usize, first: u64, numbers: &mut Numbers) -> Segment {
+fn segment(
+    dtype: Dtype,
+    dim: usize,
+    (rows, first): (usize, u64),
+    bases: Option<&[Basis]>,
+    numbers: &mut Numbers,
+) -> Segment {
     let columns: Vec<_> = (0..KV_HEADS)
         .map(|_| (noise(dtype, rows * dim, numbers), noise(dtype, rows * dim, numbers)))
         .collect();
@@ -197,7 +220,7 @@ fn segment(dtype: Dtype, dim: usize, rows: usize, first: u64, numbers: &mut Numb
             Moment::from_queries(&queries.collect::<Vec<_>>(), dim)
         })
         .collect();
-    let ladder = LadderInput { moments: &moments, bases: None, source: MomentSource::Context };
+    let ladder = LadderInput { moments: &moments, bases, source: MomentSource::Context, slopes: true };
     let built = build_segment(&heads, dim, dim, &options, 1000 + first, Some(&ladder));
     let element = ElementKind::from_code(dtype.code()).unwrap();
     let geometry =

@@ -9,6 +9,7 @@ use super::columns::{
 };
 use super::input::{LadderInput, Moment};
 use super::linear::{narrowed, root, squared_distance, squared_norm, transform};
+use super::slope::{slope, steepness_of_all};
 use crate::Clustering;
 
 /// A scale is at least this part of the root mean square of what is coded, over all dimensions: a dimension in which
@@ -24,6 +25,7 @@ const EVEN: f64 = 0.25;
 pub(crate) struct HeadTask<'a> {
     moment: &'a Moment,
     basis: Option<&'a Basis>,
+    slopes: bool,
 }
 
 impl<'a> HeadTask<'a> {
@@ -53,7 +55,7 @@ impl<'a> HeadTask<'a> {
             bases[head].check(key_dim, value_dim);
             &bases[head]
         });
-        HeadTask { moment, basis }
+        HeadTask { moment, basis, slopes: input.slopes || basis.is_none() }
     }
 }
 
@@ -82,6 +84,8 @@ pub(crate) struct HeadColumns {
     sketch: Vec<u8>,
     key_code: Vec<u8>,
     value_code: Vec<u8>,
+    /// Empty where the segment is to have none.
+    value_slope: Vec<u8>,
 }
 
 /// What is known of a head once its keys are coded.
@@ -210,6 +214,15 @@ impl LadderScratch {
         );
         let value_code = code_rows(rows, &value_sigma);
         let value_spread = spreads(rows, dim, clustering);
+        let value_slope = if task.slopes {
+            // What the sketches had taken off the coordinates comes back.
+            let z = &mut self.coordinates[..clustering.order.len() * task.moment.dim];
+            z.iter_mut().zip(&self.decoded).for_each(|(z, sketched)| *z += sketched);
+            let steepness = steepness_of_all(clustering, &keys.key_spread, &value_spread);
+            slope(z, &keys.sketch_sigma, (rows, &value_sigma), clustering, &steepness)
+        } else {
+            Vec::new()
+        };
         let spreads = [&keys.key_spread, &value_spread, &errors];
         let units = spreads.map(|spreads| unit(spreads));
         let cluster = cluster_records(clustering, spreads, units);
@@ -237,6 +250,7 @@ impl LadderScratch {
             sketch: keys.sketch,
             key_code: keys.key_code,
             value_code,
+            value_slope,
         }
     }
 }
@@ -273,6 +287,7 @@ pub(crate) fn join(
         sketch_offsets: vec![0],
         key_code: Vec::new(),
         value_code: Vec::new(),
+        value_slope: Vec::new(),
     };
     let mut end = 0;
     for head in heads {
@@ -295,6 +310,7 @@ pub(crate) fn join(
         columns.sketch.push(head.sketch);
         columns.key_code.push(head.key_code);
         columns.value_code.push(head.value_code);
+        columns.value_slope.extend(head.value_slope);
     }
     columns
 }
@@ -382,7 +398,7 @@ fn code_rows(rows: &[f32], sigma: &[f32]) -> Vec<u8> {
 }
 
 /// Codes of summaries.
-fn encode_rows(rows: &[f32], sigma: &[f32]) -> Vec<u8> {
+pub(super) fn encode_rows(rows: &[f32], sigma: &[f32]) -> Vec<u8> {
     let (dim, record) = (sigma.len(), record_len(sigma.len()));
     let mut records = vec![0; rows.len() / dim * record];
     for (row, record) in rows.chunks_exact(dim).zip(records.chunks_exact_mut(record)) {

@@ -13,6 +13,7 @@
 //! | 0x115 | `ladder.cluster` | `[clusters, 5]`: count (u16, saturating), then key spread, value spread and mean error, each a logarithmic code of a byte times the head's unit |
 //! | 0x116 | `ladder.value_mean` | records of 4-bit codes `[clusters, v / 2 + 2]` |
 //! | 0x118 | `ladder.sketch_offsets` | u64 `[kv_heads + 1]`: bytes of all heads' sketches before this one |
+//! | 0x11b | `ladder.value_slope` | records of 4-bit codes `[kv_heads, d, v / 2 + 2]`: [`HeadLadder::value_slope`](super::HeadLadder::value_slope) |
 //!
 //! Columns of rows, in the order of the segment's rows:
 //!
@@ -24,7 +25,8 @@
 //!
 //! The scales of a head, one after the other: inverse scale, sketch sigma, key sigma, centroid sigma, shape and middle
 //! (d each), value sigma, value mean sigma and the mean of all values, rotated (v each), then sketch noise, mean
-//! deviation, the units of key spread, value spread and mean error, 0. A segment has all of these columns or none.
+//! deviation, the units of key spread, value spread and mean error, 0. A segment has all of these columns or none, but for
+//! `ladder.value_slope`: short segments follow the one before that has it, and earlier builds did not write it.
 //!
 //! Version 1 had other codes: a ladder of it is left alone, and its segment read row by row until it is built again.
 //!
@@ -69,8 +71,10 @@ pub const SKETCH_OFFSETS: ColumnKind = ColumnKind(0x118);
 pub const KEY_CODE: ColumnKind = ColumnKind(0x119);
 /// Coded values.
 pub const VALUE_CODE: ColumnKind = ColumnKind(0x11a);
+/// How values follow keys. Not every segment has it.
+pub const VALUE_SLOPE: ColumnKind = ColumnKind(0x11b);
 
-/// Every column of the ladder, in the order they are written.
+/// Every column that each ladder has, in the order they are written; [`VALUE_SLOPE`] comes behind them.
 pub const COLUMN_KINDS: [ColumnKind; 11] = [
     PARAMETERS,
     BASIS,
@@ -119,6 +123,7 @@ pub(crate) fn name_of(kind: ColumnKind) -> Option<&'static str> {
         SKETCH_OFFSETS => "ladder.sketch_offsets",
         KEY_CODE => "ladder.key_code",
         VALUE_CODE => "ladder.value_code",
+        VALUE_SLOPE => "ladder.value_slope",
         _ => return None,
     })
 }
@@ -204,6 +209,8 @@ pub struct LadderColumns {
     pub(super) key_code: Vec<Vec<u8>>,
     /// One part for each head.
     pub(super) value_code: Vec<Vec<u8>>,
+    /// Empty where the segment has none.
+    pub(super) value_slope: Vec<u8>,
 }
 
 impl LadderColumns {
@@ -214,7 +221,8 @@ impl LadderColumns {
 
     /// The columns, ready to be written.
     pub fn columns(&self) -> Vec<NewColumn<'_>> {
-        COLUMN_KINDS.into_iter().filter_map(|kind| self.column(kind)).collect()
+        let slope = (!self.value_slope.is_empty()).then_some(VALUE_SLOPE);
+        COLUMN_KINDS.into_iter().chain(slope).filter_map(|kind| self.column(kind)).collect()
     }
 
     fn column(&self, kind: ColumnKind) -> Option<NewColumn<'_>> {
@@ -231,6 +239,7 @@ impl LadderColumns {
             SKETCH_OFFSETS => (8, vec![bytemuck::cast_slice(&self.sketch_offsets)]),
             KEY_CODE => (key_record, self.key_code.iter().map(Vec::as_slice).collect()),
             VALUE_CODE => (value_record, self.value_code.iter().map(Vec::as_slice).collect()),
+            VALUE_SLOPE => (value_record, vec![&self.value_slope]),
             _ => return None,
         };
         let name = name_of(kind)?;

@@ -47,6 +47,10 @@ pub struct HeadLadder<'a> {
     pub centroids: &'a [u8],
     /// Records of the value means less the mean of all values, rotated, `[clusters]`.
     pub value_means: &'a [u8],
+    /// How values follow keys: records in units of `value_sigma`, one a coordinate of a key. Record i is the mean, over the rows of the
+    /// segment, of coordinate i of a key less its coded centroid, over `sketch_sigma[i]`, times the rotated value less its
+    /// cluster's coded mean, times the cluster's [`steepness`](super::steepness). Empty where the segment says nothing of it.
+    pub value_slope: &'a [u8],
     /// What the codes of key spread, value spread and mean error are multiples of.
     pub units: [f32; 3],
     /// Counts and spreads, `[clusters, 5]`; [`HeadLadder::cluster`] decodes them.

@@ -168,6 +168,17 @@ pub(super) fn second_moment(rows: &[f32], dim: usize) -> Vec<f64> {
     out.iter().map(|&x| f64::from(x)).collect()
 }
 
+/// Mean of `a · bᵀ` over pairs of rows of `[n, dims.0]` and `[n, dims.1]`.
+pub(super) fn cross_moment(a: &[f32], b: &[f32], dims: (usize, usize)) -> Vec<f32> {
+    let count = a.len() / dims.0;
+    let mut out = vec![0.0; dims.0 * dims.1];
+    let a = MatRef::from_column_major_slice(a, dims.0, count);
+    let b = MatRef::from_column_major_slice(b, dims.1, count);
+    let product = MatMut::from_row_major_slice_mut(&mut out, dims.0, dims.1);
+    matmul(product, Accum::Replace, a, b.transpose(), 1.0 / count as f32, Par::Seq);
+    out
+}
+
 /// Sum of the squares, in eight parts that are added up last.
 pub(crate) fn squared_norm(x: &[f32]) -> f64 {
     let (eights, rest) = x.as_chunks::<8>();

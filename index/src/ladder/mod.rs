@@ -23,6 +23,7 @@ mod decode;
 mod head;
 mod input;
 mod linear;
+mod slope;
 mod validate;
 mod view;
 
@@ -31,6 +32,7 @@ pub use columns::LadderColumns;
 pub use decode::{DecodeRoom, KeyDecoder};
 pub use head::{ClusterSummary, HeadLadder};
 pub use input::{LadderInput, Moment, MomentSource};
+pub use slope::steepness;
 pub use view::LadderView;
 
 pub(crate) use build::{HeadColumns, HeadTask, LadderScratch, join};

@@ -6,7 +6,8 @@ use longwave_storage::{ColumnKind, Error, RowForm, Segment};
 
 use super::basis::digest_of_all;
 use super::columns::{
-    CENTROID, CLUSTER, CLUSTER_SIZE, KEY_CODE, PARAMETERS, SCALES, VALUE_CODE, VALUE_MEAN, scales_len,
+    CENTROID, CLUSTER, CLUSTER_SIZE, KEY_CODE, PARAMETERS, SCALES, VALUE_CODE, VALUE_MEAN, VALUE_SLOPE,
+    scales_len,
 };
 use super::view::LadderView;
 use crate::view::corrupt;
@@ -52,6 +53,9 @@ pub(super) fn check_structure(segment: &Segment, view: &LadderView<'_>) -> Resul
         check_factors(segment, CENTROID, centroids, all, clusters.clone())?;
         let means = Factors::last(ladder.value_means, view.value_dim());
         check_factors(segment, VALUE_MEAN, means, all, clusters)?;
+        let slopes = Factors::last(ladder.value_slope, view.value_dim());
+        let records = ladder.value_slope.len() / record_len(view.value_dim());
+        check_factors(segment, VALUE_SLOPE, slopes, head * view.key_dim(), 0..records)?;
     }
     let digest = digest_of_all(&bases);
     if digest != view.digest() {

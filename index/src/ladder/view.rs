@@ -7,7 +7,7 @@ use longwave_storage::{ColumnKind, Error, Segment};
 use super::basis::{Axes, Basis};
 use super::columns::{
     BASIS, BITS, BadParameters, CENTROID, CLUSTER, CLUSTER_SIZE, COLUMN_KINDS, KEY_CODE, OLDEST, PARAMETERS,
-    Parameters, SCALES, SKETCH, SKETCH_OFFSETS, VALUE_CODE, VALUE_MEAN, VERSION, scales_len,
+    Parameters, SCALES, SKETCH, SKETCH_OFFSETS, VALUE_CODE, VALUE_MEAN, VALUE_SLOPE, VERSION, scales_len,
 };
 use super::head::{HeadLadder, Parts};
 use super::input::MomentSource;
@@ -31,12 +31,14 @@ pub struct LadderView<'a> {
     centroids: &'a [u8],
     clusters: &'a [u8],
     value_means: &'a [u8],
+    /// Empty where the segment has none.
+    value_slope: &'a [u8],
     /// Where each cluster's sketches begin in their column, one more than clusters.
     sketch_starts: Vec<u64>,
 }
 
 /// What is read of a ladder when it is opened.
-const OPENED: [ColumnKind; 10] = [
+const OPENED: [ColumnKind; 11] = [
     PARAMETERS,
     BASIS,
     BITS,
@@ -45,6 +47,7 @@ const OPENED: [ColumnKind; 10] = [
     CLUSTER,
     VALUE_MEAN,
     SKETCH_OFFSETS,
+    VALUE_SLOPE,
     crate::columns::CLUSTER_HEADS,
     crate::columns::POSTINGS,
 ];
@@ -88,6 +91,11 @@ impl<'a> LadderView<'a> {
         let sketch_starts = sketch_starts(segment, &postings, &layouts)?;
         check_length(segment, KEY_CODE, heads * rows * record_len(key_dim))?;
         check_length(segment, VALUE_CODE, heads * rows * record_len(value_dim))?;
+        let value_slope = if segment.has_column(VALUE_SLOPE) {
+            column_bytes(segment, VALUE_SLOPE, heads * key_dim, record_len(value_dim))?
+        } else {
+            &[]
+        };
         let scales: &[bf16] = elements(segment, SCALES, heads * scales_len(key_dim, value_dim))?;
         Ok(Some(Self {
             segment,
@@ -102,6 +110,7 @@ impl<'a> LadderView<'a> {
             centroids: column_bytes(segment, CENTROID, clusters, record_len(key_dim))?,
             clusters: column_bytes(segment, CLUSTER, clusters, CLUSTER_SIZE)?,
             value_means: column_bytes(segment, VALUE_MEAN, clusters, record_len(value_dim))?,
+            value_slope,
             sketch_starts,
         }))
     }
@@ -216,6 +225,7 @@ impl<'a> LadderView<'a> {
             units: [scalars[2], scalars[3], scalars[4]],
             centroids: records(self.centroids, record_len(d)),
             value_means: records(self.value_means, record_len(v)),
+            value_slope: self.value_slope.chunks_exact(d * record_len(v)).nth(head).unwrap_or_default(),
             clusters: records(self.clusters, CLUSTER_SIZE),
             parts: Parts {
                 segment: self.segment,

@@ -6,7 +6,7 @@ use longwave_kernels::codec::{DISTORTION, Depth, decode_planes, decode_sketch, d
 use longwave_kernels::{Kernels, Rows, f16, rotate};
 use longwave_storage::{ColumnKind, Error, Segment};
 
-use super::{HEADS, KEY_DIM, Layer, ROWS, VALUE_DIM, open, write_and_open};
+use super::{HEADS, KEY_DIM, Layer, ROWS, Random, VALUE_DIM, open, queries, write_and_open};
 
 /// Rows of one head as they are stored, in `f64`; values are rotated.
 struct Stored {
@@ -295,6 +295,7 @@ fn sizes_are_those_of_the_layout() {
         (columns::SKETCH_OFFSETS, (HEADS + 1) * 8),
         (columns::KEY_CODE, HEADS * ROWS * (KEY_DIM / 2 + 2)),
         (columns::VALUE_CODE, HEADS * ROWS * (VALUE_DIM / 2 + 2)),
+        (columns::VALUE_SLOPE, HEADS * KEY_DIM * (VALUE_DIM / 2 + 2)),
     ];
     for (kind, len) in expected {
         assert_eq!(segment.column(kind).unwrap().len(), len, "{kind:?}");
@@ -305,8 +306,62 @@ fn sizes_are_those_of_the_layout() {
 fn a_segment_built_without_a_ladder_has_none() {
     let built = Layer::new(5).build();
     let only_index: Vec<_> =
-        built.columns().into_iter().filter(|c| !columns::COLUMN_KINDS.contains(&c.kind)).collect();
+        built.columns().into_iter().filter(|c| c.kind.0 < columns::PARAMETERS.0).collect();
     let segment = write_and_open(&only_index, ROWS);
     validate(&segment).unwrap();
     assert!(LadderView::open(&segment).unwrap().is_none());
+}
+
+#[test]
+fn slopes_are_the_moments_of_scores_and_values() {
+    let mut layer = Layer::new(12);
+    layer.values_follow_keys();
+    let segment = write_and_open(&layer.build().columns(), ROWS);
+    let view = open(&segment);
+    for head in 0..HEADS {
+        let (ladder, rows) = (view.head(head).unwrap(), stored(&segment, head));
+        let (centroids, offsets) = (centroids(&ladder), view.postings().offsets(head).unwrap());
+        let means = decode(ladder.value_means, ladder.value_mean_sigma);
+        let slope = decode(ladder.value_slope, ladder.value_sigma);
+        for query in queries(&mut Random::new(3), 5, KEY_DIM).chunks_exact(KEY_DIM).map(wide) {
+            let mut moment = vec![0.0; VALUE_DIM];
+            for (cluster, bounds) in offsets.windows(2).enumerate() {
+                for row in bounds[0] as usize..bounds[1] as usize {
+                    let rise = dot(&query, &rows.keys[row]) - dot(&query, &centroids[cluster]);
+                    for (j, moment) in moment.iter_mut().enumerate() {
+                        let mean = means[cluster][j] + f64::from(ladder.global_value[j]);
+                        *moment += rise * (rows.values[row][j] - mean) / ROWS as f64;
+                    }
+                }
+            }
+            let (mut found, mut noise) = (vec![0.0; VALUE_DIM], 0.0);
+            for (i, record) in slope.iter().enumerate() {
+                let axis: Vec<f64> =
+                    ladder.inverse[i * KEY_DIM..][..KEY_DIM].iter().map(|&x| f64::from(x)).collect();
+                let along = dot(&axis, &query)
+                    * f64::from(ladder.inverse_scale[i])
+                    * f64::from(ladder.sketch_sigma[i]);
+                found.iter_mut().zip(record).for_each(|(sum, x)| *sum += along * x);
+                noise += along * along * dot(record, record) * f64::from(DISTORTION[4]);
+            }
+            // What codes leave of one record has nothing to do with what they leave of another.
+            assert!(distance(&found, &moment) <= 3.0 * noise, "{} of {noise}", distance(&found, &moment));
+            assert!(dot(&moment, &moment) > 20.0 * noise, "values do not follow keys");
+        }
+    }
+}
+
+#[test]
+fn slopes_of_an_earlier_segment_hold_for_a_short_one() {
+    let mut layer = Layer::new(13);
+    let first = layer.build();
+    layer.bases = first.ladder.map(|ladder| ladder.bases().to_vec());
+    let segment = write_and_open(&layer.build().columns(), ROWS);
+    validate(&segment).unwrap();
+    assert!(!segment.has_column(columns::VALUE_SLOPE));
+    assert!(open(&segment).head(1).unwrap().value_slope.is_empty());
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }

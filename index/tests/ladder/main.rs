@@ -86,6 +86,18 @@ impl Layer {
         }
     }
 
+    /// Adds to each element of a value two elements of its key.
+    fn values_follow_keys(&mut self) {
+        for (keys, values) in self.keys.iter().zip(&mut self.values) {
+            for (key, value) in keys.chunks_exact(KEY_DIM).zip(values.chunks_exact_mut(VALUE_DIM)) {
+                for (j, x) in value.iter_mut().enumerate() {
+                    let [a, b] = [3 * j % KEY_DIM, (j + 5) % KEY_DIM].map(|i| key[i].to_f32());
+                    *x = f16::from_f32(x.to_f32() + 1.5 * a - 0.5 * b);
+                }
+            }
+        }
+    }
+
     fn build(&self) -> BuiltSegment {
         let pairs = self.keys.iter().zip(&self.values);
         let heads: Vec<_> =
@@ -94,6 +106,7 @@ impl Layer {
             moments: &self.moments,
             bases: self.bases.as_deref(),
             source: MomentSource::Context,
+            slopes: false,
         };
         build_segment(&heads, KEY_DIM, VALUE_DIM, &OPTIONS, 600, Some(&input))
     }

@@ -185,6 +185,7 @@ impl IndexBuild {
             moments: &self.moments,
             bases: self.bases.as_deref(),
             source: MomentSource::Context,
+            slopes: true,
         };
         let stream = (chunk.first as u64) << 8;
         build_segment(&heads, self.dim, self.dim, &ClusterOptions::ladder(), stream, Some(&ladder))
