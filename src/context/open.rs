@@ -270,7 +270,7 @@ pub(crate) fn lock_existing(store: &Arc<Shared>, name: &str) -> Result<Box<dyn L
 ///
 /// Collection takes the locks of contexts to see whether they have a writer, and keeps those it got until all is removed,
 /// which on a slow disk takes seconds. It has the right to remove files all that time: whoever has that right, and finds
-/// the lock taken, has met a writer.
+/// the lock taken, has met a writer, or someone who removes or renames the context.
 fn patient_lock(store: &Arc<Shared>, name: &str) -> Result<Box<dyn LockGuard>, Error> {
     let path = context_file(name, LOCK_FILE);
     for _ in 0..LOCK_ATTEMPTS {
@@ -279,8 +279,14 @@ fn patient_lock(store: &Arc<Shared>, name: &str) -> Result<Box<dyn LockGuard>, E
             locked => return Ok(locked?),
         }
     }
-    let _references = References::hold(store)?;
-    Ok(store.backend.lock(&path)?)
+    match References::hold(store) {
+        // Of two locks that are taken the one that was asked for is told.
+        Err(Error::Storage(StorageError::Locked { .. })) => Err(StorageError::Locked { path }.into()),
+        references => {
+            let _references = references?;
+            Ok(store.backend.lock(&path)?)
+        }
+    }
 }
 
 /// Loads the last commit of a context. One that a power loss has undone, in part or whole, does not count: then it is
