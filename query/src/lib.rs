@@ -27,12 +27,12 @@ mod work;
 
 pub use budget::{Budget, Method};
 pub use error::Error;
-pub use longwave::constants;
+pub use longwave::{Following, Rising, Slope, constants, slope_of};
 pub use plan::{ClusterId, HeadPlan, Plan, PlannedRows, RowId};
 pub use report::{Answer, DiskReport, Operator, PositionReport, Report, Timings, Traffic};
 pub use rule::{Attempt, FixedTau, Next, TauRule};
 pub use steady::{Divided, Summaries, read_steady};
-pub use view::{LayerSegment, LayerView, QueryBatch, RowBlock, Scoring, Shape};
+pub use view::{LayerSegment, LayerView, QueryBatch, RowBlock, Scoring, Shape, Spreads};
 
 use longwave_kernels::Kernels;
 

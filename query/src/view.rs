@@ -2,7 +2,7 @@
 
 use crate::stored::Listed;
 use longwave_index::IndexView;
-use longwave_index::ladder::{HeadLadder, KeyDecoder, LadderView};
+use longwave_index::ladder::{HeadLadder, KeyDecoder, LadderView, steepness};
 use longwave_kernels::{Dtype, Kernels, Rows};
 use longwave_storage::{Column, ColumnKind, Error, RowForm, Segment};
 use std::ops::Range;
@@ -122,6 +122,22 @@ pub(crate) struct ClusterNumbers {
     pub(crate) norm: Vec<f32>,
     /// Squared norm of the mean of all values.
     pub(crate) global_norm: f32,
+    /// Means of the spreads over all rows.
+    pub(crate) key_spread_mean: f32,
+    pub(crate) value_spread_mean: f32,
+    /// See [`steepness`].
+    pub(crate) steepness: Vec<f32>,
+}
+
+/// Spreads of the clusters of one KV head; see [`LayerSegment::spreads`].
+#[derive(Clone, Copy, Debug)]
+pub struct Spreads<'a> {
+    /// Key spread of each cluster.
+    pub keys: &'a [f32],
+    /// Means of key and value spreads over all rows.
+    pub means: [f32; 2],
+    /// See [`steepness`].
+    pub steepness: &'a [f32],
 }
 
 impl ClusterNumbers {
@@ -140,6 +156,15 @@ impl ClusterNumbers {
         let (sigma, global) = (ladder.value_mean_sigma, ladder.global_value);
         Kernels::get().squared_norms4(sigma, global, ladder.value_means, &mut numbers.norm);
         numbers.global_norm = ladder.global_value.iter().map(|x| x * x).sum();
+        let mean = |spreads: &[f32]| {
+            let sum: f32 = spreads.iter().zip(&numbers.count).map(|(spread, count)| spread * count).sum();
+            sum / ladder.rows().max(1) as f32
+        };
+        let means = (mean(&numbers.key_spread), mean(&numbers.value_spread));
+        (numbers.key_spread_mean, numbers.value_spread_mean) = means;
+        let spreads = numbers.key_spread.iter().zip(&numbers.value_spread);
+        let of_cluster = |(&key, &value): (&f32, &f32)| steepness([key, value], [means.0, means.1]);
+        numbers.steepness = spreads.map(of_cluster).collect();
         numbers
     }
 }
@@ -266,6 +291,17 @@ impl LayerSegment {
         };
         // Two threads may both have opened it; they found the same.
         Ok(self.ladder.get_or_init(|| cell).as_ref().map(LadderCell::borrow_dependent))
+    }
+
+    /// Spreads of the clusters of KV head `head`, or `None` where the segment has no ladder.
+    ///
+    /// # Errors
+    /// As [`LayerSegment::ladder`].
+    pub fn spreads(&self, head: usize) -> Result<Option<Spreads<'_>>, Error> {
+        let Some(opened) = self.opened_ladder()? else { return Ok(None) };
+        let numbers = opened.numbers(head, &opened.view.head(head)?);
+        let means = [numbers.key_spread_mean, numbers.value_spread_mean];
+        Ok(Some(Spreads { keys: &numbers.key_spread, means, steepness: &numbers.steepness }))
     }
 
     /// Keys `rows` of KV head `head`, where they are kept in full.

@@ -17,19 +17,23 @@ struct Seen {
     compared: usize,
     close: usize,
     /// The largest share that each term had in a squared prediction.
-    terms: [f64; 5],
+    terms: [f64; 6],
     jensen: f64,
     rise: f64,
     /// Rows by the resolutions of key and value.
     rows: [[usize; 4]; 4],
+    /// Segments whose slopes were left alone, and those whose slopes were read.
+    slopes: [usize; 2],
 }
 
 impl Seen {
-    /// Panics unless most calls were compared, each term made up a tenth of some prediction, and rows were read at
-    /// every resolution.
+    /// Panics unless most calls were compared, each term made up a tenth of some prediction (but that of slopes, which these
+    /// values hardly have), and rows were read at every resolution.
     fn check(&self) {
         assert!(self.compared > 3 * self.close, "{} compared, {} too close", self.compared, self.close);
-        assert!(self.terms.iter().all(|&term| term > 0.1), "{:?}", self.terms);
+        let [others @ .., of_slopes] = self.terms;
+        assert!(others.iter().all(|&term| term > 0.1) && of_slopes > 0.001, "{:?}", self.terms);
+        assert!(self.slopes.iter().all(|&n| n > 0), "{:?}", self.slopes);
         assert!(self.jensen > 0.05, "{}", self.jensen);
         let [coarse, half, code, full] = self.rows;
         for (rows, of) in [("coarse", &coarse[..2]), ("half", &half[..3]), ("code", &code[1..3])] {
@@ -45,6 +49,9 @@ impl Seen {
         }
         self.rise = reference.rise.iter().copied().fold(self.rise, f64::max);
         self.jensen = reference.jensen.iter().copied().fold(self.jensen, f64::max);
+        for &read in &reference.choice.slopes {
+            self.slopes[usize::from(read)] += 1;
+        }
         for row in reference.choice.rows.iter().flatten() {
             self.rows[row[0] as usize][row[1] as usize] += 1;
         }

@@ -30,6 +30,7 @@ mod retroinfer;
 mod row_forms;
 mod salvage;
 mod sample;
+mod slope;
 mod soak;
 mod spending;
 mod state_machine;

@@ -83,7 +83,7 @@ fn parts_of(model: &ModelSpec, kind: ColumnKind) -> Option<Vec<usize>> {
         ColumnKind::VALUES_8BIT => v + 4,
         ColumnKind::POSITIONS => 4,
         ladder::CENTROID => record_len(d),
-        ladder::VALUE_MEAN => record_len(v),
+        ladder::VALUE_MEAN | ladder::VALUE_SLOPE => record_len(v),
         ladder::CLUSTER => ladder::CLUSTER_SIZE,
         // Of any length.
         ladder::SKETCH => 1,
@@ -194,7 +194,7 @@ fn change(case: &Case, piece: &Piece, all: &[(ColumnKind, Vec<u8>)], bytes: &mut
         // The spreads' codes: the count is that of the postings.
         ladder::CLUSTER => bytes[2..].iter_mut().for_each(|code| *code ^= 0x3f),
         ladder::KEY_CODE | ladder::VALUE_CODE => bytes[2..].iter_mut().for_each(|byte| *byte ^= 0x33),
-        ladder::CENTROID | ladder::VALUE_MEAN => {
+        ladder::CENTROID | ladder::VALUE_MEAN | ladder::VALUE_SLOPE => {
             let codes = bytes.len() - 2;
             bytes[..codes].iter_mut().for_each(|byte| *byte ^= 0x33);
         }

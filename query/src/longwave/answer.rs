@@ -100,7 +100,7 @@ pub(super) struct Rough {
     pub(super) norm: Vec<f32>,
     /// Sum of each head's weights.
     pub(super) total: Vec<f32>,
-    dim: usize,
+    pub(super) dim: usize,
 }
 
 impl Rough {
@@ -137,10 +137,16 @@ impl Rough {
                 *output = (*output + steady_weight * steady) / total[g];
             }
         }
-        // An output of zero has no relative error; the smallest norm keeps its gains finite.
+        let mut rough = Rough { output, norm: Vec::with_capacity(group), total, dim };
+        rough.measure();
+        rough
+    }
+
+    /// Takes the norms of the output. One of zero has no relative error; the smallest norm keeps its gains finite.
+    pub(super) fn measure(&mut self) {
+        self.norm.clear();
         let norm = |x: &[f32]| product(x, x).sqrt().max(f32::MIN_POSITIVE);
-        let norm = output.chunks_exact(dim).map(norm).collect();
-        Rough { output, norm, total, dim }
+        self.norm.extend(self.output.chunks_exact(self.dim).map(norm));
     }
 
     /// Whether the weights hold an answer. They do not where all scores turned out so far below what the centroids gave reason

@@ -2,6 +2,7 @@
 
 use super::clusters::Clusters;
 use super::head::Head;
+use super::slope::slope_bytes;
 use super::touched::{Touched, sketch_bytes};
 use super::unit::Call;
 use super::zone::{Chosen, Zone};
@@ -29,14 +30,16 @@ impl Call<'_, '_> {
             runs.map(|(number, run)| (run.len() * size(head.segments[number].segment, shape)) as u64).sum()
         };
         let [key_codes, value_codes] = touched.code_bytes(shape.key_dim, shape.value_dim);
+        let fixed = Self::fixed(shape, head);
         Traffic {
+            bases: fixed.bases + bytes(&touched.slopes, slope_bytes(shape.key_dim, shape.value_dim)),
             keys: full(&touched.keys, LayerSegment::key_bytes),
             values: full(&touched.values, LayerSegment::value_bytes),
             value_means: bytes(&touched.means, record_len(shape.value_dim)),
             sketches: touched.sketch_bytes(head),
             key_codes,
             value_codes,
-            ..Self::fixed(shape, head)
+            ..fixed
         }
     }
 

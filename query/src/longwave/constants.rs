@@ -10,6 +10,10 @@ pub const MEAN: f32 = 0.2;
 pub const KEY: [f32; 3] = [1.3, 3.0, 30.0];
 /// See [`PROBE`].
 pub const VALUE: [f32; 3] = [0.35, 1.4, 10.0];
+/// The same of reading how values follow keys in a segment, for the square root of what rows' values are off by together.
+pub const SLOPE: f32 = 8.0;
+/// The share of what a slope has added to an answer that is taken to be wrong, squared.
+pub(crate) const SLOPE_DOUBT: f32 = 0.1;
 /// How far above its estimate a score is allowed for, in standard deviations. In sharp heads the row that matters
 /// lies 2 to 4 deviations above its cluster's centre; with expected instead of upper estimates such heads fail.
 pub const Z_CLUSTER: f32 = 3.0;

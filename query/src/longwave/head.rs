@@ -4,6 +4,7 @@ use super::constants::CENTROID_NOISE;
 use super::disk::Disk;
 use super::product;
 use super::sharing::Sharing;
+use super::slope::slope_of;
 use crate::error::Error;
 use crate::view::{ClusterNumbers, LayerSegment, LayerView, OpenedLadder, QueryBatch};
 use crate::work::{HeadQueries, Span};
@@ -112,6 +113,9 @@ pub(super) struct BasisQuery {
     /// Variance of a centroid's score from what its code leaves, per head of the group.
     pub(super) centroid_variance: Vec<f32>,
     pub(super) sketch: SketchQuery,
+    /// The coordinates times the scales of sketches, `[group, key_dim]`, and their squared norms.
+    pub(super) along: Vec<f32>,
+    pub(super) along2: Vec<f32>,
     /// Squared norm of the coordinates, per head of the group.
     pub(super) norm2: Vec<f32>,
 }
@@ -130,6 +134,8 @@ pub(super) struct HeadSegment<'v> {
     pub(super) basis: usize,
     /// Number of the segment's first cluster among all clusters of the head.
     pub(super) first: usize,
+    /// Number of the segment that says how its values follow its keys: itself, or the last one before it that does.
+    pub(super) slope: Option<usize>,
 }
 
 /// One KV head over all its segments; clusters are numbered through.
@@ -164,7 +170,10 @@ impl<'v> Head<'v> {
             let offsets = opened.view.postings().offsets(kv_head)?;
             let (numbers, first, first_row) = (opened.numbers(kv_head, &ladder), head.clusters, head.rows);
             let number = head.segments.len();
-            let segment = HeadSegment { segment, offsets, ladder, numbers, number, first_row, basis, first };
+            let before = head.segments.iter().map(|before| (before.basis, before.slope));
+            let slope = slope_of(before, basis, !ladder.value_slope.is_empty());
+            let segment =
+                HeadSegment { segment, offsets, ladder, numbers, number, first_row, basis, first, slope };
             head.segments.push(segment);
             (head.clusters, head.rows) = (first + ladder.cluster_count(), first_row + ladder.rows());
         }
@@ -249,6 +258,7 @@ impl BasisQuery {
                 .flat_map(|q| q.iter().zip(sigma).map(|(q, sigma)| q * sigma))
                 .collect()
         };
+        let along = times(ladder.sketch_sigma);
         let mut centroid = Laid::default();
         centroid.set(&coordinates, heads, ladder.centroid_sigma);
         let centroid_noise = |q: &[f32]| CENTROID_NOISE * product(q, q);
@@ -257,7 +267,9 @@ impl BasisQuery {
             centroid,
             centroid_variance: times(ladder.centroid_sigma).chunks_exact(dim).map(centroid_noise).collect(),
             key: times(ladder.key_sigma),
-            sketch: SketchQuery::new(&ladder.layout, &times(ladder.sketch_sigma), queries.heads),
+            sketch: SketchQuery::new(&ladder.layout, &along, heads),
+            along2: along.chunks_exact(dim).map(|q| product(q, q)).collect(),
+            along,
             norm2: coordinates.chunks_exact(dim).map(|q| product(q, q)).collect(),
             squares: coordinates.iter().map(|x| x * x).collect(),
         }

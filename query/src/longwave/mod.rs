@@ -25,6 +25,7 @@ mod read;
 mod scan;
 mod select;
 mod sharing;
+mod slope;
 mod softcap;
 mod touched;
 mod unit;
@@ -43,6 +44,7 @@ use disk::Disk;
 use head::Ladders;
 use longwave_kernels::Kernels;
 use rayon::prelude::*;
+pub use slope::{Following, Rising, Slope, slope_of};
 use std::time::Instant;
 use unit::{Call, Room, Threshold, Unit};
 
@@ -140,7 +142,7 @@ fn attend_exactly(
 }
 
 /// What would be read. Sketches are scanned, since only they say which rows matter; nothing is read after them, so
-/// the values are chosen with the weights of the sketches. Where it is said how many bytes may come from disk, pages are
+/// values, and slopes, are chosen with the weights of the sketches. Where it is said how many bytes may come from disk, pages are
 /// looked at and not fetched.
 pub(crate) fn plan(
     kernels: &Kernels,
@@ -159,8 +161,10 @@ pub(crate) fn plan(
             call.open_zone(&mut threshold)?;
             let rough = call.select_keys(&mut threshold)?;
             call.select_values(&mut threshold, &rough)?;
-            let Room { clusters, zone, touched, .. } = &mut call.room;
-            touched.add(&call.reader.head, clusters, zone);
+            let (head, Room { clusters, zone, touched, slopes, .. }) = (&call.reader.head, &mut call.room);
+            slopes.rise(head, clusters, zone);
+            slopes.choose(head, &rough, threshold.tau, (&[], usize::MAX));
+            touched.add(head, clusters, zone, slopes);
             let rows = call.room.touched.rows(&call.reader.head);
             let traffic = Call::traffic(&view.shape, &call.reader.head, &call.room.touched);
             Ok(HeadPlan { rows, ..call.plan(traffic) })

@@ -1,5 +1,6 @@
 //! The 4 KiB pages that one position and KV head touch, counted within each column.
 
+use super::slope::slope_bytes;
 use super::touched::Touched;
 use super::unit::Call;
 use crate::view::{LayerSegment, Shape};
@@ -21,7 +22,17 @@ impl Call<'_, '_> {
                 self.basis_pages(first) + self.summary_pages(number, touched)
             })
             .sum();
-        summaries + self.row_pages(touched)
+        let slope = slope_bytes(self.reader.view.shape.key_dim, self.reader.view.shape.value_dim);
+        let slopes: u64 = touched
+            .slopes
+            .iter()
+            .map(|_| {
+                let mut pages = Pages::default();
+                pages.add(self.reader.kv_head, 1, slope);
+                pages.count
+            })
+            .sum();
+        summaries + slopes + self.row_pages(touched)
     }
 
     /// Pages of `ladder.basis`, `ladder.bits` and `ladder.scales`.

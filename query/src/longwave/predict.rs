@@ -2,10 +2,11 @@
 
 use super::answer::{MeanSums, Rough};
 use super::clusters::{Clusters, shared_noise};
-use super::constants::{UNSURE, VALUE_NOISE, Z_CLUSTER};
+use super::constants::{SLOPE_DOUBT, UNSURE, VALUE_NOISE, Z_CLUSTER};
 use super::head::Head;
 use super::listed::gather;
 use super::product;
+use super::slope::Slopes;
 use super::zone::{Zone, of};
 use longwave_kernels::Kernels;
 use longwave_kernels::ladder::Estimated;
@@ -43,17 +44,18 @@ const TOTAL_MIN: f32 = 1e-8;
 impl Prediction {
     /// Predicted relative error of each head of the group; `closed` has the sums over the means of the clusters that are not
     /// open. It is made of value noise, key noise, the spread of scores
-    /// outside the zone, and its bias; and of what a whole cluster shares: the coding errors of value means and centroids.
+    /// outside the zone, and its bias; of what a whole cluster shares: the coding errors of value means and centroids; and of what
+    /// slopes have added.
     pub(super) fn errors(
         &mut self,
         kernels: &Kernels,
         head: &Head<'_>,
         clusters: &Clusters,
         zone: &Zone,
-        (answer, closed): (&Rough, &MeanSums),
+        (answer, closed, slopes): (&Rough, &MeanSums, &Slopes),
     ) -> Vec<f32> {
         self.squared.clear();
-        self.squared.resize(head.group, 0.0);
+        self.squared.extend(slopes.following.added.iter().map(|added| SLOPE_DOUBT * added * added));
         answer.distances(kernels, head, (&clusters.means, &clusters.listed.norm), &mut self.off);
         self.values(head, zone);
         self.zone_noise(head, clusters, zone, answer);

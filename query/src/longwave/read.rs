@@ -129,9 +129,10 @@ impl Reader<'_, '_> {
             let places = zone.places(chosen);
             for ((score, place), left) in scores.iter_mut().zip(places).zip(&left) {
                 let sketched = if full { 0.0 } else { zone.score[place] };
+                zone.score[place] = *score + sketched;
                 let deviation = &mut zone.deviation[place];
                 *deviation *= left;
-                *score = softcap.apply(*score + sketched) + (*deviation * *deviation / 2.0).min(JENSEN_MAX);
+                *score = softcap.apply(zone.score[place]) + (*deviation * *deviation / 2.0).min(JENSEN_MAX);
             }
         }
         let mut most = vec![f32::NEG_INFINITY; group];

@@ -3,6 +3,7 @@
 use super::clusters::Clusters;
 use super::head::{Head, HeadSegment};
 use super::select::through_head;
+use super::slope::Slopes;
 use super::zone::Zone;
 use crate::plan::{PlannedRows, RowId};
 use longwave_kernels::codec::Depth;
@@ -22,6 +23,8 @@ pub(super) struct Touched {
     pub(super) value_halves: Vec<u32>,
     pub(super) value_codes: Vec<u32>,
     pub(super) values: Vec<u32>,
+    /// Segments whose slopes were read.
+    pub(super) slopes: Vec<u32>,
     rows: Vec<u32>,
 }
 
@@ -29,12 +32,13 @@ impl Touched {
     pub(super) fn clear(&mut self) {
         let keys = [&mut self.key_halves, &mut self.key_codes, &mut self.keys];
         let values = [&mut self.value_halves, &mut self.value_codes, &mut self.values];
-        let clusters = [&mut self.means, &mut self.sketched];
+        let clusters = [&mut self.means, &mut self.sketched, &mut self.slopes];
         clusters.into_iter().chain(keys).chain(values).for_each(Vec::clear);
     }
 
     /// Adds an attempt.
-    pub(super) fn add(&mut self, head: &Head<'_>, clusters: &Clusters, zone: &Zone) {
+    pub(super) fn add(&mut self, head: &Head<'_>, clusters: &Clusters, zone: &Zone, slopes: &Slopes) {
+        unite(&mut self.slopes, &slopes.read);
         unite(&mut self.means, &clusters.means);
         unite(&mut self.sketched, &clusters.opened);
         let lists = [

@@ -7,6 +7,7 @@ use super::head::{Head, Ladders};
 use super::predict::Prediction;
 use super::read::Reader;
 use super::select::Gains;
+use super::slope::{Slopes, slope_bytes};
 use super::softcap::Softcap;
 use super::touched::{Touched, sketch_bytes};
 use super::zone::{Choice, Zone};
@@ -108,6 +109,7 @@ pub(super) struct Room {
     /// Whether a row of an opened cluster was read.
     changed: Vec<bool>,
     values: RowValues,
+    pub(super) slopes: Slopes,
     prediction: Prediction,
 }
 
@@ -191,8 +193,9 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         for attempts in 1.. {
             let answer = call.attempt(&mut threshold)?;
             let started = Instant::now();
-            let Room { clusters, zone, prediction, closed, .. } = &mut call.room;
-            let predicted = prediction.errors(kernels, &call.reader.head, clusters, zone, (&answer, closed));
+            let Room { clusters, zone, prediction, closed, slopes, .. } = &mut call.room;
+            let sums = (&answer, &*closed, &*slopes);
+            let predicted = prediction.errors(kernels, &call.reader.head, clusters, zone, sums);
             if !answer.is_known() || predicted.iter().any(|error| !error.is_finite()) {
                 return call.read_all(attempts, scratch);
             }
@@ -267,8 +270,8 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
     fn attempt(&mut self, threshold: &mut Threshold) -> Result<Rough, Error> {
         self.open_zone(threshold)?;
         let answer = self.read(threshold)?;
-        let Room { clusters, zone, touched, .. } = &mut self.room;
-        touched.add(&self.reader.head, clusters, zone);
+        let Room { clusters, zone, touched, slopes, .. } = &mut self.room;
+        touched.add(&self.reader.head, clusters, zone, slopes);
         Ok(answer)
     }
 
@@ -372,23 +375,46 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         started = Instant::now();
         let Room { zone, values, .. } = &mut self.room;
         self.reader.read_values(zone, values)?;
-        let answer = self.finished();
+        let answer = self.finished(threshold);
         self.timings.add(Operator::Read, started.elapsed());
         Ok(answer)
     }
 
     /// The answer with all rows read. The sums over opened clusters are those that the values were chosen by; what rows read
     /// in full take from a mean comes off.
-    fn finished(&mut self) -> Rough {
+    fn finished(&mut self, threshold: &mut Threshold) -> Rough {
         let (kernels, head) = (self.reader.kernels, &self.reader.head);
-        let Room { clusters, zone, closed, opened, taken, taking, less, weights, on_mean, values, .. } =
-            &mut self.room;
+        let Room {
+            clusters,
+            zone,
+            closed,
+            opened,
+            taken,
+            taking,
+            less,
+            weights,
+            on_mean,
+            values,
+            slopes,
+            touched,
+            ..
+        } = &mut self.room;
         on_mean.clone_from(weights);
         zone.take_full(head.group, on_mean, (taking, less));
         taken.reset(head, head.group, self.reader.view.shape.value_dim);
         taken.add(kernels, head, taking, less);
         let (weights, steady) = ((&weights[..], &on_mean[..]), (&self.steady, &clusters.steady[..]));
-        Rough::of(head, &[closed, opened, taken], weights, steady, Some(values))
+        let mut answer = Rough::of(head, &[closed, opened, taken], weights, steady, Some(values));
+        slopes.rise(head, clusters, zone);
+        let (shape, known) = (&self.reader.view.shape, &touched.slopes[..]);
+        let most = threshold.bytes_max.map_or(usize::MAX, |most| {
+            let spent = Self::fixed(shape, head).bytes() + Self::chosen_bytes(shape, head, clusters, zone);
+            let slopes = most.saturating_sub(spent) as usize / slope_bytes(shape.key_dim, shape.value_dim);
+            slopes.saturating_sub(known.len())
+        });
+        threshold.raised |= slopes.choose(head, &answer, threshold.tau, (known, most));
+        slopes.follow(kernels, head, &mut answer);
+        answer
     }
 
     /// Reads every row, after `attempts` attempts that did not meet their bound.

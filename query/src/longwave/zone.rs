@@ -60,7 +60,7 @@ pub(super) struct Zone {
     len: usize,
     /// Rows, without the places that are no row's.
     pub(super) rows: usize,
-    /// Scores of the sketches, before the soft-cap. What codes add, they add to these.
+    /// Scores of the sketches, before the soft-cap; of rows whose key was read, what it came to.
     pub(super) score: Vec<f32>,
     /// Weights against the clusters' `top`.
     pub(super) weight: Vec<f32>,

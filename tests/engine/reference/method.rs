@@ -47,6 +47,8 @@ pub struct Question<'a> {
 pub struct Choice {
     pub means: Vec<bool>,
     pub opened: Vec<bool>,
+    /// Of each segment whether it is read how its values follow its keys.
+    pub slopes: Vec<bool>,
     pub rows: Vec<Vec<[Resolution; 2]>>,
 }
 
@@ -56,7 +58,7 @@ pub struct Reference {
     pub lse: Vec<f64>,
     pub predicted: Vec<f64>,
     /// The squared terms of the prediction, in the order of docs/accuracy.md, each as a share of their sum.
-    pub terms: Vec<[f64; 5]>,
+    pub terms: Vec<[f64; 6]>,
     /// How far the log-sum-exp lies above all centroids and what is read in any case.
     pub rise: Vec<f64>,
     /// What the correction of uncertain sketched scores adds to them, averaged over the softmax.
@@ -66,29 +68,33 @@ pub struct Reference {
     pub margin: f64,
 }
 
-struct Standing {
-    output: Vec<f64>,
-    norm: f64,
-    total: f64,
+pub(super) struct Standing {
+    /// Length of what slopes have added.
+    pub(super) added: f64,
+    pub(super) output: Vec<f64>,
+    pub(super) norm: f64,
+    pub(super) total: f64,
 }
 
-struct Attempt<'a> {
-    ask: Question<'a>,
+pub(super) struct Attempt<'a> {
+    pub(super) ask: Question<'a>,
     /// `[cluster][head]`: score before the soft-cap, score, variance of scores in the cluster.
-    uncapped: Vec<Vec<f64>>,
-    centre: Vec<Vec<f64>>,
-    within: Vec<Vec<f64>>,
+    pub(super) uncapped: Vec<Vec<f64>>,
+    pub(super) centre: Vec<Vec<f64>>,
+    pub(super) within: Vec<Vec<f64>>,
     /// Reference of the exponentials.
-    top: Vec<f64>,
+    pub(super) top: Vec<f64>,
     /// `[cluster][row][head]`.
-    weight: Vec<Vec<Vec<f64>>>,
+    pub(super) weight: Vec<Vec<Vec<f64>>>,
     /// What is left of the variance of a score.
-    variance: Vec<Vec<Vec<f64>>>,
+    pub(super) variance: Vec<Vec<Vec<f64>>>,
     /// What the sketch adds to the centroid's score.
-    sketched: Vec<Vec<Vec<f64>>>,
-    jensen: Vec<Vec<Vec<f64>>>,
-    choice: Choice,
-    margin: f64,
+    pub(super) sketched: Vec<Vec<Vec<f64>>>,
+    pub(super) jensen: Vec<Vec<Vec<f64>>>,
+    /// By how much a row's score, before the soft-cap, lies above its centroid's.
+    pub(super) rise: Vec<Vec<Vec<f64>>>,
+    pub(super) choice: Choice,
+    pub(super) margin: f64,
 }
 
 /// Answers `ask`.
@@ -100,9 +106,9 @@ pub fn answer(ask: Question<'_>) -> Reference {
     attempt.read_keys();
     attempt.choose_values();
     let heads = 0..ask.queries.len();
-    let standing: Vec<_> = heads.clone().map(|g| attempt.standing(g)).collect();
-    let squared: Vec<[f64; 5]> = heads.clone().map(|g| attempt.error_terms(g, &standing[g])).collect();
-    let sum = |terms: &[f64; 5]| terms.iter().sum::<f64>();
+    let standing = attempt.follow();
+    let squared: Vec<[f64; 6]> = heads.clone().map(|g| attempt.error_terms(g, &standing[g])).collect();
+    let sum = |terms: &[f64; 6]| terms.iter().sum::<f64>();
     Reference {
         rise: standing.iter().map(|standing| standing.total.ln()).collect(),
         lse: standing.iter().zip(&attempt.top).map(|(standing, top)| top + standing.total.ln()).collect(),
@@ -151,6 +157,7 @@ impl<'a> Attempt<'a> {
         let choice = Choice {
             means: vec![false; clusters.len()],
             opened: vec![false; clusters.len()],
+            slopes: vec![false; ask.head.segments.len()],
             rows: clusters.iter().map(|c| vec![[Resolution::Coarse; 2]; c.rows.len()]).collect(),
         };
         let margin = f64::INFINITY;
@@ -163,13 +170,14 @@ impl<'a> Attempt<'a> {
             weight,
             variance: zeros.clone(),
             sketched: zeros.clone(),
-            jensen: zeros,
+            jensen: zeros.clone(),
+            rise: zeros,
             choice,
             margin,
         }
     }
 
-    fn cluster(&self, c: usize) -> &'a StoredCluster {
+    pub(super) fn cluster(&self, c: usize) -> &'a StoredCluster {
         &self.ask.head.clusters[c]
     }
 
@@ -188,7 +196,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    fn places(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+    pub(super) fn places(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
         let rows: Vec<usize> = self.weight.iter().map(Vec::len).collect();
         rows.into_iter().enumerate().flat_map(|(c, rows)| (0..rows).map(move |row| (c, row)))
     }
@@ -205,15 +213,15 @@ impl<'a> Attempt<'a> {
             add(&mut output, weight, self.value(c, row));
         }
         output.iter_mut().for_each(|x| *x /= total);
-        Standing { norm: dot(&output, &output).sqrt(), output, total }
+        Standing { added: 0.0, norm: dot(&output, &output).sqrt(), output, total }
     }
 
     /// Root sum of squares over the heads of the group, each with the answer as it stands.
-    fn gain(&self, standing: &[Standing], of: impl Fn(usize, &Standing) -> f64) -> f64 {
+    pub(super) fn gain(&self, standing: &[Standing], of: impl Fn(usize, &Standing) -> f64) -> f64 {
         standing.iter().enumerate().map(|(g, standing)| of(g, standing).powi(2)).sum::<f64>().sqrt()
     }
 
-    fn exceeds(&mut self, gain: f64, threshold: f64) -> bool {
+    pub(super) fn exceeds(&mut self, gain: f64, threshold: f64) -> bool {
         self.margin = self.margin.min((gain / threshold - 1.0).abs());
         gain > threshold
     }
@@ -232,7 +240,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    fn all_standing(&self) -> Vec<Standing> {
+    pub(super) fn all_standing(&self) -> Vec<Standing> {
         (0..self.top.len()).map(|g| self.standing(g)).collect()
     }
 
@@ -276,6 +284,7 @@ impl<'a> Attempt<'a> {
                 let deviation = norm * self.cluster(c).rows[row].factor * segment.sketch_noise;
                 let sketched = self.sketch_score(c, row, g);
                 self.sketched[c][row][g] = sketched;
+                self.rise[c][row][g] = sketched;
                 let score = self.uncapped[c][g] + sketched;
                 let variance = (deviation * slope(score, 2.5 * deviation, self.ask.softcap)).powi(2);
                 let jensen = (variance / 2.0).min(1.0);
@@ -360,6 +369,7 @@ impl<'a> Attempt<'a> {
                     Resolution::Code => coded(&stored.key_codes[1], self.sketched[c][row][g]),
                     Resolution::Full => dot(query, &stored.key),
                 };
+                self.rise[c][row][g] = score - self.uncapped[c][g];
                 self.variance[c][row][g] *= self.key_noise((c, row, g), resolution);
                 let jensen = (self.variance[c][row][g] / 2.0).min(1.0);
                 self.jensen[c][row][g] = jensen;
@@ -382,8 +392,9 @@ impl<'a> Attempt<'a> {
     }
 
     /// The squared terms of the predicted error of a head, in the order of docs/accuracy.md.
-    fn error_terms(&self, g: usize, answer: &Standing) -> [f64; 5] {
-        let mut terms = [0.0; 5];
+    fn error_terms(&self, g: usize, answer: &Standing) -> [f64; 6] {
+        let mut terms = [0.0; 6];
+        terms[5] = 0.1 * answer.added.powi(2);
         let (mut bias, mut unsure) = (vec![0.0; answer.output.len()], 0.0f64);
         for (c, cluster) in self.ask.head.clusters.iter().enumerate() {
             let (mean, spread) = (self.mean(c), cluster.value_spread);

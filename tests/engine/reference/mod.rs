@@ -1,6 +1,7 @@
 //! The method `longwave` once more, in float64, from what a segment stores: what it answers, what it says of its
 //! error, and which bytes it touches.
 
+mod follow;
 mod method;
 mod pieces;
 mod rewrite;

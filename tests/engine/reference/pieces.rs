@@ -46,6 +46,9 @@ pub fn pieces(
     let mut known = BTreeSet::new();
     for (number, stored) in ladder.segments.iter().enumerate() {
         pieces.extend(basis_pieces(model, number, kv_head, known.insert(stored.digest)));
+        if choice.slopes[number] {
+            pieces.insert(Piece::record(number, columns::VALUE_SLOPE, kv_head, d * record_len(v)));
+        }
     }
     for (c, cluster) in ladder.clusters.iter().enumerate() {
         let segment = segments[cluster.segment];

@@ -1,6 +1,6 @@
 //! What segments store of one KV head's ladder, decoded to float64: keys as keys, values as values.
 
-use longwave::index::ladder::HeadLadder;
+use longwave::index::ladder::{ClusterSummary, HeadLadder};
 use longwave::storage::ColumnKind;
 use longwave::{LayerSegment, ModelSpec, RowForm, Rows};
 use longwave_kernels::codec::{Depth, decode_planes, decode_sketch, decode4, record_len, rotate};
@@ -25,6 +25,11 @@ pub struct StoredSegment {
     pub sketch_noise: f64,
     pub mean_deviation: f64,
     pub global_value: Vec<f64>,
+    /// Of each coordinate over its scale: its mean product with values less their cluster's mean. Empty where nothing is said.
+    pub value_slope: Vec<Vec<f64>>,
+    /// Means over all rows.
+    pub key_spread_mean: f64,
+    pub value_spread_mean: f64,
     pub form: RowForm,
 }
 
@@ -39,6 +44,8 @@ pub struct StoredCluster {
     pub key_spread: f64,
     pub value_spread: f64,
     pub mean_error: f64,
+    /// How much steeper than on average its values follow its keys, as far as spreads tell.
+    pub steepness: f64,
     pub rows: Vec<StoredRow>,
 }
 
@@ -78,6 +85,15 @@ impl StoredHead {
         stored
     }
 
+    /// The segment whose slope the rows of segment `number` follow.
+    pub fn slope_of(&self, number: usize) -> Option<usize> {
+        let basis = self.segments[number].digest;
+        let says = |other: &usize| {
+            self.segments[*other].digest == basis && !self.segments[*other].value_slope.is_empty()
+        };
+        (0..=number).rev().find(says)
+    }
+
     pub fn segment(&self, cluster: &StoredCluster) -> &StoredSegment {
         &self.segments[cluster.segment]
     }
@@ -99,8 +115,20 @@ impl StoredSegment {
             sketch_noise: f64::from(ladder.sketch_noise),
             mean_deviation: f64::from(ladder.mean_deviation),
             global_value: turned_back(&wide(ladder.global_value)),
+            value_slope: slopes(ladder),
+            key_spread_mean: mean_of(ladder, |cluster| cluster.key_spread),
+            value_spread_mean: mean_of(ladder, |cluster| cluster.value_spread),
             form,
         }
+    }
+
+    /// The mean of scores, about their centroids, times values, about their cluster's mean.
+    pub fn slope_along(&self, query: &[f64]) -> Vec<f64> {
+        let along: Vec<f64> =
+            self.axes.iter().zip(&self.sketch_sigma).map(|(axis, sigma)| dot(axis, query) * sigma).collect();
+        let mut slope = vec![0.0; self.global_value.len()];
+        along.iter().zip(&self.value_slope).for_each(|(along, moment)| add(&mut slope, *along, moment));
+        slope
     }
 
     /// The key that has these coordinates.
@@ -109,6 +137,22 @@ impl StoredSegment {
         self.axes.iter().zip(coordinates).for_each(|(axis, &z)| add(&mut key, z, axis));
         key
     }
+}
+
+fn mean_of(ladder: &HeadLadder<'_>, spread: fn(ClusterSummary) -> f32) -> f64 {
+    let clusters = (0..ladder.cluster_count()).map(|cluster| ladder.cluster(cluster));
+    clusters.map(|cluster| f64::from(cluster.count) * f64::from(spread(cluster))).sum::<f64>()
+        / ladder.rows() as f64
+}
+
+fn slopes(ladder: &HeadLadder<'_>) -> Vec<Vec<f64>> {
+    let records = ladder.value_slope.chunks_exact(record_len(ladder.value_sigma.len()));
+    let decoded = |record: &[u8]| {
+        let mut slope = vec![0.0; ladder.value_sigma.len()];
+        decode4(record, ladder.value_sigma, &mut slope);
+        turned_back(&wide(&slope))
+    };
+    records.map(decoded).collect()
 }
 
 impl StoredCluster {
@@ -175,6 +219,9 @@ impl StoredCluster {
                 value,
             });
         }
+        let [key, value] = [summary.key_spread, summary.value_spread].map(f64::from);
+        let ratio =
+            if key > 0.0 { value / shared.value_spread_mean * shared.key_spread_mean / key } else { 0.0 };
         StoredCluster {
             segment: number,
             local,
@@ -184,6 +231,7 @@ impl StoredCluster {
             key_spread: f64::from(summary.key_spread),
             value_spread: f64::from(summary.value_spread),
             mean_error: f64::from(summary.mean_error),
+            steepness: ratio.sqrt(),
             rows: stored,
         }
     }
