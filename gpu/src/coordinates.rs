@@ -20,9 +20,10 @@ pub(crate) struct Coordinates {
     pub(crate) noise: Buffer<f32>,
     /// The largest standard deviation of scores inside a cluster, `[strips, group]`.
     pub(crate) deviations: Vec<f32>,
-    /// Scaled queries `[units, group, dim]`, and key coordinates as above, for the CPU's share.
+    /// Scaled queries `[units, group, dim]`, and coordinates of keys and of sketches as above, for the CPU's share.
     pub(crate) queries: Vec<f32>,
     pub(crate) host_key: Vec<f32>,
+    pub(crate) host_sketch: Vec<f32>,
 }
 
 #[derive(Default)]
@@ -69,6 +70,7 @@ impl Coordinates {
             deviations: numbers.deviations,
             queries,
             host_key: numbers.key,
+            host_sketch: numbers.sketch,
         })
     }
 }

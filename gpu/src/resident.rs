@@ -41,6 +41,7 @@ struct Columns {
     sketches: Vec<u8>,
     summaries: Vec<f32>,
     mean_norms2: Vec<f32>,
+    steepness: Vec<f32>,
     sigma: Vec<f32>,
     value_sigma: Vec<f32>,
     global: Vec<f32>,
@@ -66,6 +67,8 @@ impl Resident {
             for head in 0..shape.kv_heads {
                 let offsets = ladder.postings().offsets(head).map_err(rows_error)?;
                 columns.add(&ladder.head(head).map_err(rows_error)?, offsets)?;
+                let spreads = segment.spreads(head).map_err(rows_error)?;
+                columns.steepness.extend(spreads.map_or(&[][..], |spreads| spreads.steepness));
             }
         }
         if u32::try_from(columns.sketches.len()).is_err() {
@@ -75,6 +78,7 @@ impl Resident {
         let summaries = Summaries {
             summaries: device.upload(&columns.summaries)?,
             mean_norms2: device.upload(&columns.mean_norms2)?,
+            steepness: device.upload(&columns.steepness)?,
             sigma: device.upload(&columns.sigma)?,
             value_sigma: device.upload(&columns.value_sigma)?,
             global: device.upload(&columns.global)?,

@@ -13,6 +13,9 @@
 // weigh_keys      grid (units): weights of rows whose keys were read.
 // take_rows       a thread for each entry: weights of listed rows.
 // rest_on_mean    a warp for each opened cluster: its weight without the rows whose value was read in full.
+// cluster_rises   a thread for each place: how far the weights of closed clusters lie above their centroids' scores.
+// row_rises       a warp for each opened cluster: how far its rows score above its centroid.
+// strip_rises     grid (strips): sums of both over strips.
 #include "block.cuh"
 #include "compat.cuh"
 
@@ -36,13 +39,13 @@ __device__ __forceinline__ unsigned warp_of_grid() { return blockIdx.x * kWarps 
 }  // namespace
 
 // summaries[cluster]: rows, key spread, value spread, squared error of the mean. middle and variance are [strip][group]: what
-// is added to scores, and the variance of scores inside a cluster of key spread 1. means[place] is the cluster's record where
+// is added to scores, and the variance of scores inside a cluster of key spread 1; withins has that of each cluster. means[place] is the cluster's record where
 // its mean is read, and kEmpty elsewhere.
 CUK_KERNEL void __launch_bounds__(cuk::kThreads) weigh_clusters(
     const float* coded, const unsigned* clusters, const unsigned* starts, int strips, const float4* summaries,
     const float* middle, const float* variance, const float* steady_lse, int group, float softcap, float deviations,
-    float rise, float least, float* scores, float* above, float* mass, float* estimate, float* shares, unsigned* means,
-    float* tops, float* steady) {
+    float rise, float least, float* scores, float* above, float* mass, float* estimate, float* withins, float* shares,
+    unsigned* means, float* tops, float* steady) {
   __shared__ float shared[kWarps];
   const unsigned unit = blockIdx.x, first = starts[unit * strips], last = starts[(unit + 1) * strips];
   for (int g = 0; g < group; ++g) {
@@ -62,7 +65,7 @@ CUK_KERNEL void __launch_bounds__(cuk::kThreads) weigh_clusters(
         const float centre = capped(score, softcap);
         scores[at] = score;
         mass[at] = centre;
-        estimate[at] = within;
+        withins[at] = within;
         top = fmaxf(top, centre);
       }
     }
@@ -70,7 +73,7 @@ CUK_KERNEL void __launch_bounds__(cuk::kThreads) weigh_clusters(
     float sum = 0.f;
     for (unsigned c = first + threadIdx.x; c < last; c += kThreads) {
       const size_t at = (size_t)c * group + g;
-      const float over = mass[at] - top, within = estimate[at], count = summaries[clusters[c]].x;
+      const float over = mass[at] - top, within = withins[at], count = summaries[clusters[c]].x;
       above[at] = expf(fminf(fminf(within, deviations * sqrtf(within)), rise)) - 1.f;
       mass[at] = count * expf(over);
       estimate[at] = count * expf(over + fminf(within * 0.25f, 1.f));
@@ -238,11 +241,12 @@ CUK_REGISTER(row_gains)
 // reads[i]: (row, how finely its key was read, number of its score, 0); 0 is half a code, 1 a whole one, 2 the key in full.
 // read[score][group] holds the scores of those in full, and of the others what their codes add to the sketch's. left_half and
 // left_whole: the part of a deviation that codes leave; what is left raises the score by half its square, at most by `most_raised`.
-// A score so far above the top that its exponential could overflow a sum becomes the top. Sums of clusters are taken again.
+// A score so far above the top that its exponential could overflow a sum becomes the top. Sums of clusters are taken again. scores
+// of rows become what the key came to, before the soft-cap.
 CUK_KERNEL void __launch_bounds__(cuk::kThreads) weigh_keys(
     const uint4* reads, const unsigned* read_starts, const uint4* opened, const unsigned* opened_starts,
-    const unsigned* row_starts, const unsigned* starts, const float* scores, int strips, int group, float softcap, float over,
-    float left_half, float left_whole, float most_raised, float* read, float* weights, float* deviations,
+    const unsigned* row_starts, const unsigned* starts, int strips, int group, float softcap, float over, float left_half,
+    float left_whole, float most_raised, float* scores, float* read, float* weights, float* deviations,
     float* cluster_weights, float* tops, float* steady) {
   __shared__ float shared[kWarps];
   const unsigned unit = blockIdx.x, first = read_starts[unit], last = read_starts[unit + 1];
@@ -254,8 +258,9 @@ CUK_KERNEL void __launch_bounds__(cuk::kThreads) weigh_keys(
       const size_t at = (size_t)mine.z * group + g, row = (size_t)mine.x * group + g;
       const float left = mine.y == 2 ? 0.f : mine.y == 1 ? left_whole : left_half;
       const float deviation = deviations[row] * left;
-      const float known = capped(read[at] + (mine.y == 2 ? 0.f : scores[row]), softcap);
+      const float uncapped = read[at] + (mine.y == 2 ? 0.f : scores[row]), known = capped(uncapped, softcap);
       const float score = known + fminf(deviation * deviation * 0.5f, most_raised);
+      scores[row] = uncapped;
       deviations[row] = deviation;
       read[at] = score;
       most = fmaxf(most, score);
@@ -289,13 +294,13 @@ CUK_KERNEL void __launch_bounds__(cuk::kThreads) weigh_keys(
 }
 CUK_REGISTER(weigh_keys)
 
-// Entries from first_full on are values that are read in full: their rows are marked.
+// Rows are marked, 1 where the value is read as a code, 2 where in full: the entries from first_full on.
 CUK_KERNEL void __launch_bounds__(cuk::kThreads) take_rows(const unsigned* rows, unsigned count, unsigned first_full,
                                                            const float* weights, int group, float* taken, unsigned* marks) {
   const unsigned i = blockIdx.x * kThreads + threadIdx.x;
   if (i >= count) return;
   for (int g = 0; g < group; ++g) taken[(size_t)i * group + g] = weights[(size_t)rows[i] * group + g];
-  if (i >= first_full) marks[rows[i]] = 1;
+  marks[rows[i]] = i >= first_full ? 2 : 1;
 }
 CUK_REGISTER(take_rows)
 
@@ -308,9 +313,76 @@ CUK_KERNEL void __launch_bounds__(cuk::kThreads) rest_on_mean(const uint4* opene
   for (int g = 0; g < group; ++g) {
     float sum = 0.f;
     for (unsigned r = lane; r < mine.z; r += 32)
-      if (marks[mine.y + r]) sum += weights[(size_t)(mine.y + r) * group + g];
+      if (marks[mine.y + r] == 2) sum += weights[(size_t)(mine.y + r) * group + g];
     sum = sum_lanes<32>(sum);
     if (lane == 0) on_mean[(size_t)mine.x * group + g] -= sum;
   }
 }
 CUK_REGISTER(rest_on_mean)
+
+// rises[place][group]: weight times rise, and the square of rises over rows that were scanned, all times the cluster's steepness, by
+// record. Of closed clusters that stand on a mean that was read; of the others it is 0. most_raised is what weights are raised by at
+// most for what scores leave open. Twice that is by how much weights lie above a score: they grow with the square of the scale of
+// scores.
+CUK_KERNEL void __launch_bounds__(cuk::kThreads) cluster_rises(const unsigned* means, unsigned count, const float* steepness,
+                                                               const float* weights, const float* withins, int group,
+                                                               float most_raised, float2* rises) {
+  const unsigned c = blockIdx.x * kThreads + threadIdx.x;
+  if (c >= count) return;
+  const unsigned mean = means[c];
+  const float steep = mean == kEmpty ? 0.f : steepness[mean];
+  for (int g = 0; g < group; ++g) {
+    const size_t at = (size_t)c * group + g;
+    const float rise = mean == kEmpty ? 0.f : weights[at] * fminf(withins[at] * 0.5f, 2.f * most_raised);
+    rises[at] = make_float2(rise * steep, 0.f);
+  }
+}
+CUK_REGISTER(cluster_rises)
+
+// The same of opened clusters: weights times rises over the rows whose value was not read, and squares over all. A rise is believed
+// up to so many deviations of the scores inside the cluster, either way; its square is of the score alone, with its variance.
+CUK_KERNEL void __launch_bounds__(cuk::kThreads) row_rises(
+    const uint4* opened, unsigned count, const unsigned* clusters, const float* steepness, const float* centres,
+    const float* withins, const float* scores, const float* weights, const float* row_deviations, const unsigned* marks,
+    int group, float deviations, float most_raised, float2* rises) {
+  const unsigned number = warp_of_grid(), lane = threadIdx.x % 32;
+  if (number >= count) return;
+  const uint4 mine = opened[number];
+  const float steep = steepness[clusters[mine.x]];
+  for (int g = 0; g < group; ++g) {
+    const size_t place = (size_t)mine.x * group + g;
+    const float centre = centres[place], most = deviations * sqrtf(withins[place]);
+    float sum = 0.f, squares = 0.f;
+    for (unsigned r = lane; r < mine.z; r += 32) {
+      const size_t at = (size_t)(mine.y + r) * group + g;
+      const float above = scores[at] - centre, variance = row_deviations[at] * row_deviations[at];
+      squares += fmaf(above, above, variance);
+      if (marks[mine.y + r]) continue;
+      const float rise = above + fminf(variance, 2.f * most_raised);
+      sum = fmaf(weights[at], fmaxf(fminf(rise, most), -most), sum);
+    }
+    sum = sum_lanes<32>(sum);
+    squares = sum_lanes<32>(squares);
+    if (lane == 0) rises[place] = make_float2(sum * steep, squares * steep * steep);
+  }
+}
+CUK_REGISTER(row_rises)
+
+// sums[strip][group] of rises over the places of each strip.
+CUK_KERNEL void __launch_bounds__(cuk::kThreads) strip_rises(const float2* rises, const unsigned* starts, int group,
+                                                             float2* sums) {
+  __shared__ float shared[kWarps];
+  const unsigned strip = blockIdx.x;
+  for (int g = 0; g < group; ++g) {
+    float weighted = 0.f, squares = 0.f;
+    for (unsigned c = starts[strip] + threadIdx.x; c < starts[strip + 1]; c += kThreads) {
+      const float2 rise = rises[(size_t)c * group + g];
+      weighted += rise.x;
+      squares += rise.y;
+    }
+    weighted = over_block<false>(weighted, shared);
+    squares = over_block<false>(squares, shared);
+    if (threadIdx.x == 0) sums[(size_t)strip * group + g] = make_float2(weighted, squares);
+  }
+}
+CUK_REGISTER(strip_rises)

@@ -18,6 +18,8 @@ use longwave_storage::ColumnKind;
 pub(super) struct OpenedCluster {
     pub(super) strip: usize,
     pub(super) place: u32,
+    /// Its number in its segment, for its KV head.
+    pub(super) cluster: usize,
     /// Where its sketches begin on the device.
     pub(super) sketches: usize,
     /// Its first row in the segment, for its KV head, and in the zone; and how many.
@@ -80,7 +82,7 @@ impl<'v> Names<'_, 'v> {
         BlockId { layer: self.layer, kv_head: self.head(pick.strip) as u32, segment, number: pick.row }
     }
 
-    fn ladder(&self, strip: usize) -> Result<HeadLadder<'v>, Error> {
+    pub(super) fn ladder(&self, strip: usize) -> Result<HeadLadder<'v>, Error> {
         let ladder = self.segment(strip).ladder().map_err(rows_error)?;
         let ladder = ladder.ok_or_else(|| Error::Rows("a segment without a ladder".into()))?;
         ladder.head(self.head(strip)).map_err(rows_error)

@@ -45,6 +45,7 @@ impl<'d> LadderLayer<'d> {
         let summaries = Summaries {
             summaries: device.upload(&spread)?,
             mean_norms2: device.upload(&vec![1.0f32; units * clusters])?,
+            steepness: device.upload(&vec![1.0f32; units * clusters])?,
             sigma: scales()?,
             value_sigma: scales()?,
             global: scales()?,
@@ -133,6 +134,7 @@ impl<'d> LadderLayer<'d> {
         let of_values = sums(&scores, (&self.codes, of_rows), &self.some)?;
         let on_mean = device.rest_on_mean(strips, &self.zone, &planes)?;
         let values = Some(ReadValues { coded: &of_values, on_mean: &on_mean });
+        device.rises(strips, summaries, &self.zone, &weighed, &planes, limits)?;
         rough(&planes.clusters, values, &weighed.means, &weighed.steady)?;
         self.layer.rows.attend(device, &self.few, splits)
     }

@@ -39,7 +39,8 @@ impl Device {
         assert_len(middle, strips.count() * strips.group, "middles");
         assert_len(variance, strips.count() * strips.group, "variances");
         assert_len(steady_lse, strips.heads(), "log-sum-exps");
-        let [mut scores, mut above, mut mass, mut estimate] = [
+        let [mut scores, mut above, mut mass, mut estimate, mut withins] = [
+            self.room(strips.planes())?,
             self.room(strips.planes())?,
             self.room(strips.planes())?,
             self.room(strips.planes())?,
@@ -75,6 +76,7 @@ impl Device {
                     &mut above,
                     &mut mass,
                     &mut estimate,
+                    &mut withins,
                     &mut shares,
                     &mut means,
                     &mut tops,
@@ -83,7 +85,7 @@ impl Device {
             );
         }
         let means = strips.clusters.masked(means);
-        Ok(Weighed { scores, above, mass, estimate, shares, means, tops, steady })
+        Ok(Weighed { scores, above, mass, estimate, withins, shares, means, tops, steady })
     }
 
     /// The answer where clusters have the weights of the plane `weights`, with the sums `[strips, group, dim]` of their means and
@@ -322,7 +324,7 @@ impl Device {
         Ok(gains)
     }
 
-    /// Replaces the weights of rows whose keys were read by what `scores` (`[reads, group]`) make them. Reads come in order of their
+    /// Replaces scores and weights of rows whose keys were read by what `scores` (`[reads, group]`) make them. Reads come in order of their
     /// units, `starts[unit]` to `starts[unit + 1]`.
     ///
     /// # Errors
@@ -371,7 +373,6 @@ impl Device {
                     &zone.opened_starts,
                     &zone.rows.starts,
                     strips.starts(),
-                    &planes.scores,
                     &count,
                     &group,
                     &softcap,
@@ -379,6 +380,7 @@ impl Device {
                     &half,
                     &whole,
                     &raised,
+                    &mut planes.scores,
                     scores,
                     &mut planes.weights,
                     &mut planes.deviations,
@@ -389,65 +391,5 @@ impl Device {
             );
         }
         Ok(())
-    }
-
-    /// Weights `[rows, group]` of listed rows of the zone. From `first_full` on, values are read in full, which is marked.
-    ///
-    /// # Errors
-    /// As [`Device::room`].
-    ///
-    /// # Panics
-    /// If a row does not exist.
-    pub fn take_rows(
-        &self,
-        strips: &Strips,
-        zone: &ZoneRows,
-        rows: &[u32],
-        first_full: usize,
-        planes: &mut RowPlanes,
-    ) -> Result<Buffer<f32>, Error> {
-        let most = rows.iter().max().map_or(0, |&row| row as usize + 1);
-        assert!(most <= zone.rows.list_len(), "row {} of the zone", most - 1);
-        let mut taken = self.room(rows.len() * strips.group)?;
-        let [count, first_full] = [rows.len(), first_full].map(|count| count as u32);
-        let group = strips.group as i32;
-        let rows = self.upload(rows)?;
-        if count > 0 {
-            launch!(
-                self,
-                "take_rows",
-                (count.div_ceil(BLOCK_THREADS), 1),
-                BLOCK_THREADS,
-                0,
-                [&rows, &count, &first_full, &planes.weights, &group, &mut taken, &mut planes.marks]
-            );
-        }
-        Ok(taken)
-    }
-
-    /// The weights of clusters that rest on their means: all but those of rows whose value was read in full.
-    ///
-    /// # Errors
-    /// As [`Device::room`].
-    pub fn rest_on_mean(
-        &self,
-        strips: &Strips,
-        zone: &ZoneRows,
-        planes: &RowPlanes,
-    ) -> Result<Buffer<f32>, Error> {
-        let mut on_mean = self.room(strips.planes())?;
-        self.copy_within(&planes.clusters, &mut on_mean)?;
-        let (count, group) = (zone.count as i32, strips.group as i32);
-        if zone.count > 0 {
-            launch!(
-                self,
-                "rest_on_mean",
-                (zone.count.div_ceil(WARPS), 1),
-                BLOCK_THREADS,
-                0,
-                [&zone.opened, &count, &planes.weights, &planes.marks, &group, &mut on_mean]
-            );
-        }
-        Ok(on_mean)
     }
 }

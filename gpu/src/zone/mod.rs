@@ -10,6 +10,7 @@ use longwave_kernels::codec::Depth;
 use longwave_query::constants::{ABOVE_MAX, JENSEN_MAX, KEY_NOISE, RISE_MAX, SKETCH_MAX, Z_CLUSTER, Z_ROW};
 
 mod kernels;
+mod values;
 
 /// How far estimates may go.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,6 +67,8 @@ pub struct Summaries {
     pub summaries: Buffer<f32>,
     /// Squared norms of the means.
     pub mean_norms2: Buffer<f32>,
+    /// By how much steeper than on average values follow keys.
+    pub steepness: Buffer<f32>,
     /// `[segments, kv_heads, dim]`: scales of coded means, scales of coded values, and the mean of all values.
     pub sigma: Buffer<f32>,
     /// See [`Summaries::sigma`].
@@ -85,6 +88,8 @@ pub struct Weighed {
     pub mass: Buffer<f32>,
     /// Weights with an allowance for the spread of scores inside.
     pub estimate: Buffer<f32>,
+    /// Variances of the scores inside, after the soft-cap.
+    pub withins: Buffer<f32>,
     /// The largest share of the mass that a cluster could hold, by place.
     pub shares: Buffer<f32>,
     /// Clusters whose mean is read.
@@ -141,16 +146,16 @@ pub struct ZoneRows {
     places: usize,
 }
 
-/// Scores, weights and deviations `[rows, group]`, and which values were read in full.
+/// Scores, weights and deviations `[rows, group]`, and which values were read.
 #[derive(Debug)]
 pub struct RowPlanes {
-    /// Scores of the sketches, before the soft-cap. What codes say is added to these.
+    /// Scores of the sketches, before the soft-cap; of rows whose key was read, what it came to.
     pub scores: Buffer<f32>,
     /// Weights against the unit's top.
     pub weights: Buffer<f32>,
     /// Standard deviations of the scores.
     pub deviations: Buffer<f32>,
-    /// 1 where the value was read in full.
+    /// 1 where the value was read as a code, 2 where in full.
     pub marks: Buffer<u32>,
     /// A plane of clusters: sums over the rows of those opened, estimates of the others.
     pub clusters: Buffer<f32>,
@@ -235,7 +240,8 @@ impl Strips {
     }
 
     pub(super) fn assert_summaries(&self, summaries: &Summaries, dim: usize) {
-        self.clusters.assert_within(summaries.mean_norms2.len().min(summaries.summaries.len() / 4));
+        let (norms, steepness) = (summaries.mean_norms2.len(), summaries.steepness.len());
+        self.clusters.assert_within(norms.min(steepness).min(summaries.summaries.len() / 4));
         for scales in [&summaries.sigma, &summaries.value_sigma, &summaries.global] {
             assert_len(scales, self.strips * self.kv_heads * dim, "scales");
         }

@@ -13,6 +13,9 @@ use std::sync::Arc;
 /// Reads keys and values, each as half a code, as a whole one and in full, of every layer here.
 const TAU: Budget = Budget::Tau(0.003);
 
+/// Leaves enough to means that it matters how values follow their keys.
+const FOLLOWS: Budget = Budget::Tau(0.03);
+
 /// Checks that the device read as the CPU did: of keys and of values as half a code, as a whole one and in full. Reports count the
 /// two kinds of codes together.
 fn expect_rows(layer: &Layer, rows: &[u64; 6], answer: &Answer) {
@@ -183,6 +186,60 @@ fn what_is_demoted_stays_closed() {
     layer.demoted = vec![vec![], (0..clusters(1)).map(|cluster| cluster % 2 == 0).collect()];
     expect(&layer, &layer.ask(&tier, &TAU, Division::HostPerMille(300)), "with other demoted clusters");
     assert_eq!(tier.metrics().fallbacks, 0);
+}
+
+/// By how much the outputs differ at most.
+fn furthest(a: &Answer, b: &Answer) -> f32 {
+    a.output.iter().zip(&b.output).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn segments_that_do_not_say_how_values_follow_keys_follow_earlier_ones_of_their_basis() {
+    let _emulation = install();
+    let device = Arc::new(Device::open(0).unwrap());
+    for is_shared in [true, false] {
+        let mut layer = Layer::built(Dtype::F16, 96, None, 2, is_shared);
+        let mut answers = vec![layer.cpu(&FOLLOWS)];
+        // Without the slopes of the second segment, and then of both that the ladder answers for.
+        for segment in [None, Some(1), Some(0)] {
+            if let Some(segment) = segment {
+                layer.forget_slopes(segment);
+                answers.push(layer.cpu(&FOLLOWS));
+            }
+            let tier = Tier::new(&device, MACHINE, Caches::default(), 1 << 17).unwrap();
+            for per_mille in [0, 300, 1000] {
+                let what = format!("shared {is_shared}, without the slopes of {segment:?}, {per_mille}");
+                let answer = layer.ask(&tier, &FOLLOWS, Division::HostPerMille(per_mille));
+                assert!(answer.report.placement.is_some(), "{what}");
+                layer.expect(&answer, &FOLLOWS, &what);
+            }
+        }
+        // What is read does not depend on it, and what is answered does.
+        for pair in answers.windows(2) {
+            assert_eq!(pair[0].lse, pair[1].lse);
+            assert!(furthest(&pair[0], &pair[1]) > 1e-4, "{}", furthest(&pair[0], &pair[1]));
+        }
+    }
+}
+
+#[test]
+fn slopes_that_could_not_matter_are_not_followed() {
+    let _emulation = install();
+    let device = Arc::new(Device::open(0).unwrap());
+    let layer = Layer::new(Dtype::F16, 96, None);
+    let mut without = Layer::new(Dtype::F16, 96, None);
+    [0, 1].into_iter().for_each(|segment| without.forget_slopes(segment));
+    let tier = Tier::new(&device, MACHINE, Caches::default(), 1 << 17).unwrap();
+    let mut followed = Vec::new();
+    for tau in [0.03, 0.1, 0.4, 0.8] {
+        let budget = Budget::Tau(tau);
+        let answer = layer.ask(&tier, &budget, Division::HostPerMille(300));
+        assert!(answer.report.placement.is_some());
+        layer.expect(&answer, &budget, &format!("tau {tau}"));
+        let (with, without) = (layer.cpu(&budget), without.cpu(&budget));
+        followed.push(with.output.chunks(96).zip(without.output.chunks(96)).filter(|(a, b)| a != b).count());
+    }
+    assert!(followed[0] > 0 && followed.last() == Some(&0), "heads that follow slopes: {followed:?}");
 }
 
 #[test]

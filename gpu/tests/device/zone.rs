@@ -43,6 +43,7 @@ struct Scene {
     /// Rows, key spread, value spread, squared error of the mean.
     summaries: Vec<f32>,
     mean_norms2: Vec<f32>,
+    steepness: Vec<f32>,
     /// Sigma, value sigma and the mean of all values, `[strips, kv_heads, dim]`.
     scales: [Vec<f32>; 3],
     numbers: Numbers,
@@ -59,15 +60,17 @@ impl Scene {
         }
         let mean_norms2 = (0..RECORDS).map(|_| 1.0 + numbers.unit().abs()).collect();
         let scales = [0.5, 0.3, 1.0].map(|scale| numbers.units(STRIPS * KV_HEADS * dim, scale));
-        Scene { group, dim, clusters, summaries, mean_norms2, scales, numbers }
+        let steepness = Scene::positive(numbers.units(RECORDS, 1.0), 0.5);
+        Scene { group, dim, clusters, summaries, mean_norms2, steepness, scales, numbers }
     }
 
     fn upload(&self, device: &Device) -> (Strips, Summaries) {
         let strips = Strips::new(device, &self.clusters, &STARTS, (STRIPS, KV_HEADS, self.group)).unwrap();
         let up = |numbers: &[f32]| device.upload(numbers).unwrap();
         let [sigma, value_sigma, global] = [0, 1, 2].map(|i| up(&self.scales[i]));
-        let (summaries, mean_norms2) = (up(&self.summaries), up(&self.mean_norms2));
-        (strips, Summaries { summaries, mean_norms2, sigma, value_sigma, global })
+        let [summaries, mean_norms2, steepness] =
+            [&self.summaries, &self.mean_norms2, &self.steepness].map(|numbers| up(numbers));
+        (strips, Summaries { summaries, mean_norms2, steepness, sigma, value_sigma, global })
     }
 
     fn summary(&self, place: usize) -> [f64; 4] {
@@ -149,6 +152,7 @@ fn clusters_weigh_what_their_centroids_say() {
                 &weighed.shares,
                 &weighed.tops,
                 &weighed.steady,
+                &weighed.withins,
             ]
             .map(|numbers| device.download(numbers).unwrap())
             .into();
@@ -188,6 +192,7 @@ fn clusters_weigh_what_their_centroids_say() {
                 {
                     let at = (places.start + i) * group + g;
                     near(result[0][at], score, 3.0 * UNIT * (score.abs() + 4.0), "score");
+                    near(result[7][at], within, within_off, "variance of scores inside");
                     let rise = within.min(3.0 * within.sqrt()).min(6.0);
                     // A root's relative error is half of its argument's.
                     let rise_off = within_off * (1.0f64).max(1.5 / within.sqrt()) + 8.0 * UNIT * rise;
@@ -207,7 +212,7 @@ fn clusters_weigh_what_their_centroids_say() {
             for (place, (share, off)) in places.zip(most_share) {
                 near(result[4][place], share, off, "share");
                 let expected = if result[4][place] > least { scene.clusters[place] as f32 } else { -1.0 };
-                assert_eq!(result[7][place], expected, "the mean of {place}");
+                assert_eq!(result[8][place], expected, "the mean of {place}");
             }
         }
     }

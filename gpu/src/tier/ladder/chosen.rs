@@ -30,7 +30,7 @@ impl Call<'_, '_> {
                 let (sketches, first, rows) = self.resident.cluster(strip % segments, head, cluster);
                 let place = first_place as u32 + number;
                 check_places("rows of opened clusters", start as usize + rows as usize)?;
-                clusters.push(OpenedCluster { strip, place, sketches, first, start, rows });
+                clusters.push(OpenedCluster { strip, place, cluster, sketches, first, start, rows });
                 start += rows;
             }
             first_place += (unit * segments..(unit + 1) * segments).map(of).sum::<usize>();

@@ -7,6 +7,7 @@
 //! `longwave_query`.
 
 mod chosen;
+mod following;
 mod left_to_cpu;
 
 use super::picks::{Names, OpenedCluster, Part, RESOLUTIONS, cache_of, row_bytes};
@@ -407,17 +408,22 @@ impl Call<'_, '_> {
             let weights = device.download_part(&weights, span)?;
             part.sum(&self.names, &weights, (&mut coded, &mut full))?;
         }
-        let answer = self.answer(weighed, zone, &sums[0])?;
+        let (answer, rises) = self.answer(weighed, zone, &sums[0])?;
         for sum in &sums[1] {
             let sum = device.download(sum)?;
             full.iter_mut().zip(sum).for_each(|(to, sum)| *to += sum);
         }
         self.account(ColumnKind::VALUES, &parts, placement);
-        self.finish(weighed, &answer, coded, &full)
+        self.finish((weighed, zone), (&answer, rises), (&coded, full), tau)
     }
 
-    /// The device's part of the answer: everything but full values, and those that the CPU reads.
-    fn answer(&self, weighed: &Weighed, zone: &Zone, coded: &[Buffer<f32>]) -> Result<Rough, Error> {
+    /// The device's part of the answer: everything but full values, and those that the CPU reads. With sums of rises.
+    fn answer(
+        &self,
+        weighed: &Weighed,
+        zone: &Zone,
+        coded: &[Buffer<f32>],
+    ) -> Result<(Rough, Option<Buffer<f32>>), Error> {
         let device = &self.tier.device;
         let on_mean = device.rest_on_mean(&self.strips, &zone.rows, &zone.planes)?;
         let sums = self.mean_sums(weighed, &on_mean)?;
@@ -426,31 +432,39 @@ impl Call<'_, '_> {
         let values = Some(ReadValues { coded: &coded, on_mean: &on_mean });
         let (summaries, dim) = (&self.resident.summaries, self.shape.dim());
         let steady = (&weighed.steady, &self.steady_out);
-        device.rough_answer(&self.strips, summaries, dim, &zone.planes.clusters, &sums, values, steady)
+        let weights = &zone.planes.clusters;
+        let answer = device.rough_answer(&self.strips, summaries, dim, weights, &sums, values, steady)?;
+        Ok((answer, self.rises(weighed, zone)?))
     }
 
-    /// Merges both sides, turns outputs back, and takes log-sum-exps.
+    /// Merges both sides, adds what slopes lead to expect, turns outputs back, and takes log-sum-exps.
     fn finish(
         &self,
-        weighed: &Weighed,
-        answer: &Rough,
-        coded: Vec<f32>,
-        full: &[f32],
+        (weighed, zone): (&Weighed, &Zone),
+        (answer, rises): (&Rough, Option<Buffer<f32>>),
+        of_host: (&[f32], Vec<f32>),
+        tau: f32,
     ) -> Result<(Vec<f32>, Vec<f32>), Error> {
         let (device, dim) = (&self.tier.device, self.shape.dim());
-        let mut output = device.download(&answer.output)?;
-        let (totals, tops) = (device.download(&answer.totals)?, device.download(&weighed.tops)?);
+        let (mut output, totals) = (device.download(&answer.output)?, device.download(&answer.totals)?);
         check_totals(&totals)?;
-        let heads = output.chunks_exact_mut(dim).zip(coded.chunks_exact(dim)).zip(&totals);
-        for ((output, coded), total) in heads {
-            output.iter_mut().zip(coded).for_each(|(output, coded)| *output += coded / total);
+        add_rows(&mut output, of_host, &totals, dim);
+        if let Some(rises) = rises {
+            self.follow(zone, &device.download(&rises)?, (&totals, tau), &mut output)?;
         }
         rotate(&mut output, dim, true);
-        let heads = output.chunks_exact_mut(dim).zip(full.chunks_exact(dim)).zip(&totals);
-        for ((output, full), total) in heads {
-            output.iter_mut().zip(full).for_each(|(output, full)| *output += full / total);
-        }
+        let tops = device.download(&weighed.tops)?;
         let lse = totals.iter().zip(&tops).map(|(total, top)| top + total.ln()).collect();
         Ok((output, lse))
+    }
+}
+
+/// Adds to rotated answers the sums of values that the CPU read as codes, which are rotated, and of full values, which are not.
+fn add_rows(output: &mut [f32], (coded, mut full): (&[f32], Vec<f32>), totals: &[f32], dim: usize) {
+    rotate(&mut full, dim, false);
+    let rows = coded.chunks_exact(dim).zip(full.chunks_exact(dim));
+    for ((output, (coded, full)), total) in output.chunks_exact_mut(dim).zip(rows).zip(totals) {
+        let rows = coded.iter().zip(full);
+        output.iter_mut().zip(rows).for_each(|(output, (coded, full))| *output += (coded + full) / total);
     }
 }

@@ -48,7 +48,7 @@ impl Planes {
             scores: scene.numbers.units(ROWS * group, 2.0),
             weights: Scene::positive(scene.numbers.units(ROWS * group, 1.0), 0.01),
             deviations: Scene::positive(scene.numbers.units(ROWS * group, 1.0), 0.1),
-            marks: (0..ROWS).map(|row| u32::from(row % 5 == 1)).collect(),
+            marks: (0..ROWS).map(|row| [0, 1, 0, 2, 0][row % 5]).collect(),
             clusters: Scene::positive(scene.plane(5.0), 0.5),
         }
     }
@@ -191,7 +191,8 @@ fn keys_that_were_read_replace_weights_and_may_become_the_top() {
             device
                 .weigh_keys(&strips, &zone, reads, &mut scores, &mut weighed, &mut uploaded, &limits(softcap))
                 .unwrap();
-            [&uploaded.weights, &uploaded.deviations, &uploaded.clusters, &weighed.tops, &weighed.steady]
+            let RowPlanes { weights, deviations, clusters, scores, .. } = &uploaded;
+            [weights, deviations, clusters, &weighed.tops, &weighed.steady, scores]
                 .map(|numbers| device.download(numbers).unwrap())
                 .into()
         });
@@ -200,13 +201,16 @@ fn keys_that_were_read_replace_weights_and_may_become_the_top() {
             Resolution::Code(Depth::Whole) => 0.1,
             Resolution::Full => 0.0,
         };
-        // The score by which a key is weighed, and a bound.
-        let score = |read: &ReadKey, g: usize| {
+        let uncapped = |read: &ReadKey, g: usize| {
             let (of_key, at) =
                 (f64::from(scores[read.score as usize * group + g]), read.row as usize * group + g);
             let is_full = read.resolution == Resolution::Full;
-            let sketched = if is_full { 0.0 } else { f64::from(planes.scores[at]) };
-            let (score, off, ..) = capped(of_key + sketched, 1.0, softcap);
+            of_key + if is_full { 0.0 } else { f64::from(planes.scores[at]) }
+        };
+        // The score by which a key is weighed, and a bound.
+        let score = |read: &ReadKey, g: usize| {
+            let at = read.row as usize * group + g;
+            let (score, off, ..) = capped(uncapped(read, g), 1.0, softcap);
             let deviation = f64::from(planes.deviations[at]) * left(read);
             (score + (deviation * deviation / 2.0).min(0.05), off)
         };
@@ -235,6 +239,9 @@ fn keys_that_were_read_replace_weights_and_may_become_the_top() {
                         None => (f64::from(planes.weights[at]) * factor, 90.0 * UNIT, 1.0),
                     };
                     near(result[0][at], weight, weight * (off + 2.0 * EXP), "weight");
+                    let score = read.map_or(f64::from(planes.scores[at]), |read| uncapped(read, g));
+                    let off = if read.is_some() { UNIT * score.abs() } else { 0.0 };
+                    near(result[5][at], score, off, "score");
                     weights[row] = (weight, weight * (off + 20.0 * UNIT));
                     let deviation = f64::from(planes.deviations[at]) * left;
                     near(result[1][at], deviation, 2.0 * UNIT * deviation, "deviation");
@@ -287,8 +294,8 @@ fn values_read_in_full_no_longer_rest_on_means() {
             assert_eq!(&result[0][i * group..][..group], expected, "row {row}");
         }
         for (row, &mark) in result[2].iter().enumerate() {
-            let is_full = taken[4..].contains(&(row as u32));
-            assert_eq!(mark, if is_full { 1.0 } else { 0.0 }, "mark of {row}");
+            let of_row = taken.iter().position(|&taken| taken as usize == row);
+            assert_eq!(mark, of_row.map_or(0.0, |i| if i < 4 { 1.0 } else { 2.0 }), "mark of {row}");
         }
         for (place, g) in (0..PLACES).flat_map(|place| (0..group).map(move |g| (place, g))) {
             let at = place * group + g;
@@ -298,4 +305,109 @@ fn values_read_in_full_no_longer_rest_on_means() {
             near(result[1][at], whole - left, 8.0 * UNIT * (whole + left), "what rests on the mean");
         }
     }
+}
+
+/// Weights times rises and squared rises of a place or a strip, each with a bound.
+#[derive(Clone, Copy, Default)]
+struct Risen {
+    weighted: f64,
+    weighted_off: f64,
+    /// Sum of the absolute values of what is added to the first.
+    size: f64,
+    squares: f64,
+    squares_off: f64,
+}
+
+impl Risen {
+    fn add(&mut self, other: &Risen) {
+        self.weighted += other.weighted;
+        self.weighted_off += other.weighted_off;
+        self.size += other.weighted.abs();
+        self.squares += other.squares;
+        self.squares_off += other.squares_off;
+    }
+}
+
+/// What rises at an opened cluster, for head `g`. Rises are counted that are believed as they are, cut below and cut above.
+fn risen(
+    planes: &Planes,
+    number: usize,
+    (g, group): (usize, usize),
+    [centre, most, most_raised, steep]: [f64; 4],
+    cut: &mut [u32; 3],
+) -> Risen {
+    let mut sum = Risen::default();
+    for row in rows_of(number) {
+        let [weight, score, deviation] = [&planes.weights, &planes.scores, &planes.deviations]
+            .map(|plane| f64::from(plane[row * group + g]));
+        let (above, variance) = (score - centre, deviation * deviation);
+        // Of the difference and its square, then up to three rows of a lane, the lanes of a warp, and the steepness.
+        let square = above * above + variance;
+        sum.squares += square * steep * steep;
+        sum.squares_off +=
+            (2.0 * above.abs() * (score.abs() + centre.abs()) + 16.0 * square) * steep * steep * UNIT;
+        if planes.marks[row] > 0 {
+            continue;
+        }
+        let rise = above + variance.min(most_raised);
+        cut[usize::from(rise < -most) + 2 * usize::from(rise > most)] += 1;
+        // Of the rise, or of what it is cut to.
+        let (size, rise) =
+            (score.abs() + centre.abs() + variance.min(most_raised) + most, rise.clamp(-most, most));
+        sum.weighted += weight * rise * steep;
+        sum.weighted_off += weight * (4.0 * size + 10.0 * rise.abs()) * steep * UNIT;
+    }
+    sum
+}
+
+#[test]
+fn what_stands_on_a_mean_rises_by_what_it_scores_above_its_centroid() {
+    let emulation = install();
+    let device = Device::open(0).unwrap();
+    // Rises that are believed as they are, and those cut below and above.
+    let mut cut = [0; 3];
+    for group in GROUPS {
+        let mut scene = Scene::new(group, 64, 170 + group as u64);
+        let planes = Planes::new(&mut scene);
+        let (centres, withins) = (scene.plane(1.8), Scene::positive(scene.plane(2.5), 0.01));
+        let limits = Limits { raised: 0.4, ..limits(0.0) };
+        let most_raised = f64::from(2.0 * limits.raised);
+        let result = under_all_schedules(&emulation, &device, &format!("group {group}"), |device| {
+            let (strips, summaries) = scene.upload(device);
+            let zone = ZoneRows::new(device, &strips, &opened()).unwrap();
+            let mut weighed = scene.weighed(device, &centres, &centres, &[0.0]);
+            weighed.scores = device.upload(&centres).unwrap();
+            weighed.withins = device.upload(&withins).unwrap();
+            let rows = planes.upload(device);
+            let sums = device.rises(&strips, &summaries, &zone, &weighed, &rows, &limits).unwrap();
+            let means = device.download(weighed.means.rows()).unwrap();
+            vec![device.download(&sums).unwrap(), means.into_iter().map(|row| row as f32).collect()]
+        });
+        let (mut kinds, mut strips) = ([0; 3], vec![Risen::default(); 8 * group]);
+        for (place, g) in (0..PLACES).flat_map(|place| (0..group).map(move |g| (place, g))) {
+            let at = place * group + g;
+            let within = f64::from(withins[at]);
+            let steep = f64::from(scene.steepness[scene.clusters[place] as usize]);
+            let number = OPENED.iter().position(|(opened, _)| *opened as usize == place);
+            let risen = if let Some(number) = number {
+                let numbers = [f64::from(centres[at]), 3.0 * within.sqrt(), most_raised, steep];
+                risen(&planes, number, (g, group), numbers, &mut cut)
+            } else {
+                let is_read = result[1][place] != EMPTY as f32;
+                kinds[usize::from(is_read) + usize::from(is_read && within / 2.0 > most_raised)] += 1;
+                let rise = if is_read { (within / 2.0).min(most_raised) } else { 0.0 };
+                let weighted = f64::from(planes.clusters[at]) * rise * steep;
+                Risen { weighted, weighted_off: 3.0 * UNIT * weighted, ..Risen::default() }
+            };
+            strips[strip_of(place) * group + g].add(&risen);
+        }
+        assert!(kinds.iter().all(|&count| count > 0), "not read, read, cut: {kinds:?}");
+        for (sum, found) in strips.iter().zip(result[0].chunks_exact(2)) {
+            // A strip is no longer than a block: places are added up by lane and by warp.
+            let size = sum.weighted_off + 9.0 * UNIT * sum.size;
+            near(found[0], sum.weighted, size, "rises of a strip");
+            near(found[1], sum.squares, sum.squares_off + 9.0 * UNIT * sum.squares, "squares of a strip");
+        }
+    }
+    assert!(cut.iter().all(|&count| count > 10), "believed, cut below, cut above: {cut:?}");
 }
