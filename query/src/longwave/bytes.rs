@@ -43,6 +43,17 @@ impl Call<'_, '_> {
         }
     }
 
+    /// How many slopes fit into so many bytes beside what an attempt reads.
+    pub(super) fn slopes_within(
+        bytes_max: u64,
+        shape: &Shape,
+        head: &Head<'_>,
+        (clusters, zone): (&Clusters, &Zone),
+    ) -> usize {
+        let spent = Self::fixed(shape, head).bytes() + Self::chosen_bytes(shape, head, clusters, zone);
+        bytes_max.saturating_sub(spent) as usize / slope_bytes(shape.key_dim, shape.value_dim)
+    }
+
     /// Bytes of means, sketches and rows that an attempt reads.
     pub(super) fn chosen_bytes(shape: &Shape, head: &Head<'_>, clusters: &Clusters, zone: &Zone) -> u64 {
         let bytes = |list: &[Chosen], size: usize| (list.len() * size) as u64;

@@ -7,7 +7,7 @@ use super::head::{Head, Ladders};
 use super::predict::Prediction;
 use super::read::Reader;
 use super::select::Gains;
-use super::slope::{Slopes, slope_bytes};
+use super::slope::Slopes;
 use super::softcap::Softcap;
 use super::touched::{Touched, sketch_bytes};
 use super::zone::{Choice, Zone};
@@ -408,9 +408,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         slopes.rise(head, clusters, zone);
         let (shape, known) = (&self.reader.view.shape, &touched.slopes[..]);
         let most = threshold.bytes_max.map_or(usize::MAX, |most| {
-            let spent = Self::fixed(shape, head).bytes() + Self::chosen_bytes(shape, head, clusters, zone);
-            let slopes = most.saturating_sub(spent) as usize / slope_bytes(shape.key_dim, shape.value_dim);
-            slopes.saturating_sub(known.len())
+            Self::slopes_within(most, shape, head, (clusters, zone)).saturating_sub(known.len())
         });
         threshold.raised |= slopes.choose(head, &answer, threshold.tau, (known, most));
         slopes.follow(kernels, head, &mut answer);
