@@ -88,7 +88,7 @@ pub struct LadderInput<'a> {
     pub bases: Option<&'a [Basis]>,
     /// Where the moments came from.
     pub source: MomentSource,
-    /// Whether the segment says by itself how its values follow its keys, also where there are bases. The slopes of an earlier
-    /// one may hold for a short segment, and cost it fewer bytes.
+    /// Whether the segment says by itself how its values follow its keys, also where there are bases. A short one had
+    /// better follow an earlier one: what it would say is less sure, and costs it more bytes a row.
     pub slopes: bool,
 }

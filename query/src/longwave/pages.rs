@@ -8,8 +8,7 @@ use crate::work::Pages;
 use longwave_index::ladder::columns::CLUSTER_SIZE;
 use longwave_kernels::bf16;
 use longwave_kernels::codec::{Depth, record_len};
-
-const PAGE: usize = 4096;
+use longwave_storage::BLOCK_SIZE;
 
 impl Call<'_, '_> {
     /// Distinct pages, over the columns of all segments with a ladder.
@@ -22,17 +21,10 @@ impl Call<'_, '_> {
                 self.basis_pages(first) + self.summary_pages(number, touched)
             })
             .sum();
-        let slope = slope_bytes(self.reader.view.shape.key_dim, self.reader.view.shape.value_dim);
-        let slopes: u64 = touched
-            .slopes
-            .iter()
-            .map(|_| {
-                let mut pages = Pages::default();
-                pages.add(self.reader.kv_head, 1, slope);
-                pages.count
-            })
-            .sum();
-        summaries + slopes + self.row_pages(touched)
+        // A slope lies at the same place in each segment that has one.
+        let (shape, mut slope) = (&self.reader.view.shape, Pages::default());
+        slope.add(self.reader.kv_head, 1, slope_bytes(shape.key_dim, shape.value_dim));
+        summaries + touched.slopes.len() as u64 * slope.count + self.row_pages(touched)
     }
 
     /// Pages of `ladder.basis`, `ladder.bits` and `ladder.scales`.
@@ -79,13 +71,13 @@ impl Call<'_, '_> {
         for segment in &self.reader.head.segments {
             let (first_row, count) = (segment.first_row, segment.ladder.rows());
             let base = self.reader.kv_head * segment.segment.rows() * record;
-            let (first_page, end_page) = (base / PAGE, (base + count * record).div_ceil(PAGE));
+            let (first_page, end_page) = (base / BLOCK_SIZE, (base + count * record).div_ceil(BLOCK_SIZE));
             marks.resize(marks.len().max((first_mark + end_page - first_page).div_ceil(64)), 0);
             let (run, rest) = rows.split_at(rows.partition_point(|&row| (row as usize) < first_row + count));
             rows = rest;
             for &row in run {
                 let start = base + (row as usize - first_row) * record;
-                for page in start / PAGE..=(start + len - 1) / PAGE {
+                for page in start / BLOCK_SIZE..=(start + len - 1) / BLOCK_SIZE {
                     let mark = first_mark + page - first_page;
                     marks[mark / 64] |= 1 << (mark % 64);
                 }
