@@ -85,7 +85,9 @@ fn slopes_take_off_what_means_leave_out() {
     assert!(more > fewer && (more - fewer).is_multiple_of(slope as u64), "{more} and {fewer} bytes");
     // A head that asks for nothing keeps no other of its group from its slope.
     let mut asked: Vec<f32> = queries(0, 1, &case.model).iter().map(|x| 0.4 * x).collect();
-    asked[..case.model.key_dim].fill(0.0);
+    // One of each group, so that no slope is read for want of another.
+    let group = case.group() * case.model.key_dim;
+    asked.chunks_exact_mut(group).for_each(|heads| heads[..case.model.key_dim].fill(0.0));
     let bases = |tau| {
         let view = query_view(&asked, &case.model);
         case.snapshot.attend(0, &view, &Budget::Tau(tau)).unwrap().report.traffic.bases
