@@ -20,6 +20,9 @@ const SQUARED_DEVIATIONS: f64 = 120.0;
 const SQUARED_DEVIATIONS_FARTHER: f64 = 80.0;
 /// Squared distance from which [`SQUARED_DEVIATIONS_FARTHER`] holds, over the mean of the segment.
 const FARTHER: f64 = 2.5;
+/// Where rows scatter in as many dimensions alike, each of them lies the root of their number from its mean, in its own direction. In
+/// more than this it is not far out for that: the squared deviations above grow with the number of dimensions.
+const TAKEN_DIMS: f64 = 60.0;
 /// Rows nearer than this are not asked for the second, which takes far longer to find out.
 const NEAR: f64 = 1.2;
 /// Rows that the shape of clusters is found from, at most: evenly apart.
@@ -60,7 +63,7 @@ fn farthest_out(rows: &[u32], points: &[f32], shape: &Shape) -> Option<usize> {
             let along = shape.along(&cluster.deviation(rows[place], points));
             let is_farther = distance > FARTHER * shape.spread;
             let most_squared = if is_farther { SQUARED_DEVIATIONS_FARTHER } else { SQUARED_DEVIATIONS };
-            let out = (ratio / FAR).max(ratio * distance / (along * most_squared));
+            let out = (ratio / FAR).max(ratio * distance / (along * shape.far_squared(most_squared)));
             if out > most {
                 (farthest, most) = (Some(place), out);
             }
@@ -111,6 +114,15 @@ struct Shape {
     dim: usize,
     /// Mean squared distance of the rows to the means of their clusters, over all clusters.
     spread: f64,
+    /// In how many dimensions, as good as, the rows lie about their means.
+    taken: f64,
+}
+
+/// `trace^2 / |matrix|^2`: so many directions there are, if the rows scatter in each of them alike.
+fn dimensions_taken(matrix: &[f32], dim: usize) -> f64 {
+    let trace: f64 = matrix.iter().step_by(dim + 1).map(|&x| f64::from(x)).sum();
+    let squared: f64 = matrix.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    if squared > 0.0 { trace * trace / squared } else { 0.0 }
 }
 
 impl Shape {
@@ -142,7 +154,13 @@ impl Shape {
             1.0 / rows.max(1) as f32,
             Par::Seq,
         );
-        Self { matrix, dim, spread: spread / whole.order.len().max(1) as f64 }
+        let taken = dimensions_taken(&matrix, dim);
+        Self { matrix, dim, spread: spread / whole.order.len().max(1) as f64, taken }
+    }
+
+    /// From how many squared standard deviations on a row is far out: `least`, or more where rows take many dimensions.
+    fn far_squared(&self, least: f64) -> f64 {
+        least.max(least / TAKEN_DIMS * self.taken)
     }
 
     /// `deviation^T * matrix * deviation`. The matrix is symmetric, so that its rows can be added up side by side.

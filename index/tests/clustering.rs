@@ -273,6 +273,26 @@ fn a_row_far_from_its_mean_for_any_cluster_is_set_apart_sooner() {
 }
 
 #[test]
+fn rows_that_scatter_in_many_dimensions_stay_in_their_clusters() {
+    let (rows, dim, groups) = (2048, 128, 64);
+    let mut keys = noise(rows * dim, 11);
+    for (row, key) in keys.chunks_exact_mut(dim).enumerate() {
+        // Groups of 32 neighbours, far from each other; those of one half are wider than the others.
+        let (group, scale) = (row / 32, if row / 32 % 2 == 0 { 0.5 } else { 1.0 });
+        key.iter_mut().for_each(|x| *x *= scale);
+        key[group] += 400.0;
+    }
+    // Each row lies some eleven deviations from its mean in its own direction, as these rows do. This one lies sixteen out.
+    keys[700 * dim..][..dim].iter_mut().for_each(|x| *x *= 1.5);
+    let options = ClusterOptions { tokens_per_cluster: 32, ..ClusterOptions::ladder() };
+    let whole = cluster(&keys, dim, &ClusterOptions { split_factor: None, ..options }, 2);
+    assert_eq!(sizes(&whole), [32; 64]);
+    let apart = cluster(&keys, dim, &options, 2);
+    let alone: Vec<&[u32]> = members(&apart).into_iter().filter(|rows| rows.len() == 1).collect();
+    assert_eq!((apart.clusters(), alone), (groups + 1, vec![&[700u32][..]]));
+}
+
+#[test]
 fn equal_keys_make_one_cluster_that_is_not_split() {
     let keys = [1.5f32, -3.0, 0.1].repeat(500);
     let clustering = cluster(&keys, 3, &ClusterOptions::ladder(), 4);
