@@ -29,7 +29,7 @@ use crate::codec::{
 };
 use crate::isa::{Isa, Kernels};
 use crate::ladder::{
-    ClusterWeights, Estimated, GainOf, Limits, Probed, Rest, RestSums, RowSums, Spread, Uncertain,
+    ClusterWeights, Estimated, GainOf, Limits, Probed, Rest, RestSums, Risen, RowSums, Spread, Uncertain,
 };
 use crate::lanes::Lanes;
 use crate::rows::Rows;
@@ -289,6 +289,7 @@ shells! {
     fn sum_rows(weights: &[f32], deviations: &[f32], len: usize, stride: usize, sums: &mut [RowSums])
         = ladder::sum_rows;
     fn row_gains(rows: Uncertain<'_>, kind: GainOf, gains: &mut [f32]) = ladder::row_gains;
+    fn sum_rises(rows: &Risen<'_>) -> [f32; 2] = ladder::sum_rises;
 }
 
 /// The kernels, for who can prove that they may run.
@@ -325,6 +326,7 @@ pub(crate) fn kernels(_: Avx2) -> &'static Kernels {
         weigh_rows,
         sum_rows,
         row_gains,
+        sum_rises,
     };
     &KERNELS
 }

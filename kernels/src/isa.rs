@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use crate::block::{Ahead, Block};
 use crate::codec::{Laid, NewSketches, Records, Records8, ScanOf, ScanPlanes, SketchQuery, Summaries};
 use crate::ladder::{
-    ClusterWeights, Estimated, GainOf, Limits, Probed, Rest, RestSums, RowSums, Spread, Uncertain,
+    ClusterWeights, Estimated, GainOf, Limits, Probed, Rest, RestSums, Risen, RowSums, Spread, Uncertain,
 };
 use crate::portable;
 use crate::rows::Rows;
@@ -106,6 +106,7 @@ pub struct Kernels {
     /// weights and deviations `[head][row]`, rows, places from a head to the next, sums
     pub(crate) sum_rows: fn(&[f32], &[f32], usize, usize, &mut [RowSums]),
     pub(crate) row_gains: fn(Uncertain<'_>, GainOf, &mut [f32]),
+    pub(crate) sum_rises: fn(&Risen<'_>) -> [f32; 2],
 }
 
 impl fmt::Debug for Kernels {

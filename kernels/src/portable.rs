@@ -6,7 +6,7 @@ use crate::block::{Ahead, Block};
 use crate::codec::{Laid, NewSketches, Records, Records8, ScanOf, ScanPlanes, SketchQuery, Summaries};
 use crate::isa::{Isa, Kernels};
 use crate::ladder::{
-    ClusterWeights, Estimated, GainOf, Limits, Probed, Rest, RestSums, RowSums, Spread, Uncertain,
+    ClusterWeights, Estimated, GainOf, Limits, Probed, Rest, RestSums, Risen, RowSums, Spread, Uncertain,
 };
 use crate::lanes::Portable;
 use crate::rows::Rows;
@@ -68,6 +68,7 @@ shells! {
     fn sum_rows(weights: &[f32], deviations: &[f32], len: usize, stride: usize, sums: &mut [RowSums])
         = ladder::sum_rows;
     fn row_gains(rows: Uncertain<'_>, kind: GainOf, gains: &mut [f32]) = ladder::row_gains;
+    fn sum_rises(rows: &Risen<'_>) -> [f32; 2] = ladder::sum_rises;
 }
 
 pub(crate) fn kernels() -> &'static Kernels {
@@ -103,6 +104,7 @@ pub(crate) fn kernels() -> &'static Kernels {
         weigh_rows,
         sum_rows,
         row_gains,
+        sum_rises,
     };
     &KERNELS
 }

@@ -208,19 +208,24 @@ impl<'a> Summaries<'a> {
     }
 
     #[inline(always)]
-    fn record(&self, place: usize) -> (&'a [u8], f32) {
+    fn record(&self, place: usize) -> (&'a [u8], f16) {
         let index = self.listed.map_or(place, |listed| listed[place] as usize);
         let record = &self.bytes[index * record_len(self.dim)..][..record_len(self.dim)];
         let (codes, factor) = record.split_at(self.dim / 2);
-        (codes, f16::from_le_bytes([factor[0], factor[1]]).to_f32_const())
+        (codes, f16::from_le_bytes([factor[0], factor[1]]))
     }
 
-    /// Asks for a listed record; the processor foresees those that follow each other.
+    /// Asks for a record. Those that follow each other as well: what the processor foresees comes late, when a record takes no
+    /// longer than a line does from memory.
     #[inline(always)]
     fn prefetch<L: Lookup>(&self, isa: L, place: usize) {
-        let Some(listed) = self.listed else { return };
-        if let Some(&index) = listed.get(place) {
-            prefetch(isa, &self.bytes[index as usize * record_len(self.dim)..][..record_len(self.dim)]);
+        let index = match self.listed {
+            Some(listed) => listed.get(place).map(|&index| index as usize),
+            None => Some(place),
+        };
+        let start = index.map(|index| index * record_len(self.dim));
+        if let Some(record) = start.and_then(|start| self.bytes.get(start..start + record_len(self.dim))) {
+            prefetch(isa, record);
         }
     }
 }
@@ -319,7 +324,7 @@ fn score_group<L: Lookup, const H: usize>(
         let count = (len - first).min(8);
         // By head, then by record: what is not there stays 0.
         let mut sums = [[isa.splat(0.0); 8]; H];
-        let mut factors = [0.0; 8];
+        let mut factors = [f16::ZERO; 8];
         for (at, factor) in factors.iter_mut().enumerate().take(count) {
             records.prefetch(isa, first + at + AHEAD);
             let codes;
@@ -341,7 +346,7 @@ fn score_group<L: Lookup, const H: usize>(
             }
         }
         for h in 0..H {
-            let totals = isa.mul_add(isa.sum_each(sums[h]), isa.load(&factors), isa.splat(add[head + h]));
+            let totals = isa.mul_add(isa.sum_each(sums[h]), isa.load_f16(&factors), isa.splat(add[head + h]));
             let scores = &mut scores[(head + h) * stride + first..][..count];
             match scores.try_into() {
                 Ok(lanes) => isa.store(totals, lanes),
@@ -365,17 +370,21 @@ pub(crate) fn sum_summaries<L: Lookup>(
     for start in (0..records.len()).step_by(BLOCK) {
         let count = (records.len() - start).min(BLOCK);
         let mut codes: [&[u8]; BLOCK] = [&[]; BLOCK];
-        let mut factors = [0.0; BLOCK];
+        let mut factors = [f16::ZERO; BLOCK];
         for at in 0..count {
             records.prefetch(isa, start + at + BLOCK);
             (codes[at], factors[at]) = records.record(start + at);
+        }
+        let mut widened = [0.0; BLOCK];
+        for (factors, widened) in factors.as_chunks().0.iter().zip(widened.as_chunks_mut().0) {
+            isa.store(isa.load_f16(factors), widened);
         }
         for first in (0..sums.heads).step_by(HEADS) {
             let heads = (sums.heads - first).min(HEADS);
             let mut scaled = [[0.0; HEADS]; BLOCK];
             for at in 0..count {
                 for h in 0..heads {
-                    scaled[at][h] = weights[(first + h) * stride + start + at] * factors[at];
+                    scaled[at][h] = weights[(first + h) * stride + start + at] * widened[at];
                 }
             }
             for wide in 0..each / WIDE_VECTORS {

@@ -4,9 +4,12 @@
 //! score is known up to a normal deviation: that of the scores inside a cluster, or that of what a sketch leaves.
 
 mod clusters;
+mod rises;
 
 pub use clusters::{ClusterWeights, Estimated, Limits, Probed, Rest, RestSums, Spread};
 pub(crate) use clusters::{cluster_noise, probe_gains, raise_most, sum_masses, sum_rest, weigh_clusters};
+pub use rises::Risen;
+pub(crate) use rises::sum_rises;
 
 use crate::exp::{exp, relative_variance};
 use crate::isa::Kernels;

@@ -1,7 +1,7 @@
 //! The ladder's arithmetic against its definitions in `f64`, at every tail length.
 
 use longwave_kernels::ladder::{
-    ClusterWeights, Estimated, GainOf, Limits, Probed, Rest, RestSums, RowSums, Spread, Uncertain,
+    ClusterWeights, Estimated, GainOf, Limits, Probed, Rest, RestSums, Risen, RowSums, Spread, Uncertain,
 };
 
 use crate::DIMS;
@@ -249,6 +249,38 @@ fn gains_are_those_of_the_definition_summed_over_the_heads() {
 }
 
 #[test]
+fn rows_rise_above_their_centroid_as_the_definition_says() {
+    let mut sample = Sample::new(38);
+    for count in 0..35 {
+        let deviations: Vec<f32> = variances(&mut sample, count).iter().map(|v| v.sqrt()).collect();
+        let weights: Vec<f32> = (0..count).map(|_| sample.number(2.0).abs()).collect();
+        // Some lie beyond what counts, on either side.
+        let scores = sample.numbers(count, 9.0);
+        let (centre, most, variance) = (2.5, 6.0, 2.0);
+        let (mut expected, mut terms) = ([0.0f64; 2], 0.0);
+        for ((&weight, &score), &deviation) in weights.iter().zip(&scores).zip(&deviations) {
+            let (weight, above) = (f64::from(weight), f64::from(score) - f64::from(centre));
+            let squared = f64::from(deviation).powi(2);
+            let rise = (above + squared.min(f64::from(variance))).clamp(-f64::from(most), f64::from(most));
+            expected[0] += weight * rise;
+            expected[1] += above * above + squared;
+            terms += weight * (above.abs() + squared.min(f64::from(variance)));
+        }
+        let [weights, scores, deviations] = [&weights, &scores, &deviations];
+        for kernels in every_isa() {
+            let risen = Risen { weights, scores, deviations, centre, most, variance };
+            let found = kernels.sum_rises(&risen);
+            // Five roundings of each term, and those of adding up eight sums of five.
+            let rounding = 20.0 / f64::from(1u32 << 24);
+            for ((found, expected), size) in found.into_iter().zip(expected).zip([terms, expected[1]]) {
+                let off = (f64::from(found) - expected).abs();
+                assert!(off <= rounding * size, "{count} rows: {found} for {expected}");
+            }
+        }
+    }
+}
+
+#[test]
 fn rows_of_integers_score_within_rounding() {
     let mut sample = Sample::new(35);
     for (dim, heads) in DIMS.into_iter().zip((1..=11).cycle()) {
@@ -281,6 +313,9 @@ fn what_does_not_fit_panics() {
         refused(&|| kernels.sum_rows(&[1.0; 6], &[1.0; 7], 3, 4, &mut [RowSums::default(); 2]));
         refused(&|| kernels.sum_rows(&[1.0; 8], &[1.0; 8], 3, 2, &mut [RowSums::default(); 2]));
         let rows = Uncertain { weights: &[1.0; 3], deviations: &[1.0; 3], stride: 2, reach: &[1.0; 2] };
+        let (scores, deviations) = (&[1.0; 3][..], &[1.0; 2][..]);
+        let risen = Risen { weights: &[1.0; 3], scores, deviations, centre: 0.0, most: 1.0, variance: 1.0 };
+        refused(&|| assert!(kernels.sum_rises(&risen)[0] > 0.0));
         refused(&|| kernels.row_gains(rows, GainOf::Key { deviations: 1.0, rise: 1.0 }, &mut [0.0; 2]));
     }
 }

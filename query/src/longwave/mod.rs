@@ -162,7 +162,7 @@ pub(crate) fn plan(
             let rough = call.select_keys(&mut threshold)?;
             call.select_values(&mut threshold, &rough)?;
             let (head, Room { clusters, zone, touched, slopes, .. }) = (&call.reader.head, &mut call.room);
-            slopes.rise(head, clusters, zone);
+            slopes.rise(kernels, head, clusters, zone);
             slopes.choose(head, &rough, threshold.tau, (&[], usize::MAX));
             touched.add(head, clusters, zone, slopes);
             let rows = call.room.touched.rows(&call.reader.head);

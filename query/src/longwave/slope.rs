@@ -18,6 +18,7 @@ use super::zone::{Choice, Opened, Zone};
 use longwave_index::ladder::HeadLadder;
 use longwave_kernels::Kernels;
 use longwave_kernels::codec::{Laid, Summaries, record_len};
+use longwave_kernels::ladder::Risen;
 
 /// Rows that the variance of the first segment counts as, beside the rows that were scanned.
 const ROWS_BEFORE: f32 = 64.0;
@@ -67,7 +68,7 @@ pub(super) struct Slopes {
 
 impl Slopes {
     /// Sums up the rows.
-    pub(super) fn rise(&mut self, head: &Head<'_>, clusters: &Clusters, zone: &Zone) {
+    pub(super) fn rise(&mut self, kernels: &Kernels, head: &Head<'_>, clusters: &Clusters, zone: &Zone) {
         self.rising.clear();
         self.rising.resize(head.segments.len() * head.group, Rising::default());
         let (closed, mut start) = (&clusters.closed_numbers, 0);
@@ -91,9 +92,12 @@ impl Slopes {
             let segment = &head.segments[opened.segment];
             let (spread, steepness) = of_cluster(segment, opened);
             for (g, rising) in self.of(head, opened.segment).iter_mut().enumerate() {
+                let Rise { centre, most } = Rise::of(clusters, (segment, opened, number), g);
                 let rows = [&zone.weight, &zone.score, &zone.deviation];
-                let rise = Rise::of(clusters, (segment, opened, number), g);
-                let [weighted, squares] = rise.sums(rows.map(|numbers| zone.part(numbers, g, opened)));
+                let [weights, scores, deviations] = rows.map(|numbers| zone.part(numbers, g, opened));
+                let variance = 2.0 * JENSEN_MAX;
+                let [weighted, squares] =
+                    kernels.sum_rises(&Risen { weights, scores, deviations, centre, most, variance });
                 rising.weighted += weighted * steepness;
                 rising.squares += squares * steepness * steepness;
                 rising.spread += spread * steepness * steepness * opened.rows as f32;
@@ -287,30 +291,6 @@ impl Rise {
     fn one(self, score: f32, deviation: f32) -> f32 {
         let above = score - self.centre + (deviation * deviation).min(2.0 * JENSEN_MAX);
         above.min(self.most).max(-self.most)
-    }
-
-    #[inline(always)]
-    fn square(self, score: f32, deviation: f32) -> f32 {
-        (score - self.centre) * (score - self.centre) + deviation * deviation
-    }
-
-    /// Sums of weights times rises and of squares over rows, in eight parts that the processor adds up side by side.
-    fn sums(self, rows: [&[f32]; 3]) -> [f32; 2] {
-        let [(weights, last), (scores, last_scores), (deviations, last_deviations)] =
-            rows.map(|numbers| numbers.as_chunks::<8>());
-        let (mut rises, mut squares) = ([0.0f32; 8], [0.0f32; 8]);
-        for ((weights, scores), deviations) in weights.iter().zip(scores).zip(deviations) {
-            for lane in 0..8 {
-                rises[lane] += weights[lane] * self.one(scores[lane], deviations[lane]);
-                squares[lane] += self.square(scores[lane], deviations[lane]);
-            }
-        }
-        let mut sums = [rises.iter().sum::<f32>(), squares.iter().sum::<f32>()];
-        for ((weight, &score), &deviation) in last.iter().zip(last_scores).zip(last_deviations) {
-            sums[0] += weight * self.one(score, deviation);
-            sums[1] += self.square(score, deviation);
-        }
-        sums
     }
 }
 

@@ -405,7 +405,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         taken.add(kernels, head, taking, less);
         let (weights, steady) = ((&weights[..], &on_mean[..]), (&self.steady, &clusters.steady[..]));
         let mut answer = Rough::of(head, &[closed, opened, taken], weights, steady, Some(values));
-        slopes.rise(head, clusters, zone);
+        slopes.rise(kernels, head, clusters, zone);
         let (shape, known) = (&self.reader.view.shape, &touched.slopes[..]);
         let most = threshold.bytes_max.map_or(usize::MAX, |most| {
             Self::slopes_within(most, shape, head, (clusters, zone)).saturating_sub(known.len())
