@@ -84,7 +84,7 @@ pub struct ContextOptions {
     pub decode_segment_rows: u32,
     /// An append of at least this many rows is bulk ingestion, one of fewer is decoding.
     pub bulk_append_rows: u32,
-    /// How rows are clustered.
+    /// How rows are clustered. With a ladder, clusters grow with the position of their segment: [`ClusterOptions::at`].
     pub clusters: ClusterOptions,
     /// Whether segments hold the resolution ladder, which the method `longwave` reads; the other methods do without.
     pub ladder: bool,

@@ -174,7 +174,8 @@ impl SealJob {
             slopes: self.header.rows >= ladder.slope_rows,
         });
         let Shape { key_dim, value_dim, .. } = self.shape;
-        let mut built = build_segment(&heads, key_dim, value_dim, options, stream, ladder.as_ref());
+        let options = if ladder.is_some() { options.at(self.header.first_position) } else { *options };
+        let mut built = build_segment(&heads, key_dim, value_dim, &options, stream, ladder.as_ref());
         built.reduce(self.form, key_dim, value_dim);
         built
     }

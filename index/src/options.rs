@@ -27,6 +27,20 @@ impl ClusterOptions {
         Self { tokens_per_cluster: 16, iterations: 10, split_factor: None, seed: 0 }
     }
 
+    /// The same for a segment with a ladder whose first row lies at `position` of its context: clusters of twice as many tokens from
+    /// 16,384 on, and of four times as many from 131,072 on.
+    ///
+    /// Every call reads all centroids, the more of them the longer a context is, while the rows that matter to an answer are about as
+    /// many in a long context as in a short one.
+    pub fn at(self, position: u64) -> Self {
+        let larger = match position {
+            ..16_384 => 1,
+            16_384..131_072 => 2,
+            131_072.. => 4,
+        };
+        Self { tokens_per_cluster: self.tokens_per_cluster.saturating_mul(larger), ..self }
+    }
+
     /// Checks the ranges that the fields' documentation states.
     ///
     /// # Errors
@@ -62,6 +76,16 @@ pub enum OptionsError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clusters_grow_with_the_position_and_with_nothing_else() {
+        let options = ClusterOptions { tokens_per_cluster: 24, seed: 5, ..ClusterOptions::ladder() };
+        let at = |position| options.at(position).tokens_per_cluster;
+        assert_eq!([0, 16_383, 16_384, 131_071, 131_072, u64::MAX].map(at), [24, 24, 48, 48, 96, 96]);
+        assert_eq!(ClusterOptions { tokens_per_cluster: 24, ..options.at(20_000) }, options);
+        let most = ClusterOptions { tokens_per_cluster: u32::MAX, ..options };
+        assert_eq!(most.at(20_000), most);
+    }
 
     #[test]
     fn check_names_the_field() {

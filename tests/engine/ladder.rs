@@ -206,3 +206,25 @@ fn the_soonest_way_is_every_row_at_a_small_tau_and_the_ladder_at_a_large_one() {
     let plan = context.explain(0, &view, &Budget::Soonest(50.0)).unwrap();
     assert_eq!(plan, context.explain(0, &view, &Budget::Tau(50.0)).unwrap());
 }
+
+#[test]
+fn clusters_are_larger_far_behind_the_start_where_there_is_a_ladder() {
+    let model = model([1, 2, 8, 8], Dtype::F16, 1);
+    let clusters = |ladder: bool| {
+        let clusters = ClusterOptions { split_factor: None, ..ClusterOptions::ladder() };
+        let settings = small_options()
+            .with_segment_rows(8000, 8000)
+            .with_exact_rows(0, 0)
+            .with_clusters(clusters)
+            .with_ladder(ladder);
+        let mut context = memory_store().create_with("long", &model, settings).unwrap();
+        Kv::new(5, 32_000, &model).append(&mut context, 0, 0..32_000);
+        context.seal().unwrap();
+        let budget = if ladder { Budget::Tau(0.01) } else { Budget::RETROINFER };
+        let queries = queries(6, 1, &model);
+        let plan = context.explain(0, &query_view(&queries, &model), &budget).unwrap();
+        plan.heads[0].clusters
+    };
+    // Three segments of 8000 rows begin before 16,384, and one behind it.
+    assert_eq!((clusters(true), clusters(false)), (3 * 250 + 125, 4 * 250));
+}

@@ -115,9 +115,10 @@ fn head(text: &mut String, context: &Context) {
     let rebuilt = settings.rebuild_positions.map_or("only when asked".to_string(), |positions| {
         format!("once {positions} positions are observed, where a segment knew none")
     });
+    let more = if settings.ladder { " (more from position 16384 on)" } else { "" };
     line!(
         text,
-        "clusters {} tokens each, {} iterations, {split}, seed {}, {} ladder",
+        "clusters {} tokens each{more}, {} iterations, {split}, seed {}, {} ladder",
         settings.tokens_per_cluster,
         settings.iterations,
         settings.seed,
