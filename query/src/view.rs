@@ -142,7 +142,15 @@ pub struct Spreads<'a> {
 
 impl ClusterNumbers {
     fn of(ladder: &HeadLadder<'_>) -> Self {
-        let mut numbers = ClusterNumbers::default();
+        let room = || Vec::with_capacity(ladder.cluster_count());
+        let mut numbers = ClusterNumbers {
+            count: room(),
+            ln_count: room(),
+            key_spread: room(),
+            value_spread: room(),
+            mean_error: room(),
+            ..ClusterNumbers::default()
+        };
         for cluster in 0..ladder.cluster_count() {
             let summary = ladder.cluster(cluster);
             numbers.count.push(summary.count);
@@ -267,12 +275,13 @@ impl LayerSegment {
         Ok(self.opened_ladder()?.map(|opened| &opened.view))
     }
 
-    /// Says that the ladder is about to be opened; see [`LadderView::expect`].
+    /// Says that the ladder is about to be opened, and its sketches read; see [`LadderView::expect`].
     pub(crate) fn expect_ladder(&self) -> Result<(), Error> {
         if self.is_ladder_opened() {
             return Ok(());
         }
-        LadderView::expect(&self.segment)
+        LadderView::expect(&self.segment)?;
+        LadderView::expect_sketches(&self.segment)
     }
 
     /// Whether the ladder, if there is one, was opened before.

@@ -48,10 +48,7 @@ impl Basis {
 
     /// A hash (XXH3) of all its bytes, that tells whether two segments share it.
     pub fn digest(&self) -> u64 {
-        let mut hash = Xxh3::new();
-        hash.update(bytemuck::cast_slice(&self.inverse));
-        hash.update(&self.bits);
-        let scales = [
+        let scales: [&[f32]; 6] = [
             &self.inverse_scale,
             &self.sketch_sigma,
             &self.key_sigma,
@@ -59,10 +56,7 @@ impl Basis {
             &self.value_sigma,
             &self.value_mean_sigma,
         ];
-        for scales in scales {
-            scales.iter().for_each(|scale| hash.update(&scale.to_le_bytes()));
-        }
-        hash.digest()
+        digest_of(&self.inverse, &self.bits, scales)
     }
 
     /// Panics where the basis is not one of keys and values of these dimensions.
@@ -89,10 +83,20 @@ pub(super) fn stored(scale: f32) -> f32 {
     bf16::from_f32(scale.clamp(-most, most)).to_f32()
 }
 
-/// The digest of the bases of all KV heads.
-pub(super) fn digest_of_all(bases: &[Basis]) -> u64 {
+/// The digest of a basis by its parts, of scales those of inverses, sketches, keys, centroids, values and value means. Numbers
+/// lie in memory as they do on disk, least byte first.
+pub(super) fn digest_of(inverse: &[i8], bits: &[u8], scales: [&[f32]; 6]) -> u64 {
     let mut hash = Xxh3::new();
-    bases.iter().for_each(|basis| hash.update(&basis.digest().to_le_bytes()));
+    hash.update(bytemuck::cast_slice(inverse));
+    hash.update(bits);
+    scales.into_iter().for_each(|scales| hash.update(bytemuck::cast_slice(scales)));
+    hash.digest()
+}
+
+/// The digest of the bases of all KV heads, by that of each.
+pub(super) fn digest_of_all(digests: impl IntoIterator<Item = u64>) -> u64 {
+    let mut hash = Xxh3::new();
+    digests.into_iter().for_each(|digest| hash.update(&digest.to_le_bytes()));
     hash.digest()
 }
 

@@ -269,7 +269,7 @@ pub(crate) fn join(
         sketch_bits: SKETCH_BITS,
         cluster_regularisation: CLUSTER_METRIC,
         sketch_regularisation: SKETCH_METRIC,
-        digest: digest_of_all(&bases),
+        digest: digest_of_all(bases.iter().map(Basis::digest)),
     };
     let narrow = |numbers: &[f32]| numbers.iter().map(|&x| bf16::from_f32(stored(x))).collect::<Vec<_>>();
     let mut columns = LadderColumns {

@@ -42,10 +42,10 @@ pub(crate) fn validate(segment: &Segment) -> Result<(), Error> {
 /// Checks what all queries rest on: finite numbers, scales above 0, spreads and factors of clusters that are not negative,
 /// counts that agree with the postings, and bases of the stored digest.
 pub(super) fn check_structure(segment: &Segment, view: &LadderView<'_>) -> Result<(), Error> {
-    let mut bases = Vec::new();
+    let mut digests = Vec::new();
     for head in 0..view.postings().kv_heads() {
         check_scales(segment, view, head)?;
-        bases.push(view.stored_basis(head)?);
+        digests.push(view.basis_digest(head)?);
         check_clusters(segment, view, head)?;
         let ladder = view.head(head)?;
         let (clusters, all) = (0..ladder.cluster_count(), ladder.first_cluster());
@@ -57,7 +57,7 @@ pub(super) fn check_structure(segment: &Segment, view: &LadderView<'_>) -> Resul
         let records = ladder.value_slope.len() / record_len(view.value_dim());
         check_factors(segment, VALUE_SLOPE, slopes, head * view.key_dim(), 0..records)?;
     }
-    let digest = digest_of_all(&bases);
+    let digest = digest_of_all(digests);
     if digest != view.digest() {
         let (expected, found) = (format!("digest {digest:016x}"), format!("{:016x}", view.digest()));
         return Err(corrupt(segment, segment.column(PARAMETERS)?, 24, expected, found));

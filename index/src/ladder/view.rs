@@ -4,7 +4,7 @@ use longwave_kernels::bf16;
 use longwave_kernels::codec::{SketchLayout, record_len};
 use longwave_storage::{ColumnKind, Error, Segment};
 
-use super::basis::{Axes, Basis};
+use super::basis::{Axes, Basis, digest_of};
 use super::columns::{
     BASIS, BITS, BadParameters, CENTROID, CLUSTER, CLUSTER_SIZE, COLUMN_KINDS, KEY_CODE, OLDEST, PARAMETERS,
     Parameters, SCALES, SKETCH, SKETCH_OFFSETS, VALUE_CODE, VALUE_MEAN, VALUE_SLOPE, VERSION, scales_len,
@@ -60,6 +60,15 @@ impl<'a> LadderView<'a> {
     /// As [`Segment::hold`].
     pub fn expect(segment: &Segment) -> Result<(), Error> {
         segment.expect(&OPENED)
+    }
+
+    /// Says that sketches of most clusters are about to be read, once the ladder is open: all of them are asked for. A call
+    /// reads most of their pages, here and there, and to read all from end to end takes a disk less time.
+    ///
+    /// # Errors
+    /// As [`Segment::hold`].
+    pub fn expect_sketches(segment: &Segment) -> Result<(), Error> {
+        segment.expect(&[SKETCH])
     }
 
     /// Opens the ladder of `segment`; `None` when the segment has none, or one of an earlier version, whose codes are no
@@ -191,6 +200,20 @@ impl<'a> LadderView<'a> {
             value_sigma: ladder.value_sigma.to_vec(),
             value_mean_sigma: ladder.value_mean_sigma.to_vec(),
         })
+    }
+
+    /// The digest of the basis of KV head `head` as it is stored.
+    pub(super) fn basis_digest(&self, head: usize) -> Result<u64, Error> {
+        let ladder = self.head(head)?;
+        let scales = [
+            ladder.inverse_scale,
+            ladder.sketch_sigma,
+            ladder.key_sigma,
+            ladder.centroid_sigma,
+            ladder.value_sigma,
+            ladder.value_mean_sigma,
+        ];
+        Ok(digest_of(ladder.inverse, ladder.bits, scales))
     }
 
     /// The ladder of KV head `head`.

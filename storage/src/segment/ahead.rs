@@ -16,11 +16,16 @@ use crate::error::Result;
 
 /// Blocks of a list that are looked at before it is asked for.
 const LOOKED_AT: usize = 8;
+/// Lists of a column that were in memory, one after the other, from which on one block of each is looked at.
+const TRUSTED: u32 = 1;
 /// Lists of blocks that were read before, of which one is looked at: whether the system has dropped what was read.
 const LOOK_EVERY: u32 = 64;
-/// How far ahead a run of at least [`LONG`] bytes is asked for: it is part of a column that is read from end to end.
-const FAR: usize = 4 << 20;
+/// How far ahead a run of at least [`LONG`] bytes is asked for: it is part of a column that is read from end to end. A list is
+/// not, however many of its blocks lie together.
+pub(super) const FAR: usize = 4 << 20;
 const LONG: usize = 64 << 10;
+/// Columns that lie this close together are asked for as one.
+const BETWEEN: usize = BLOCK_SIZE;
 
 /// What is known of a segment's place in memory.
 #[derive(Debug, Default)]
@@ -30,9 +35,23 @@ pub(super) struct Ahead {
     dropped: AtomicBool,
 }
 
-impl Ahead {
-    fn look_again(&self) -> bool {
-        self.lists.fetch_add(1, Ordering::Relaxed).is_multiple_of(LOOK_EVERY)
+/// Whether blocks of a list are looked at, and which.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Look {
+    /// None: they are in memory, or asked for by somebody else.
+    Not,
+    /// Those that were not read before.
+    New,
+    /// All: those that were read before have been dropped.
+    Dropped,
+    /// All, to see whether those that were read before are still there.
+    Again,
+}
+
+impl Look {
+    /// Whether blocks are looked at that were read before.
+    pub(super) fn at_all(self) -> bool {
+        matches!(self, Look::Dropped | Look::Again)
     }
 }
 
@@ -47,63 +66,157 @@ impl Segment {
         let Some(Region::Mapped(mapping)) = self.region.get().or_else(|| self.held.get()) else {
             return Ok(());
         };
-        let checksums = usize::try_from(self.checksums.offset).unwrap_or(usize::MAX);
-        let columns = self.columns.iter().filter(|state| kinds.contains(&state.info.kind));
-        let columns = columns.map(|state| state.start..state.end);
-        for bytes in
-            columns.chain(std::iter::once(checksums..checksums.saturating_add(self.checksums.len as usize)))
-        {
-            if !mapping.is_resident(bytes.start) {
+        for bytes in self.runs(kinds) {
+            let looked_at = [bytes.start, bytes.start.midpoint(bytes.end), bytes.end.saturating_sub(1)];
+            if looked_at.into_iter().any(|at| !mapping.is_resident(at)) {
                 mapping.will_need(bytes);
             }
         }
         Ok(())
     }
+
+    /// Where the columns `kinds` and the checksums lie, those that lie together in one.
+    fn runs(&self, kinds: &[ColumnKind]) -> Vec<Range<usize>> {
+        let checksums = usize::try_from(self.checksums.offset).unwrap_or(usize::MAX);
+        let checksums = checksums..checksums.saturating_add(self.checksums.len as usize);
+        let columns = self.columns.iter().filter(|state| kinds.contains(&state.info.kind));
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for bytes in columns.map(|state| state.start..state.end).chain(std::iter::once(checksums)) {
+            match runs.last_mut() {
+                Some(run) if bytes.start.saturating_sub(run.end) <= BETWEEN => run.end = bytes.end,
+                _ => runs.push(bytes),
+            }
+        }
+        runs
+    }
 }
 
 impl Column<'_> {
-    /// Says that these ranges of bytes, which ascend, are about to be read: what of them is on disk and not in memory is
-    /// asked for, and comes while it is waited for the first. A range that is not the column's is passed over.
-    pub fn expect(&self, ranges: impl Iterator<Item = Range<usize>> + Clone) {
+    /// Says that these ranges of bytes are about to be read: what of them is on disk and not in memory is asked for, and comes
+    /// while it is waited for the first. A range that is not the column's is passed over.
+    pub fn expect(&self, ranges: impl Iterator<Item = Range<usize>>) {
+        let look = self.look();
+        if look.at_all() || look == Look::New && !self.is_verified_whole() {
+            let mut blocks = self.needed(ranges, look);
+            blocks.sort_unstable();
+            blocks.dedup();
+            self.ask(&blocks, (look, 0));
+        }
+    }
+
+    /// Whether blocks of the next list are looked at.
+    pub(super) fn look(&self) -> Look {
+        let (Region::Mapped(_), ahead) = (self.region(), self.ahead()) else { return Look::Not };
+        let again = ahead.lists.fetch_add(1, Ordering::Relaxed).is_multiple_of(LOOK_EVERY);
+        match (again, ahead.dropped.load(Ordering::Relaxed)) {
+            (true, _) => Look::Again,
+            (false, true) => Look::Dropped,
+            (false, false) => Look::New,
+        }
+    }
+
+    /// The blocks of ranges of bytes, of those that follow each other each once: all of them, or those that are not verified.
+    pub(super) fn needed(&self, ranges: impl Iterator<Item = Range<usize>>, look: Look) -> Vec<usize> {
+        let mut blocks = Vec::new();
+        for range in ranges.filter(|range| range.start < range.end && range.end <= self.len()) {
+            for block in range.start / BLOCK_SIZE..range.end.div_ceil(BLOCK_SIZE) {
+                if blocks.last() != Some(&block) && (look.at_all() || !self.is_verified(block)) {
+                    blocks.push(block);
+                }
+            }
+        }
+        blocks
+    }
+
+    /// Asks for these blocks, which ascend, if some of them seem to be on disk and not in memory; and for `far` bytes behind them,
+    /// where a run of them is long.
+    pub(super) fn ask(&self, blocks: &[usize], (look, far): (Look, usize)) {
         let Region::Mapped(mapping) = self.region() else { return };
-        let ahead = self.ahead();
-        let (dropped, look) = (ahead.dropped.load(Ordering::Relaxed), ahead.look_again());
-        let blocks = |range: Range<usize>| range.start / BLOCK_SIZE..range.end.div_ceil(BLOCK_SIZE);
-        let inside = |range: &Range<usize>| range.start < range.end && range.end <= self.len();
-        let needed = ranges
-            .filter(inside)
-            .map(blocks)
-            .filter(|blocks| dropped || look || blocks.clone().any(|block| !self.is_verified(block)));
-        let step = needed.clone().count().div_ceil(LOOKED_AT);
-        if step == 0 {
+        if look == Look::Not || blocks.is_empty() {
             return;
         }
-        let gone = needed
-            .clone()
-            .step_by(step)
-            .any(|blocks| !mapping.is_resident(self.offset() + blocks.start * BLOCK_SIZE));
-        if look {
-            ahead.dropped.store(gone, Ordering::Relaxed);
+        let (known, count) = (self.in_memory().load(Ordering::Relaxed), blocks.len());
+        // One of each list, and not always the first.
+        let trusted = known >= TRUSTED && !look.at_all();
+        let (first, looked_at) = if trusted { (known as usize % count, 1) } else { (0, LOOKED_AT) };
+        let places = blocks.iter().skip(first).step_by(count.div_ceil(looked_at));
+        let gone =
+            places.take(looked_at).any(|block| !mapping.is_resident(self.offset() + block * BLOCK_SIZE));
+        self.in_memory().store(if gone { 0 } else { known.saturating_add(1) }, Ordering::Relaxed);
+        if look == Look::Again {
+            self.ahead().dropped.store(gone, Ordering::Relaxed);
         }
         if !gone {
             return;
         }
-        let mut run: Option<Range<usize>> = None;
-        let ask = |run: Range<usize>| {
-            let (start, mut end) = (run.start * BLOCK_SIZE, run.end * BLOCK_SIZE);
-            if end - start >= LONG {
-                end += FAR;
-            }
+        for run in blocks.chunk_by(|block, next| block + 1 == *next) {
+            let Some(block) = run.first() else { continue };
+            let (start, len) = (block * BLOCK_SIZE, run.len() * BLOCK_SIZE);
+            let end = start + if len >= LONG { len + far } else { len };
             mapping.will_need(self.offset() + start..self.offset() + end.min(self.len()));
-        };
-        for blocks in needed {
-            match &mut run {
-                Some(run) if blocks.start <= run.end && blocks.start >= run.start => {
-                    run.end = run.end.max(blocks.end);
-                }
-                _ => run.replace(blocks).into_iter().for_each(ask),
-            }
         }
-        run.into_iter().for_each(ask);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::column::tests::segment_on;
+    use super::*;
+    use crate::{FileBackend, MemoryBackend};
+
+    #[test]
+    fn columns_that_lie_together_are_asked_for_as_one() {
+        let segment = segment_on(Arc::new(MemoryBackend::new()));
+        let [keys, values, positions] = [0, 1, 2].map(|at| &segment.columns[at]);
+        let end = segment.file_len as usize;
+        let checksums = segment.checksums.offset as usize..end;
+        assert!(checksums.start - positions.end <= BETWEEN && values.start - keys.end <= BETWEEN);
+        let ends = |kinds: &[ColumnKind]| -> Vec<(usize, usize)> {
+            segment.runs(kinds).into_iter().map(|run| (run.start, run.end)).collect()
+        };
+        let alone = (checksums.start, end);
+        assert_eq!(ends(&[]), [alone]);
+        assert_eq!(ends(&[ColumnKind::POSITIONS]), [(positions.start, end)]);
+        assert_eq!(ends(&[ColumnKind::KEYS]), [(keys.start, keys.end), alone]);
+        let all = [ColumnKind::POSITIONS, ColumnKind::KEYS, ColumnKind::VALUES];
+        assert_eq!(ends(&all), [(keys.start, end)]);
+    }
+
+    #[test]
+    fn blocks_that_are_needed_are_those_that_nobody_has_verified() {
+        let segment = segment_on(Arc::new(MemoryBackend::new()));
+        let keys = segment.column(ColumnKind::KEYS).unwrap();
+        let ranges =
+            || [0..1, 5..4097, 4096 * 3..4096 * 3, 4096 * 7..4096 * 7 + 9, keys.len() - 1..keys.len() + 1];
+        assert_eq!(
+            keys.needed(ranges().into_iter(), Look::New),
+            [0, 1, 7],
+            "none of a range that is not the column's"
+        );
+        keys.bytes(4096..4097).unwrap();
+        assert_eq!(keys.needed(ranges().into_iter(), Look::New), [0, 7]);
+        assert_eq!(keys.needed(ranges().into_iter(), Look::Dropped), [0, 1, 7]);
+        assert!(keys.look() == Look::Not, "a copy in memory is not looked at");
+    }
+
+    #[test]
+    fn lists_found_in_memory_are_counted_and_one_of_many_looks_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let segment = segment_on(Arc::new(FileBackend::new(directory.path())));
+        let keys = segment.column(ColumnKind::KEYS).unwrap();
+        let looks: Vec<Look> = (0..2 * LOOK_EVERY).map(|_| keys.look()).collect();
+        assert_eq!(looks.iter().filter(|look| **look == Look::Again).count(), 2);
+        assert!(looks.iter().all(|look| matches!(look, Look::New | Look::Again)), "nothing was dropped");
+        // All was just written, so all is in memory.
+        for (list, known) in [(0..8, 1), (8..16, 2), (16..17, 3)] {
+            let blocks: Vec<usize> = list.collect();
+            keys.ask(&blocks, (Look::New, 0));
+            assert_eq!(keys.in_memory().load(Ordering::Relaxed), known);
+        }
+        keys.ask(&[], (Look::New, 0));
+        keys.ask(&[1], (Look::Not, 0));
+        assert_eq!(keys.in_memory().load(Ordering::Relaxed), 3, "nothing to be said of either");
     }
 }

@@ -1,13 +1,15 @@
 //! Reading columns: each block is verified before its bytes are handed out for the first time.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::ahead::{FAR, Look};
 use super::layout::{BLOCK_SIZE, CHECKSUM_AT};
 use super::{ColumnInfo, ColumnKind, ColumnState, Segment};
 use crate::backend::Region;
 use crate::checksum::hash64;
 use crate::error::{Error, Result};
+use crate::mapping::prefetch;
 use crate::prologue::check_sum;
 
 /// One column of an open segment. Cheap to copy; keep it rather than ask for it again.
@@ -153,10 +155,15 @@ impl<'a> Column<'a> {
         // Acquire pairs with the release below: who sees zero sees blocks that others have verified.
         if self.state.unverified.load(Ordering::Acquire) != 0 && !bytes.is_empty() {
             if range.len() > BLOCK_SIZE {
-                self.expect(std::iter::once(range.clone()));
-            }
-            for block in range.start / BLOCK_SIZE..range.end.div_ceil(BLOCK_SIZE) {
-                self.verify_once(block)?;
+                let look = self.look();
+                let blocks = self.needed(std::iter::once(range), look);
+                self.ask(&blocks, (look, FAR));
+                self.verify_all(&blocks)?;
+            } else {
+                for block in range.start / BLOCK_SIZE..range.end.div_ceil(BLOCK_SIZE) {
+                    // Short ranges come one after the other.
+                    self.verify_before(block, block + 1)?;
+                }
             }
         }
         Ok(bytes)
@@ -176,20 +183,15 @@ impl<'a> Column<'a> {
             let start = (records.start + most as usize).saturating_mul(size);
             return Err(self.out_of_range(start..start.saturating_add(size)));
         }
-        if size > 0 && self.reads_ahead {
-            let of = |&record: &u32| {
-                range.start + record as usize * size..range.start + (record as usize + 1) * size
-            };
-            self.expect(list.iter().map(of));
+        let look = if self.reads_ahead { self.look() } else { Look::Not };
+        if self.is_verified_whole() && !look.at_all() {
+            return Ok(bytes);
         }
-        if self.state.unverified.load(Ordering::Acquire) != 0 && size > 0 {
-            for &record in list {
-                let start = range.start + record as usize * size;
-                for block in start / BLOCK_SIZE..(start + size).div_ceil(BLOCK_SIZE) {
-                    self.verify_once(block)?;
-                }
-            }
-        }
+        let start_of = |record: usize| range.start + record * size;
+        let of = |&record: &u32| start_of(record as usize)..start_of(record as usize + 1);
+        let blocks = self.needed(list.iter().map(of), look);
+        self.ask(&blocks, (look, 0));
+        self.verify_all(&blocks)?;
         Ok(bytes)
     }
 
@@ -214,6 +216,28 @@ impl<'a> Column<'a> {
         word.is_none_or(|word| word.load(Ordering::Acquire) & 1 << (block % 64) != 0)
     }
 
+    /// Whether every block was.
+    pub(super) fn is_verified_whole(&self) -> bool {
+        self.state.unverified.load(Ordering::Acquire) == 0
+    }
+
+    /// Lists of the column that were found in memory since one was not.
+    pub(super) fn in_memory(&self) -> &'a AtomicU32 {
+        &self.state.in_memory
+    }
+
+    /// The bytes of a block; none behind the column's end.
+    fn block(&self, block: usize) -> &'a [u8] {
+        let start = block.saturating_mul(BLOCK_SIZE);
+        self.bytes.get(start..start.saturating_add(BLOCK_SIZE).min(self.bytes.len())).unwrap_or_default()
+    }
+
+    /// Verifies those of the blocks that nobody has. While one is, the beginning of the next one comes.
+    fn verify_all(&self, blocks: &[usize]) -> Result<()> {
+        let next = blocks.iter().skip(1).copied().chain(std::iter::once(usize::MAX));
+        blocks.iter().zip(next).try_for_each(|(&block, next)| self.verify_before(block, next))
+    }
+
     #[cold]
     fn out_of_range(&self, range: Range<usize>) -> Error {
         Error::Range {
@@ -225,12 +249,14 @@ impl<'a> Column<'a> {
         }
     }
 
-    fn verify_once(&self, block: usize) -> Result<()> {
+    /// Verifies a block, unless somebody has; `next` is likely to be the next one.
+    fn verify_before(&self, block: usize, next: usize) -> Result<()> {
         let Some(word) = self.state.verified.get(block / 64) else { return Ok(()) };
         let bit = 1_u64 << (block % 64);
         if word.load(Ordering::Acquire) & bit != 0 {
             return Ok(());
         }
+        prefetch(self.block(next));
         self.verify_block(block)?;
         // Two threads may verify the same block; only the one that sets the bit counts it.
         if word.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
@@ -241,8 +267,7 @@ impl<'a> Column<'a> {
 
     /// Compares one block with its checksum, whether or not that was done before.
     pub(super) fn verify_block(&self, block: usize) -> Result<()> {
-        let start = block * BLOCK_SIZE;
-        let bytes = self.bytes.get(start..(start + BLOCK_SIZE).min(self.bytes.len())).unwrap_or_default();
+        let (start, bytes) = (block * BLOCK_SIZE, self.block(block));
         let slot = (self.state.first_block + block) * 8;
         let stored =
             self.checksums.get(slot..).and_then(|rest| rest.first_chunk::<8>()).copied().unwrap_or_default();

@@ -11,7 +11,7 @@ mod verify;
 mod write;
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 
 use parking_lot::Mutex;
 
@@ -179,6 +179,8 @@ struct ColumnState {
     verified: Box<[AtomicU64]>,
     /// Blocks that have not: zero means that no bit need be looked at.
     unverified: AtomicUsize,
+    /// Lists that were found in memory since one was not.
+    in_memory: AtomicU32,
 }
 
 impl Segment {

@@ -1,6 +1,6 @@
 //! Opening: nothing in a segment is believed before a checksum over it has been.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -13,7 +13,7 @@ use super::layout::{
 use super::{
     Alignment, ChecksumColumn, ColumnInfo, ColumnKind, ColumnState, Expected, RowForm, Segment, SegmentHeader,
 };
-use crate::backend::Backend;
+use crate::backend::{Backend, FileReader};
 use crate::checksum::{hash64, header_checksum};
 use crate::error::{Error, Result};
 use crate::geometry::{ElementKind, Geometry, Identity};
@@ -30,9 +30,7 @@ impl Segment {
         let reader = backend.open_read(path)?;
         let len = reader.len()?;
         let mut start = [0_u8; HEADER_SIZE + COLUMNS_MAX * COLUMN_SIZE];
-        let start_len = usize::try_from(len).unwrap_or(usize::MAX).min(start.len());
-        let (start, _) = start.split_at_mut(start_len);
-        reader.read_exact_at(start, 0)?;
+        let start = read_start(reader.as_ref(), len, &mut start)?;
         let (raw, table) = start
             .split_first_chunk::<HEADER_SIZE>()
             .ok_or_else(|| Error::corrupt(path, len, "a header of 192 bytes", "the end of the file"))?;
@@ -60,6 +58,24 @@ impl Segment {
             ahead: Ahead::default(),
         })
     }
+}
+
+/// Reads the header and as much as the column table can take. Where the table ends within the file's first page, as nearly all
+/// do, that page alone: the system takes two for the beginning of a read from end to end, and reads on.
+fn read_start<'a>(reader: &dyn FileReader, len: u64, start: &'a mut [u8]) -> Result<&'a [u8]> {
+    let len = usize::try_from(len).unwrap_or(usize::MAX).min(start.len());
+    let (start, _) = start.split_at_mut(len);
+    let (page, rest) = start.split_at_mut(len.min(BLOCK_SIZE));
+    reader.read_exact_at(page, 0)?;
+    // Not verified yet, which is no harm: it only says whether more is read.
+    let columns = page.first_chunk::<HEADER_SIZE>().map_or(0, |raw| {
+        let raw: RawHeader = bytemuck::pod_read_unaligned(raw);
+        raw.column_count as usize
+    });
+    if columns > (BLOCK_SIZE - HEADER_SIZE) / COLUMN_SIZE {
+        reader.read_exact_at(rest, BLOCK_SIZE as u64)?;
+    }
+    Ok(start)
 }
 
 fn check_header(path: &str, raw: &RawHeader, len: u64) -> Result<SegmentHeader> {
@@ -280,6 +296,7 @@ impl ColumnState {
             first_block: fits("blocks", first_block)?,
             verified: (0..blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             unverified: AtomicUsize::new(blocks),
+            in_memory: AtomicU32::new(0),
         })
     }
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use longwave_storage::{
-    Alignment, Backend, ColumnKind, ElementKind, Error, Expected, Geometry, Identity, MemoryBackend,
-    NewColumn, Result, RowForm, Segment, SegmentHeader, SegmentRecord, write_segment,
+    Alignment, Backend, COLUMNS_MAX, ColumnKind, ElementKind, Error, Expected, Geometry, Identity,
+    MemoryBackend, NewColumn, Result, RowForm, Segment, SegmentHeader, SegmentRecord, write_segment,
 };
 use proptest::prelude::*;
 
@@ -63,6 +63,31 @@ fn what_was_written_is_read() {
     assert_eq!(segment.column(OPAQUE).unwrap().info().name, "opaque-twelve-byte-items");
     assert!(segment.is_mapped());
     assert_eq!(segment.verify(), []);
+}
+
+#[test]
+fn a_table_longer_than_a_page_is_read_to_its_end() {
+    let columns = Columns::new(&GEOMETRY, 70, 3);
+    let mut list = columns.list(&GEOMETRY);
+    let names: Vec<String> = (list.len()..COLUMNS_MAX).map(|number| format!("opaque-{number}")).collect();
+    let bytes = pattern(24, 9);
+    list.extend(names.iter().zip(0x200..).map(|(name, kind)| NewColumn {
+        kind: ColumnKind(kind),
+        name,
+        element_size: 8,
+        alignment: Alignment::CacheLine,
+        parts: vec![&bytes],
+    }));
+    let backend = written(&segment_header(5, 1000, 70), &list).unwrap();
+    let segment = open(&backend).unwrap();
+    let found: Vec<ColumnKind> = segment.columns().map(|column| column.kind).collect();
+    assert_eq!(found, list.iter().map(|column| column.kind).collect::<Vec<_>>());
+    assert_eq!(segment.column(*found.last().unwrap()).unwrap().all().unwrap(), bytes);
+    // The last entry lies behind the first page, and counts.
+    let mut damaged = backend.contents(PATH).unwrap();
+    damaged[192 + 64 * 63 + 9] ^= 1;
+    backend.replace(PATH, &damaged).unwrap();
+    assert!(matches!(open(&backend), Err(Error::Corrupt { offset: 168, .. })));
 }
 
 #[test]
