@@ -169,6 +169,14 @@ impl QuerySample {
         sample
     }
 
+    /// The same of a sample that is not needed any more.
+    pub(crate) fn into_positions(self) -> Vec<(u64, Vec<f16>)> {
+        let mut sample: Vec<_> =
+            self.kept.into_iter().map(|((_, position), queries)| (position, queries)).collect();
+        sample.sort_unstable_by_key(|(position, _)| *position);
+        sample
+    }
+
     /// Positions that entered since the last [`Self::settle`] and may still be asked for.
     pub(crate) fn unsaved(&self) -> Vec<(u64, &[f16])> {
         let out = self.pushed_out.iter().filter(|(position, _)| self.new.contains(position));

@@ -327,12 +327,10 @@ pub(super) fn load_newest(
     }
 }
 
-fn snapshot_of(store: &Shared, name: &str, manifest: &Manifest, loaded: Loaded) -> Snapshot {
-    let samples = loaded
-        .layers
-        .iter()
-        .map(|layer| layer.as_ref().map(Layer::sample_copy).unwrap_or_default())
-        .collect();
+fn snapshot_of(store: &Shared, name: &str, manifest: &Manifest, mut loaded: Loaded) -> Snapshot {
+    let sample_of = |layer: &mut Option<Layer>| layer.as_mut().map(|layer| layer.sample.take());
+    let samples = loaded.layers.iter_mut().map(sample_of);
+    let samples = samples.map(|sample| sample.map(QuerySample::into_positions).unwrap_or_default()).collect();
     let inner = SnapshotInner {
         name: name.into(),
         model: Arc::new(loaded.model),
