@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, FileReader, FileWriter, LockGuard, Region};
 use crate::error::{Error, Result};
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, start_writing};
 use crate::names::validate_path;
 
 /// Mappings that a process may have through this crate unless the backend is told otherwise. Linux allows 65,530 of
@@ -89,7 +89,7 @@ impl Backend for FileBackend {
             .mode(self.file_mode)
             .open(self.resolve(path)?)
             .map_err(|source| Error::io(path, "create", source))?;
-        Ok(Box::new(DiskWriter { file, path: path.to_owned(), offset: 0 }))
+        Ok(Box::new(DiskWriter { file, path: path.to_owned(), offset: 0, started: 0 }))
     }
 
     fn open_append(&self, path: &str, at: u64) -> Result<Box<dyn FileWriter>> {
@@ -106,7 +106,7 @@ impl Backend for FileBackend {
                 "the end of the file",
             ));
         }
-        Ok(Box::new(DiskWriter { file, path: path.to_owned(), offset: at }))
+        Ok(Box::new(DiskWriter { file, path: path.to_owned(), offset: at, started: at }))
     }
 
     fn open_read(&self, path: &str) -> Result<Arc<dyn FileReader>> {
@@ -180,7 +180,12 @@ struct DiskWriter {
     file: File,
     path: String,
     offset: u64,
+    /// What lies before it is on its way to the disk.
+    started: u64,
 }
+
+/// Bytes behind which the disk is set to work: what is written meanwhile need not be waited for by the sync.
+const STEP: u64 = 4 << 20;
 
 impl FileWriter for DiskWriter {
     fn write_all(&mut self, bytes: &[u8]) -> Result<()> {
@@ -188,6 +193,10 @@ impl FileWriter for DiskWriter {
             .write_all_at(bytes, self.offset)
             .map_err(|source| Error::io(&self.path, "write", source))?;
         self.offset += bytes.len() as u64;
+        if self.offset - self.started >= STEP {
+            start_writing(&self.file, self.started..self.offset);
+            self.started = self.offset;
+        }
         Ok(())
     }
 

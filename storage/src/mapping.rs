@@ -123,6 +123,19 @@ pub(crate) fn prefetch(bytes: &[u8]) {
 #[cfg(target_arch = "x86_64")]
 const FETCHED: usize = 1024;
 
+/// Has the system begin to write these bytes of `file` to the disk. It promises nothing, and takes no error from the sync that
+/// does.
+pub(crate) fn start_writing(file: &File, bytes: Range<u64>) {
+    #[cfg(target_os = "linux")]
+    if let (Ok(start), Ok(len)) = (i64::try_from(bytes.start), i64::try_from(bytes.end - bytes.start)) {
+        use std::os::fd::AsRawFd as _;
+        // SAFETY: a call about a file that is open; no memory is involved.
+        unsafe { libc::sync_file_range(file.as_raw_fd(), start, len, libc::SYNC_FILE_RANGE_WRITE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, bytes);
+}
+
 /// Bytes of a page of the system, at least [`PAGE`].
 fn system_page() -> usize {
     static SIZE: OnceLock<usize> = OnceLock::new();
