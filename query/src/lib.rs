@@ -15,6 +15,7 @@ mod error;
 mod exact;
 mod importance;
 mod longwave;
+mod numbers;
 mod plan;
 mod planner;
 mod report;

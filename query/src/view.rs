@@ -1,9 +1,10 @@
 //! What a call reads from: the rows of one layer at one moment.
 
+use crate::numbers::ClusterNumbers;
 use crate::stored::Listed;
 use longwave_index::IndexView;
-use longwave_index::ladder::{HeadLadder, KeyDecoder, LadderView, steepness};
-use longwave_kernels::{Dtype, Kernels, Rows};
+use longwave_index::ladder::{HeadLadder, KeyDecoder, LadderView};
+use longwave_kernels::{Dtype, Rows};
 use longwave_storage::{Column, ColumnKind, Error, RowForm, Segment};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -109,26 +110,6 @@ pub(crate) struct OpenedLadder<'a> {
     decoders: Vec<OnceLock<KeyDecoder>>,
 }
 
-/// What is known of the clusters of one KV head, one number a cluster, wide enough to calculate with.
-#[derive(Debug, Default)]
-pub(crate) struct ClusterNumbers {
-    pub(crate) count: Vec<f32>,
-    pub(crate) ln_count: Vec<f32>,
-    pub(crate) key_spread: Vec<f32>,
-    pub(crate) key_spread_max: f32,
-    pub(crate) value_spread: Vec<f32>,
-    pub(crate) mean_error: Vec<f32>,
-    /// Squared norms of the value means, as they are coded.
-    pub(crate) norm: Vec<f32>,
-    /// Squared norm of the mean of all values.
-    pub(crate) global_norm: f32,
-    /// Means of the spreads over all rows.
-    pub(crate) key_spread_mean: f32,
-    pub(crate) value_spread_mean: f32,
-    /// See [`steepness`].
-    pub(crate) steepness: Vec<f32>,
-}
-
 /// Spreads of the clusters of one KV head; see [`LayerSegment::spreads`].
 #[derive(Clone, Copy, Debug)]
 pub struct Spreads<'a> {
@@ -138,43 +119,6 @@ pub struct Spreads<'a> {
     pub means: [f32; 2],
     /// See [`steepness`].
     pub steepness: &'a [f32],
-}
-
-impl ClusterNumbers {
-    fn of(ladder: &HeadLadder<'_>) -> Self {
-        let room = || Vec::with_capacity(ladder.cluster_count());
-        let mut numbers = ClusterNumbers {
-            count: room(),
-            ln_count: room(),
-            key_spread: room(),
-            value_spread: room(),
-            mean_error: room(),
-            ..ClusterNumbers::default()
-        };
-        for cluster in 0..ladder.cluster_count() {
-            let summary = ladder.cluster(cluster);
-            numbers.count.push(summary.count);
-            numbers.ln_count.push(summary.count.ln());
-            numbers.key_spread.push(summary.key_spread);
-            numbers.value_spread.push(summary.value_spread);
-            numbers.mean_error.push(summary.mean_error);
-        }
-        numbers.key_spread_max = numbers.key_spread.iter().copied().fold(0.0, f32::max);
-        numbers.norm.resize(ladder.cluster_count(), 0.0);
-        let (sigma, global) = (ladder.value_mean_sigma, ladder.global_value);
-        Kernels::get().squared_norms4(sigma, global, ladder.value_means, &mut numbers.norm);
-        numbers.global_norm = ladder.global_value.iter().map(|x| x * x).sum();
-        let mean = |spreads: &[f32]| {
-            let sum: f32 = spreads.iter().zip(&numbers.count).map(|(spread, count)| spread * count).sum();
-            sum / ladder.rows().max(1) as f32
-        };
-        let means = (mean(&numbers.key_spread), mean(&numbers.value_spread));
-        (numbers.key_spread_mean, numbers.value_spread_mean) = means;
-        let spreads = numbers.key_spread.iter().zip(&numbers.value_spread);
-        let of_cluster = |(&key, &value): (&f32, &f32)| steepness([key, value], [means.0, means.1]);
-        numbers.steepness = spreads.map(of_cluster).collect();
-        numbers
-    }
 }
 
 impl<'a> OpenedLadder<'a> {
@@ -275,12 +219,19 @@ impl LayerSegment {
         Ok(self.opened_ladder()?.map(|opened| &opened.view))
     }
 
-    /// Says that the ladder is about to be opened, and its sketches read; see [`LadderView::expect`].
+    /// Says that the ladder is about to be opened; see [`LadderView::expect`].
     pub(crate) fn expect_ladder(&self) -> Result<(), Error> {
         if self.is_ladder_opened() {
             return Ok(());
         }
-        LadderView::expect(&self.segment)?;
+        LadderView::expect(&self.segment)
+    }
+
+    /// Says that its sketches are read behind it; see [`LadderView::expect_sketches`].
+    pub(crate) fn expect_sketches(&self) -> Result<(), Error> {
+        if self.is_ladder_opened() {
+            return Ok(());
+        }
         LadderView::expect_sketches(&self.segment)
     }
 

@@ -6,7 +6,8 @@ use super::product;
 use super::sharing::Sharing;
 use super::slope::slope_of;
 use crate::error::Error;
-use crate::view::{ClusterNumbers, LayerSegment, LayerView, OpenedLadder, QueryBatch};
+use crate::numbers::ClusterNumbers;
+use crate::view::{LayerSegment, LayerView, OpenedLadder, QueryBatch};
 use crate::work::{HeadQueries, Span};
 use longwave_index::ladder::HeadLadder;
 use longwave_kernels::codec::{Laid, SketchQuery, Summaries};
@@ -34,14 +35,14 @@ impl<'v> Ladders<'v> {
         disk: Option<Disk<'v>>,
     ) -> Result<Self, Error> {
         let oldest = queries.first_position;
-        for segment in view.segments.iter().filter(|segment| view.summaries_hold(segment, oldest)) {
-            segment.expect_ladder()?;
-        }
+        let used = || view.segments.iter().filter(|segment| view.summaries_hold(segment, oldest));
+        used().try_for_each(|segment| segment.expect_ladder())?;
+        // They come while the ladders are checked.
+        used().try_for_each(|segment| segment.expect_sketches())?;
         // After a context was opened there is something to check for each, and several threads to do it. What one fails at is
         // found again below, in order.
-        let used = view.segments.iter().filter(|segment| view.summaries_hold(segment, oldest));
         let unopened: Vec<&LayerSegment> =
-            used.copied().filter(|segment| !segment.is_ladder_opened()).collect();
+            used().copied().filter(|segment| !segment.is_ladder_opened()).collect();
         if unopened.len() > 1 {
             unopened.par_iter().for_each(|segment| drop(segment.opened_ladder()));
         }
@@ -159,8 +160,8 @@ impl<'v> Head<'v> {
         let (segments, bases) = (Vec::with_capacity(ladders.segments.len()), Vec::new());
         let mut head = Head { group: queries.heads, segments, bases, clusters: 0, rows: 0 };
         for &(segment, opened) in &ladders.segments {
-            let ladder = opened.view.head(kv_head)?;
-            let ladder = if ladders.disk.is_some() { ladder.without_ahead() } else { ladder };
+            // Codes are asked for list by list of a whole call, see `Reader::expect`.
+            let ladder = opened.view.head(kv_head)?.without_ahead();
             let digest = opened.view.digest();
             let known = head.bases.iter().position(|basis| basis.digest == digest);
             let basis = known.unwrap_or_else(|| {

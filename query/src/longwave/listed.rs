@@ -27,11 +27,12 @@ impl Listed {
     pub(super) fn weigh(&mut self, kernels: &Kernels, head: &Head<'_>, clusters: &Clusters, list: &[u32]) {
         self.make_room(list.len());
         for (number, run) in head.runs(list) {
-            let (first, numbers) = (head.segments[number].first, head.segments[number].numbers);
+            let segment = &head.segments[number];
+            let (first, numbers) = (segment.first, segment.numbers);
             gather(&numbers.count, run, first, &mut self.count);
             gather(&numbers.value_spread, run, first, &mut self.value_spread);
             gather(&numbers.mean_error, run, first, &mut self.mean_error);
-            gather(&numbers.norm, run, first, &mut self.norm);
+            numbers.norms(&segment.ladder, (run, first), &mut self.norm);
         }
         self.within.resize(head.group * self.len, 0.0);
         self.weights.resize(3 * head.group * self.len, 0.0);

@@ -7,7 +7,7 @@ use super::head::Head;
 use super::softcap::Softcap;
 use super::zone::{Choice, Chosen, Opened, Zone};
 use crate::error::Error;
-use crate::stored::Listed;
+use crate::stored::{Listed, RowColumn, Side};
 use crate::view::LayerView;
 use crate::work::HeadQueries;
 use longwave_kernels::codec::{Depth, RowCodes};
@@ -20,7 +20,7 @@ pub(super) struct Reader<'a, 'v> {
     pub(super) head: Head<'a>,
     pub(super) queries: HeadQueries,
     pub(super) kv_head: usize,
-    /// Whether the system is asked for rows before they are read; see [`Listed::ahead`].
+    /// Whether the system is asked for rows before they are read: who counts what comes from disk has asked already.
     pub(super) ahead: bool,
 }
 
@@ -55,6 +55,7 @@ impl Reader<'_, '_> {
     ) -> Result<(), Error> {
         let keys = std::mem::take(&mut zone.keys);
         let runs = runs(zone, &keys);
+        self.expect(zone, &runs, Side::Keys)?;
         let read = zone.sharing.map(&runs, |&(resolution, run)| self.score(zone, resolution, run));
         for (&(resolution, run), scores) in runs.iter().zip(read) {
             self.weigh(zone, clusters, resolution, run, scores?);
@@ -66,6 +67,30 @@ impl Reader<'_, '_> {
         }
         zone.sum_again(self.kernels, clusters, changed);
         zone.keys = keys;
+        Ok(())
+    }
+
+    /// Asks for the rows of all runs before the first is waited for, unless somebody has. Codes of a segment are asked for
+    /// together, however much of them is read: where they lie next to each other they are one request.
+    fn expect(&self, zone: &Zone, runs: &[(Resolution, &[Chosen])], side: Side) -> Result<(), Error> {
+        if !self.ahead {
+            return Ok(());
+        }
+        for segment in &self.head.segments {
+            for (of, full) in [(RowColumn::Code(side), false), (RowColumn::Row(side), true)] {
+                let mine = runs.iter().filter(|(resolution, run)| {
+                    zone.opened[run[0].opened as usize].segment == segment.number
+                        && (*resolution == Resolution::Full) == full
+                });
+                let mut rows = mine.flat_map(|(_, run)| *run).map(|chosen| chosen.row as usize).peekable();
+                if rows.peek().is_none() {
+                    continue;
+                }
+                let (column, size) = segment.segment.row_column(&self.view.shape, of)?;
+                let first = self.kv_head * segment.segment.rows();
+                column.expect(rows.map(|row| (first + row) * size..(first + row + 1) * size));
+            }
+        }
         Ok(())
     }
 
@@ -83,7 +108,12 @@ impl Reader<'_, '_> {
                     Some(list) => self.kernels.scores_gathered(queries, group, dim, keys, list, &mut scores),
                     None => self.kernels.scores(queries, group, dim, keys, &mut scores),
                 };
-                segment.segment.read_listed_keys(&self.view.shape, self.kv_head, self.listed(&rows), take)?;
+                segment.segment.read_listed_keys(
+                    &self.view.shape,
+                    self.kv_head,
+                    Listed { rows: &rows, ahead: false },
+                    take,
+                )?;
             }
             Resolution::Code(depth) => {
                 let records = segment.ladder.listed_key_codes(&rows)?;
@@ -153,6 +183,7 @@ impl Reader<'_, '_> {
         values.full.clear();
         values.full.resize(group * dim, 0.0);
         let runs = runs(zone, &zone.values);
+        self.expect(zone, &runs, Side::Values)?;
         let sums = zone.sharing.map(&runs, |&(resolution, run)| self.sum(zone, resolution, run));
         // Added in the order of the runs, whoever has summed them.
         for (&(resolution, run), sum) in runs.iter().zip(sums) {
@@ -187,7 +218,7 @@ impl Reader<'_, '_> {
                 segment.segment.read_listed_values(
                     &self.view.shape,
                     self.kv_head,
-                    self.listed(&rows),
+                    Listed { rows: &rows, ahead: false },
                     take,
                 )?;
             }
@@ -199,10 +230,6 @@ impl Reader<'_, '_> {
             }
         }
         Ok(sum)
-    }
-
-    fn listed<'l>(&self, rows: &'l [u32]) -> Listed<'l> {
-        Listed { rows, ahead: self.ahead }
     }
 
     fn segment_of(&self, zone: &Zone, run: &[Chosen]) -> &super::head::HeadSegment<'_> {
