@@ -14,9 +14,13 @@ pub enum Budget {
     /// The resolution ladder at this threshold, above 0, or every row where that is expected to be sooner: in short
     /// contexts, whose rows come faster than the choice between them.
     Soonest(f64),
+    /// The resolution ladder at this threshold, above 0, and once more at a lower one, down to half, where a KV head's answer
+    /// predicts more error than is usual at it: what [`Budget::Bytes`] does with the tau that it has steered to. See
+    /// [`crate::EvenTau`].
+    Even(f64),
     /// The resolution ladder, at most this share (above 0, to 1) of the bytes that exact attention over 16-bit rows
-    /// reads: tau is steered so that the running mean over calls holds, and no call reads more than a few times the
-    /// share. Needs the state of a context.
+    /// reads: the tau of [`Budget::Even`] is steered so that the running mean over calls holds, and no call reads more than a few
+    /// times the share. Needs the state of a context.
     Bytes(f64),
     /// The resolution ladder, with tau lowered until the error bound meets the target, down to exact. Where the bound
     /// is not calibrated the answer is exact. Needs the state of a context.
@@ -60,6 +64,7 @@ impl Budget {
             Budget::Exact => Method::Exact,
             Budget::Tau(_)
             | Budget::Soonest(_)
+            | Budget::Even(_)
             | Budget::Bytes(_)
             | Budget::Error { .. }
             | Budget::FromDisk { .. } => Method::Longwave,
@@ -74,7 +79,7 @@ impl Budget {
             Budget::Tau(tau) => {
                 (!(tau.is_finite() && tau >= 0.0)).then(|| format!("a tau of 0 or more, not {tau}"))
             }
-            Budget::Soonest(tau) | Budget::FromDisk { tau, .. } => {
+            Budget::Soonest(tau) | Budget::Even(tau) | Budget::FromDisk { tau, .. } => {
                 (!(tau.is_finite() && tau > 0.0)).then(|| format!("a tau above 0, not {tau}"))
             }
             Budget::Bytes(share) => {
@@ -141,6 +146,7 @@ impl fmt::Display for Budget {
             Budget::Exact => f.write_str("all"),
             Budget::Tau(tau) => write!(f, "tau={tau}"),
             Budget::Soonest(tau) => write!(f, "soonest,tau={tau}"),
+            Budget::Even(tau) => write!(f, "even,tau={tau}"),
             Budget::Bytes(share) => write!(f, "bytes={share}"),
             Budget::Error { target, confidence } => write!(f, "error={target},confidence={confidence}"),
             Budget::FromDisk { tau, bytes } => write!(f, "from-disk={bytes},tau={tau}"),

@@ -31,7 +31,7 @@ pub use error::Error;
 pub use longwave::{Following, Rising, Slope, constants, slope_of};
 pub use plan::{ClusterId, HeadPlan, Plan, PlannedRows, RowId};
 pub use report::{Answer, DiskReport, Operator, PositionReport, Report, Timings, Traffic};
-pub use rule::{Attempt, FixedTau, Next, TauRule};
+pub use rule::{Attempt, EvenTau, FixedTau, Next, TauRule};
 pub use steady::{Divided, Summaries, read_steady};
 pub use view::{LayerSegment, LayerView, QueryBatch, RowBlock, Scoring, Shape, Spreads};
 
@@ -49,6 +49,8 @@ pub fn explain(view: &LayerView<'_>, queries: &QueryBatch<'_>, budget: &Budget) 
         Budget::Tau(tau) | Budget::Soonest(tau) => {
             longwave::plan(Kernels::get(), view, queries, (tau as f32, None))
         }
+        // What a first attempt reads.
+        Budget::Even(tau) => longwave::plan(Kernels::get(), view, queries, (above_zero(tau), None)),
         Budget::FromDisk { tau, bytes } => {
             longwave::plan(Kernels::get(), view, queries, (above_zero(tau), Some(bytes)))
         }
@@ -74,6 +76,7 @@ pub fn attend(view: &LayerView<'_>, queries: &QueryBatch<'_>, budget: &Budget) -
         Budget::Tau(tau) | Budget::Soonest(tau) => {
             longwave::attend(kernels, view, queries, &FixedTau::new(tau))?
         }
+        Budget::Even(tau) => longwave::attend(kernels, view, queries, &EvenTau::new(tau))?,
         Budget::FromDisk { tau, bytes } => {
             let rule = FixedTau::new(above_zero(tau).into()).from_disk(bytes);
             longwave::attend(kernels, view, queries, &rule)?

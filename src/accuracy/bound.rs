@@ -15,7 +15,9 @@ pub(crate) fn attend(
     (calibration, steering): (&Calibration, &Steering),
 ) -> Result<Answer, Error> {
     let mut answer = match *budget {
-        Budget::Tau(tau) | Budget::Soonest(tau) | Budget::FromDisk { tau, .. } if tau > 0.0 => {
+        Budget::Tau(tau) | Budget::Soonest(tau) | Budget::Even(tau) | Budget::FromDisk { tau, .. }
+            if tau > 0.0 =>
+        {
             longwave_query::attend(view, queries, budget)?
         }
         Budget::Bytes(share) => longwave_query::attend_by(view, queries, &ShareRule::new(steering, share))?,

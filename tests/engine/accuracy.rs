@@ -142,6 +142,27 @@ fn the_running_mean_of_bytes_holds_and_no_call_exceeds_its_cap() {
 }
 
 #[test]
+fn a_steered_share_is_asked_as_even_is_at_its_tau() {
+    let model = spec();
+    let mut context = sealed(&store_with(AuditOptions::none()), &model);
+    let mut again = 0;
+    for seed in 0..24 {
+        let snapshot = context.snapshot().unwrap();
+        let answer = ask(&mut context, &model, seed, &Budget::Bytes(0.2));
+        let tau = answer.report.taus.iter().copied().fold(0.0, f32::max);
+        let capped = answer.report.capped.iter().any(|&capped| capped);
+        // The first call looks for a tau, and a head tells the steered one only where it was not tried again.
+        if seed > 0 && !capped && (answer.report.attempts as usize) < 2 * answer.report.taus.len() {
+            let asked = queries(seed, 1, &model);
+            let even = snapshot.attend(0, &query_view(&asked, &model), &Budget::Even(tau.into())).unwrap();
+            assert_eq!((bits(&even), &even.report.taus), (bits(&answer), &answer.report.taus), "call {seed}");
+            again += answer.report.attempts as usize - answer.report.taus.len();
+        }
+    }
+    assert!(again > 0, "no KV head was tried again");
+}
+
+#[test]
 fn a_reopened_context_bounds_and_steers_as_before_and_calibrates_from_its_own_queries() {
     let model = spec();
     let backend: Arc<dyn Backend> = Arc::new(MemoryBackend::new());

@@ -228,3 +228,41 @@ fn clusters_are_larger_far_behind_the_start_where_there_is_a_ladder() {
     // Three segments of 8000 rows begin before 16,384, and one behind it.
     assert_eq!((clusters(true), clusters(false)), (3 * 250 + 125, 4 * 250));
 }
+
+#[test]
+fn where_much_error_is_predicted_a_lower_tau_is_tried_once_more() {
+    let model = spec();
+    let store = memory_store();
+    let mut context = sealed(&store, &model);
+    let (tau, group) = (0.02, model.query_heads / model.kv_heads);
+    let (mut again, mut predicted) = (0, [0.0f32; 2]);
+    for seed in 0..24 {
+        // Sharper queries have other predictions.
+        let scale = [1.0, 2.0, 4.0][seed as usize % 3];
+        let asked: Vec<f32> = queries(seed, 1, &model).iter().map(|x| scale * x).collect();
+        let view = query_view(&asked, &model);
+        let snapshot = context.snapshot().unwrap();
+        let fixed = snapshot.attend(0, &view, &Budget::Tau(tau)).unwrap().report;
+        let even = snapshot.attend(0, &view, &Budget::Even(tau)).unwrap().report;
+        let mut lowered = 0;
+        for (unit, &used) in even.taus.iter().enumerate() {
+            let heads = unit * group..(unit + 1) * group;
+            let largest = fixed.predicted_error[heads.clone()].iter().copied().fold(0.0, f32::max);
+            let usual = 1.25 * (tau as f32).powf(0.64);
+            assert_eq!(used < tau as f32, largest > usual, "{used} where {largest} was predicted");
+            assert!(used >= 0.5 * tau as f32);
+            if used < tau as f32 {
+                lowered += 1;
+                for (sum, report) in predicted.iter_mut().zip([&fixed, &even]) {
+                    *sum += report.predicted_error[heads.clone()].iter().sum::<f32>();
+                }
+            } else {
+                assert_eq!(even.predicted_error[heads.clone()], fixed.predicted_error[heads]);
+            }
+        }
+        assert_eq!(even.attempts, fixed.attempts + lowered);
+        again += lowered;
+    }
+    assert!((8..64).contains(&again), "{again} of 72 were tried again");
+    assert!(predicted[1] < 0.95 * predicted[0], "{predicted:?}");
+}

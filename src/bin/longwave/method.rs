@@ -51,7 +51,9 @@ pub(crate) fn capped(taus: &[f64], disk_bytes: &[u64]) -> Result<Vec<Budget>> {
 /// Threshold of a budget that has one for all answers.
 pub(crate) fn tau_of(budget: &Budget) -> Option<f64> {
     match *budget {
-        Budget::Tau(tau) | Budget::Soonest(tau) | Budget::FromDisk { tau, .. } => Some(tau),
+        Budget::Tau(tau) | Budget::Soonest(tau) | Budget::Even(tau) | Budget::FromDisk { tau, .. } => {
+            Some(tau)
+        }
         _ => None,
     }
 }

@@ -7,9 +7,10 @@ pub(crate) const STATED: [f64; 9] = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 
 
 /// What turns the bounds of one budget's answers into those at other confidences.
 pub(crate) struct Bounds {
-    /// Per query head: the factor at the confidence asked for, then those at [`STATED`]; `None` where there were too
-    /// few audits for it. Empty where answers report the confidence asked for, and no other can be had.
-    factors: Vec<Vec<Option<f64>>>,
+    /// Multipliers at the confidence that is reported, at that asked for, and at [`STATED`], each `[bands, query_heads]`; `None` where
+    /// there were too few audits. Empty where answers report the confidence asked for, and no other can be had.
+    multipliers: Vec<Vec<Option<f64>>>,
+    query_heads: usize,
 }
 
 /// Bounds of one query head of one answer.
@@ -23,30 +24,35 @@ pub(crate) struct HeadBounds {
 impl Bounds {
     /// For answers to `budget`, with what was audited of the layer.
     pub(crate) fn new(calibration: &Calibration, budget: &Budget, confidence: f64) -> Bounds {
-        let band = if let Budget::Tau(tau) = *budget { Band::of(tau) } else { None };
-        let Some(band) = band else { return Bounds { factors: Vec::new() } };
-        let head = |head: usize| -> Vec<Option<f64>> {
-            let at = |confidence| calibration.multiplier(band, head, confidence).map(f64::from);
-            let reported = at(longwave::CONFIDENCE).filter(|&multiplier| multiplier > 0.0);
-            let confidences = [confidence].into_iter().chain(STATED);
-            confidences.map(|confidence| Some(at(confidence)? / reported?)).collect()
+        let query_heads = calibration.query_heads();
+        if !matches!(budget, Budget::Tau(_) | Budget::Even(_)) {
+            return Bounds { multipliers: Vec::new(), query_heads };
+        }
+        let places = || Band::all().flat_map(|band| (0..query_heads).map(move |head| (band, head)));
+        let at = |confidence| {
+            let multiplier = |(band, head)| calibration.multiplier(band, head, confidence).map(f64::from);
+            places().map(multiplier).collect()
         };
-        Bounds { factors: (0..calibration.query_heads()).map(head).collect() }
+        let confidences = [longwave::CONFIDENCE, confidence].into_iter().chain(STATED);
+        Bounds { multipliers: confidences.map(at).collect(), query_heads }
     }
 
-    /// The bounds of query head `head` of an answer.
+    /// The bounds of query head `head` of an answer, whose KV head may have been answered with another tau than others.
     pub(crate) fn of(&self, answer: &Answer, head: usize) -> HeadBounds {
-        let reported = answer.report.bound.get(head).copied().flatten().map(f64::from);
-        match self.factors.get(head) {
-            None => HeadBounds { asked: reported, stated: Vec::new() },
-            Some(factors) => {
-                // A head that read every row is bounded by 0 at any confidence.
-                let at = |factor: &Option<f64>| match reported {
-                    Some(0.0) => reported,
-                    _ => Some(reported? * (*factor)?),
-                };
-                HeadBounds { asked: at(&factors[0]), stated: factors[1..].iter().map(at).collect() }
-            }
+        let report = &answer.report;
+        let reported = report.bound.get(head).copied().flatten().map(f64::from);
+        if self.multipliers.is_empty() {
+            return HeadBounds { asked: reported, stated: Vec::new() };
         }
+        let tau = report.taus.get(head * report.taus.len() / report.predicted_error.len().max(1));
+        let band = tau.and_then(|&tau| Band::of(f64::from(tau)));
+        let multiplier = |at: usize| self.multipliers[at][band?.index() * self.query_heads + head];
+        let factor = |at: usize| Some(multiplier(at)? / multiplier(0).filter(|&reported| reported > 0.0)?);
+        // A head that read every row is bounded by 0 at any confidence.
+        let bound = |at: usize| match reported {
+            Some(0.0) => reported,
+            _ => Some(reported? * factor(at)?),
+        };
+        HeadBounds { asked: bound(1), stated: (2..2 + STATED.len()).map(bound).collect() }
     }
 }

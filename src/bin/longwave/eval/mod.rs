@@ -100,8 +100,8 @@ impl Arguments {
         let mut all: Vec<(Label, Budget)> = budgets.into_iter().map(|b| (Label::of(&b), b)).collect();
         for &share in &self.bytes {
             let tau = steering::tau_of_share(layers, share)?;
-            let label = Label { budget: format!("bytes={share}"), ..Label::of(&Budget::Tau(tau)) };
-            all.push((label, Budget::Tau(tau)));
+            let label = Label { budget: format!("bytes={share}"), ..Label::of(&Budget::Even(tau)) };
+            all.push((label, Budget::Even(tau)));
         }
         let errors = self.error.iter();
         let errors = errors.map(|&target| Budget::Error { target, confidence: self.confidence });

@@ -11,13 +11,14 @@ const LEAST: f64 = 1e-9;
 const MOST: f64 = 1e3;
 const STEPS_MAX: usize = 60;
 
-/// The tau at which the mean share of the bytes over all layers and asked queries is `share`.
+/// The tau of [`Budget::Even`] at which the mean share of the bytes over all layers and asked queries is `share`: what
+/// [`Budget::Bytes`] steers to.
 pub(super) fn tau_of_share(layers: &[Layer<'_>], share: f64) -> Result<f64> {
     ensure!(share.is_finite() && share > 0.0, "expected --bytes above 0, not {share}");
     find_tau(share, |tau| {
         let (mut sum, mut count) = (0.0, 0);
         for layer in layers {
-            for asked in layer.ask(&Budget::Tau(tau), longwave::CONFIDENCE)? {
+            for asked in layer.ask(&Budget::Even(tau), longwave::CONFIDENCE)? {
                 sum += asked.samples.first().map_or(0.0, |sample| sample.bytes_share);
                 count += 1;
             }

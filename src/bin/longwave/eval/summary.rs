@@ -113,7 +113,7 @@ pub(crate) struct Kept {
 impl Label {
     /// A method with its budget, and the tau of one that names it.
     pub(crate) fn of(budget: &Budget) -> Label {
-        let tau = if let Budget::Tau(tau) = *budget { Some(tau) } else { None };
+        let tau = if let Budget::Tau(tau) | Budget::Even(tau) = *budget { Some(tau) } else { None };
         Label { method: budget.method().name(), budget: budget.to_string(), tau, kept: None }
     }
 }
