@@ -44,7 +44,7 @@ __device__ __forceinline__ unsigned warp_of_grid() { return blockIdx.x * kWarps 
 CUK_KERNEL void __launch_bounds__(cuk::kThreads) weigh_clusters(
     const float* coded, const unsigned* clusters, const unsigned* starts, int strips, const float4* summaries,
     const float* middle, const float* variance, const float* steady_lse, int group, float softcap, float deviations,
-    float rise, float least, float* scores, float* above, float* mass, float* estimate, float* withins, float* shares,
+    float deviations_least, float deviations_most, float rise, float least, float* scores, float* above, float* mass, float* estimate, float* withins, float* shares,
     unsigned* means, float* tops, float* steady) {
   __shared__ float shared[kWarps];
   const unsigned unit = blockIdx.x, first = starts[unit * strips], last = starts[(unit + 1) * strips];
@@ -74,7 +74,9 @@ CUK_KERNEL void __launch_bounds__(cuk::kThreads) weigh_clusters(
     for (unsigned c = first + threadIdx.x; c < last; c += kThreads) {
       const size_t at = (size_t)c * group + g;
       const float over = mass[at] - top, within = withins[at], count = summaries[clusters[c]].x;
-      above[at] = expf(fminf(fminf(within, deviations * sqrtf(within)), rise)) - 1.f;
+      const float deviation = sqrtf(within);
+      const float up = fmaxf(deviations_least * deviation, fminf(within, deviations_most * deviation));
+      above[at] = expf(fminf(up, rise)) - 1.f;
       mass[at] = count * expf(over);
       estimate[at] = count * expf(over + fminf(within * 0.25f, 1.f));
       sum += mass[at];

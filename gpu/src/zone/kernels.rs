@@ -50,7 +50,13 @@ impl Device {
             (self.room(strips.by_unit.list_len())?, self.room::<u32>(strips.by_unit.list_len())?);
         let (mut tops, mut steady) = (self.room(strips.heads())?, self.room(strips.heads())?);
         let (count, group) = (strips.strips as i32, strips.group as i32);
-        let Limits { cluster_deviations, rise, softcap, .. } = *limits;
+        let Limits {
+            cluster_deviations,
+            probe_deviations: [least_deviations, most_deviations],
+            rise,
+            softcap,
+            ..
+        } = *limits;
         if strips.units() > 0 {
             launch!(
                 self,
@@ -70,6 +76,8 @@ impl Device {
                     &group,
                     &softcap,
                     &cluster_deviations,
+                    &least_deviations,
+                    &most_deviations,
                     &rise,
                     &least,
                     &mut scores,

@@ -7,7 +7,9 @@ use crate::device::{Buffer, Device};
 use crate::error::Error;
 use crate::launch::{RowList, Spans, assert_len};
 use longwave_kernels::codec::Depth;
-use longwave_query::constants::{ABOVE_MAX, JENSEN_MAX, KEY_NOISE, RISE_MAX, SKETCH_MAX, Z_CLUSTER, Z_ROW};
+use longwave_query::constants::{
+    ABOVE_MAX, JENSEN_MAX, KEY_NOISE, RISE_MAX, SKETCH_MAX, Z_CLUSTER, Z_PROBE, Z_ROW,
+};
 
 mod kernels;
 mod values;
@@ -17,6 +19,8 @@ mod values;
 pub struct Limits {
     /// Standard deviations that a score inside a cluster is allowed above its centre, ...
     pub cluster_deviations: f32,
+    /// The least and the most of them up to which a row is looked for, ...
+    pub probe_deviations: [f32; 2],
     /// ... and a row's above its sketch.
     pub row_deviations: f32,
     /// The most that either amounts to.
@@ -38,6 +42,7 @@ impl Limits {
     pub fn new(softcap: Option<f32>) -> Limits {
         Limits {
             cluster_deviations: Z_CLUSTER,
+            probe_deviations: Z_PROBE,
             row_deviations: Z_ROW,
             rise: RISE_MAX,
             sketch: SKETCH_MAX,

@@ -8,8 +8,9 @@ use crate::lanes::Lanes;
 /// How far estimates may go.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
-    /// How far above its estimate a score is allowed for, in standard deviations, ...
-    pub deviations: f32,
+    /// How far above its estimate a score is allowed for: as far as its variance, where most of the weight of normally distributed
+    /// scores lies, but no less than the first and no more than the second of these standard deviations, ...
+    pub deviations: [f32; 2],
     /// ... and at most.
     pub rise: f32,
     /// The most that a centroid's score counts above the reference.
@@ -293,8 +294,9 @@ pub(crate) fn sum_rest<L: Lanes>(isa: L, spread: &Spread<'_>, limits: &Limits, r
 /// How far above its estimate a score in a cluster may lie.
 #[inline(always)]
 fn rise<L: Lanes>(isa: L, within: L::V, limits: &Limits) -> L::V {
-    let deviations = isa.mul(isa.sqrt(within), isa.splat(limits.deviations));
-    isa.min(isa.min(within, deviations), isa.splat(limits.rise))
+    let deviation = isa.sqrt(within);
+    let [least, most] = limits.deviations.map(|deviations| isa.mul(deviation, isa.splat(deviations)));
+    isa.min(isa.max(least, isa.min(within, most)), isa.splat(limits.rise))
 }
 
 #[inline(always)]

@@ -3,9 +3,9 @@
 
 /// Thresholds in units of tau: probe a cluster, read its value mean; read half a code, the whole of it, or the row itself, of a
 /// key and of a value.
-pub const PROBE: f32 = 0.2;
+pub const PROBE: f32 = 0.5;
 /// See [`PROBE`].
-pub const MEAN: f32 = 0.2;
+pub const MEAN: f32 = 0.5;
 /// See [`PROBE`].
 pub const KEY: [f32; 3] = [1.3, 3.0, 30.0];
 /// See [`PROBE`].
@@ -14,7 +14,11 @@ pub const VALUE: [f32; 3] = [0.35, 1.4, 10.0];
 pub const SLOPE: f32 = 8.0;
 /// The share of what a slope has added to an answer that is taken to be wrong, squared.
 pub(crate) const SLOPE_DOUBT: f32 = 0.1;
-/// How far above its estimate a score is allowed for, in standard deviations. In sharp heads the row that matters
+/// How far above its cluster's centre a row is looked for, in standard deviations: as far as the variance of scores, where most of
+/// the weight of normally distributed ones lies, but no less than the first of these, since scores have heavier tails, and no more than
+/// the second.
+pub const Z_PROBE: [f32; 2] = [2.5, 3.3];
+/// How far above its estimate a score is allowed for elsewhere, in standard deviations. In sharp heads the row that matters
 /// lies 2 to 4 deviations above its cluster's centre; with expected instead of upper estimates such heads fail.
 pub const Z_CLUSTER: f32 = 3.0;
 /// See [`Z_CLUSTER`].

@@ -4,8 +4,8 @@
 use super::stored::{StoredCluster, StoredHead, add, distance2, dot};
 use longwave::RowForm;
 
-const PROBE: f64 = 0.2;
-const MEAN: f64 = 0.2;
+const PROBE: f64 = 0.5;
+const MEAN: f64 = 0.5;
 const KEY: [f64; 3] = [1.3, 3.0, 30.0];
 const VALUE: [f64; 3] = [0.35, 1.4, 10.0];
 /// By resolution.
@@ -245,7 +245,7 @@ impl<'a> Attempt<'a> {
     }
 
     fn choose_clusters(&mut self) {
-        let above = |within: f64| within.min(3.0 * within.sqrt()).min(80.0);
+        let above = |within: f64| within.clamp(2.5 * within.sqrt(), 3.3 * within.sqrt()).min(80.0);
         let clusters = 0..self.ask.head.clusters.len();
         let standing = self.all_standing();
         for c in clusters.clone() {
