@@ -117,7 +117,7 @@ pub struct Spreads<'a> {
     pub keys: &'a [f32],
     /// Means of key and value spreads over all rows.
     pub means: [f32; 2],
-    /// See [`steepness`].
+    /// See [`longwave_index::ladder::steepness`].
     pub steepness: &'a [f32],
 }
 

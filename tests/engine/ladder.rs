@@ -214,11 +214,11 @@ fn clusters_are_larger_far_behind_the_start_where_there_is_a_ladder() {
         let clusters = ClusterOptions { split_factor: None, ..ClusterOptions::ladder() };
         let settings = small_options()
             .with_segment_rows(8000, 8000)
-            .with_exact_rows(0, 0)
+            .with_exact_rows(0, 1)
             .with_clusters(clusters)
             .with_ladder(ladder);
         let mut context = memory_store().create_with("long", &model, settings).unwrap();
-        Kv::new(5, 32_000, &model).append(&mut context, 0, 0..32_000);
+        Kv::new(5, 32_001, &model).append(&mut context, 0, 0..32_001);
         context.seal().unwrap();
         let budget = if ladder { Budget::Tau(0.01) } else { Budget::RETROINFER };
         let queries = queries(6, 1, &model);

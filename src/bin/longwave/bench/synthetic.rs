@@ -8,7 +8,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rayon::prelude::*;
 
-const TOPICS: usize = 256;
+/// So many that clusters of 32 to 128 rows of a segment of 8192 are parts of one topic, as clusters of a model's keys are of one kind of token.
+const TOPICS: usize = 64;
 /// Consecutive tokens of one topic.
 const TOPIC_RUN: usize = 24;
 const SINKS: usize = 4;
@@ -18,12 +19,12 @@ const DRIFT_PERIOD: f32 = 32768.0;
 const SINK_PULL: f32 = 0.5;
 /// How far keys of a topic lie apart, on average over the topics, and how much that differs from topic to topic: some are nearly
 /// the same token over and over, some are many.
-const NOISE: f32 = 0.56;
-const NOISE_RANGE: f32 = 0.7;
+const NOISE: f32 = 0.53;
+const NOISE_RANGE: f32 = 0.8;
 /// How sharply the query heads of a group tell rows apart, one after the other: the deviation of an element of a query. Some
 /// heads of a model look at few rows and some at many. With [`NOISE`], these were set so that at the same tau about the same
 /// shares of sketches and codes are read, of 131,072 rows, as of a model's 32K trace; docs/benchmarks.md has both.
-const SHARPNESS: [f32; 4] = [2.6, 1.7, 1.3, 0.9];
+const SHARPNESS: [f32; 4] = [2.9, 1.9, 1.45, 1.0];
 
 /// A seeded source of rows and queries. The same arguments give the same numbers.
 pub(super) struct Synthetic {
