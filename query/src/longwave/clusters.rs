@@ -78,7 +78,10 @@ impl Clusters {
     ) {
         self.begin(head, softcap);
         self.top.clone_from(&steady.lse);
-        for segment in &head.segments {
+        for (number, segment) in head.segments.iter().enumerate() {
+            if let Some(next) = head.segments.get(number + 1) {
+                next.expect_centroids(kernels);
+            }
             let block = self.block(segment);
             segment.score_centroids(kernels, &head.bases, queries, &mut self.uncapped[block]);
             self.unit.extend((0..head.group).map(|g| segment.unit_variance(&head.bases, g)));

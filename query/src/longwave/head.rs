@@ -15,6 +15,9 @@ use longwave_kernels::{Kernels, Rows};
 use rayon::prelude::*;
 use std::ops::Range;
 
+/// Bytes of a segment's centroids that are asked for while the segment before it is scored: about a page of memory.
+const CENTROIDS_AHEAD: usize = 4096;
+
 /// A segment whose ladder may be used, and the others, which are read row by row.
 pub(super) struct Ladders<'v> {
     pub(super) segments: Vec<(&'v LayerSegment, &'v OpenedLadder<'v>)>,
@@ -213,6 +216,12 @@ impl HeadSegment<'_> {
     /// Clusters, numbered through the head.
     pub(super) fn clusters(&self) -> Range<usize> {
         self.first..self.first + self.ladder.cluster_count()
+    }
+
+    /// Asks for the first centroids. Within a segment the kernels ask for them themselves.
+    pub(super) fn expect_centroids(&self, kernels: &Kernels) {
+        let centroids = self.ladder.centroids;
+        kernels.prefetch(&centroids[..centroids.len().min(CENTROIDS_AHEAD)]);
     }
 
     /// Scores of the coded centroids, a plane for each head of the group.
