@@ -28,7 +28,7 @@ pub struct PeersOptions {
     pub threads: u32,
     /// Thresholds of `longwave`, separated by commas. By default those whose errors on real text of 32K tokens are 0.05
     /// and those of `retroinfer`
-    #[arg(long, default_value = "0.004,0.034")]
+    #[arg(long, default_value = "0.0045,0.038")]
     pub tau: String,
     /// Timed calls of each in a round
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
