@@ -8,7 +8,7 @@ use longwave_index::ladder::DecodeRoom;
 use longwave_index::ladder::columns::{KEY_CODE, VALUE_CODE};
 use longwave_kernels::codec::{record_len, record8_len};
 use longwave_kernels::{Kernels, Rows};
-use longwave_storage::{Column, ColumnKind, Error, RowForm, Segment};
+use longwave_storage::{Column, ColumnKind, Error, RowForm};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -33,22 +33,6 @@ fn with_room<T>(work: impl FnOnce(&mut Room) -> T) -> T {
     let result = work(&mut room);
     ROOM.set(room);
     result
-}
-
-/// Rows of a KV head that are read one by one.
-#[derive(Clone, Copy)]
-pub(crate) struct Listed<'l> {
-    pub(crate) rows: &'l [u32],
-    /// Whether the system is asked for them before they are read: who counts what comes from disk has asked already.
-    pub(crate) ahead: bool,
-}
-
-impl Listed<'_> {
-    /// The column that they are read from.
-    pub(crate) fn column(self, segment: &Segment, kind: ColumnKind) -> Result<Column<'_>, Error> {
-        let column = segment.column(kind)?;
-        Ok(if self.ahead { column } else { column.without_ahead() })
-    }
 }
 
 /// A side of the rows.
@@ -160,16 +144,17 @@ impl LayerSegment {
     }
 
     /// Gives `take` keys of KV head `head` among which are the listed ones: all of them with the list, where they are kept
-    /// in full and only the listed ones may be read; else the listed ones alone, in the order of the list.
+    /// in full and only the listed ones may be read; else the listed ones alone, in the order of the list. Who calls has
+    /// asked the system for them.
     pub(crate) fn read_listed_keys<T>(
         &self,
         shape: &Shape,
         head: usize,
-        list: Listed<'_>,
+        list: &[u32],
         take: impl FnOnce(Rows<'_>, Option<&[u32]>) -> T,
     ) -> Result<T, Error> {
         match self.row_form() {
-            RowForm::Full => Ok(take(self.full_listed_keys(shape, head, list)?, Some(list.rows))),
+            RowForm::Full => Ok(take(self.full_listed_keys(shape, head, list)?, Some(list))),
             _ => self.decode_listed(Side::Keys, shape, head, list, |rows| take(rows, None)),
         }
     }
@@ -179,11 +164,11 @@ impl LayerSegment {
         &self,
         shape: &Shape,
         head: usize,
-        list: Listed<'_>,
+        list: &[u32],
         take: impl FnOnce(Rows<'_>, Option<&[u32]>) -> T,
     ) -> Result<T, Error> {
         match self.row_form() {
-            RowForm::Full => Ok(take(self.full_listed_values(shape, head, list)?, Some(list.rows))),
+            RowForm::Full => Ok(take(self.full_listed_values(shape, head, list)?, Some(list))),
             _ => self.decode_listed(Side::Values, shape, head, list, |rows| take(rows, None)),
         }
     }
@@ -193,19 +178,19 @@ impl LayerSegment {
         side: Side,
         shape: &Shape,
         head: usize,
-        list: Listed<'_>,
+        list: &[u32],
         take: impl FnOnce(Rows<'_>) -> T,
     ) -> Result<T, Error> {
         let dim = side.dim(shape);
         with_room(|Room { keys: out, decode, .. }| {
-            out.resize(list.rows.len() * dim, 0.0);
+            out.resize(list.len() * dim, 0.0);
             if self.row_form() == RowForm::EightBits {
                 let rows = head * self.rows()..(head + 1) * self.rows();
-                let column = list.column(self.segment(), side.kind_8bit())?;
-                let records = checked8(self.segment(), column, dim, rows, Some(list.rows))?;
-                Kernels::get().decode8(dim, records, Some(list.rows), out);
+                let column = self.segment().column(side.kind_8bit())?.without_ahead();
+                let records = checked8(self.segment(), column, dim, rows, Some(list))?;
+                Kernels::get().decode8(dim, records, Some(list), out);
             } else {
-                for (&row, out) in list.rows.iter().zip(out.chunks_exact_mut(dim)) {
+                for (&row, out) in list.iter().zip(out.chunks_exact_mut(dim)) {
                     self.decode(side, shape, head, row as usize..row as usize + 1, (out, decode))?;
                 }
             }

@@ -1,7 +1,6 @@
 //! What a call reads from: the rows of one layer at one moment.
 
 use crate::numbers::ClusterNumbers;
-use crate::stored::Listed;
 use longwave_index::IndexView;
 use longwave_index::ladder::{HeadLadder, KeyDecoder, LadderView};
 use longwave_kernels::{Dtype, Rows};
@@ -289,7 +288,7 @@ impl LayerSegment {
         &self,
         shape: &Shape,
         head: usize,
-        list: Listed<'_>,
+        list: &[u32],
     ) -> Result<Rows<'_>, Error> {
         let bytes = self.listed(ColumnKind::KEYS, shape.key_bytes(), head, list)?;
         self.as_rows(ColumnKind::KEYS, shape.dtype, bytes)
@@ -300,15 +299,15 @@ impl LayerSegment {
         &self,
         shape: &Shape,
         head: usize,
-        list: Listed<'_>,
+        list: &[u32],
     ) -> Result<Rows<'_>, Error> {
         let bytes = self.listed(ColumnKind::VALUES, shape.value_bytes(), head, list)?;
         self.as_rows(ColumnKind::VALUES, shape.dtype, bytes)
     }
 
-    fn listed(&self, kind: ColumnKind, size: usize, head: usize, list: Listed<'_>) -> Result<&[u8], Error> {
+    fn listed(&self, kind: ColumnKind, size: usize, head: usize, list: &[u32]) -> Result<&[u8], Error> {
         let base = head * self.rows();
-        list.column(&self.segment, kind)?.listed(size, base..base + self.rows(), list.rows)
+        self.segment.column(kind)?.without_ahead().listed(size, base..base + self.rows(), list)
     }
 
     /// Ranks by position, see [`Self::position`], of the rows `rows` of KV head `head`, in stored order.

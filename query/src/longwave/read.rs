@@ -7,7 +7,7 @@ use super::head::Head;
 use super::softcap::Softcap;
 use super::zone::{Choice, Chosen, Opened, Zone};
 use crate::error::Error;
-use crate::stored::{Listed, RowColumn, Side};
+use crate::stored::{RowColumn, Side};
 use crate::view::LayerView;
 use crate::work::HeadQueries;
 use longwave_kernels::codec::{Depth, RowCodes};
@@ -108,12 +108,7 @@ impl Reader<'_, '_> {
                     Some(list) => self.kernels.scores_gathered(queries, group, dim, keys, list, &mut scores),
                     None => self.kernels.scores(queries, group, dim, keys, &mut scores),
                 };
-                segment.segment.read_listed_keys(
-                    &self.view.shape,
-                    self.kv_head,
-                    Listed { rows: &rows, ahead: false },
-                    take,
-                )?;
+                segment.segment.read_listed_keys(&self.view.shape, self.kv_head, &rows, take)?;
             }
             Resolution::Code(depth) => {
                 let records = segment.ladder.listed_key_codes(&rows)?;
@@ -215,12 +210,7 @@ impl Reader<'_, '_> {
                     }
                     None => self.kernels.accumulate(&weights, group, dim, rows, &mut sum),
                 };
-                segment.segment.read_listed_values(
-                    &self.view.shape,
-                    self.kv_head,
-                    Listed { rows: &rows, ahead: false },
-                    take,
-                )?;
+                segment.segment.read_listed_values(&self.view.shape, self.kv_head, &rows, take)?;
             }
             Resolution::Code(depth) => {
                 let records = segment.ladder.listed_value_codes(&rows)?;
