@@ -242,7 +242,9 @@ impl Clusters {
     pub(super) fn row_at_most(&self, segment: &HeadSegment<'_>, cluster: usize, g: usize) -> f32 {
         let (spread, local) = (self.spread(segment, g), cluster - segment.first);
         let within = spread.unit * spread.spreads[local];
-        let rise = within.min(Z_CLUSTER * within.sqrt()).min(RISE_MAX);
+        // As in the kernels that tell which clusters are opened.
+        let [least, most] = LIMITS.deviations.map(|deviations| deviations * within.sqrt());
+        let rise = within.min(most).max(least).min(LIMITS.rise);
         row_mass(&spread, local) * rise.exp()
     }
 
