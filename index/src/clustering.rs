@@ -20,6 +20,17 @@ impl Clustering {
     pub fn clusters(&self) -> usize {
         self.offsets.len() - 1
     }
+
+    /// The rows of each cluster.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &[u32]> {
+        self.offsets.windows(2).map(|bounds| &self.order[bounds[0] as usize..bounds[1] as usize])
+    }
+
+    /// Adds a cluster of `rows`.
+    pub(crate) fn push(&mut self, rows: &[u32]) {
+        self.order.extend_from_slice(rows);
+        self.offsets.push(self.order.len() as u32);
+    }
 }
 
 /// Clusters `keys` (`[rows, dim]`) by k-means on the rows less their mean.
@@ -56,7 +67,8 @@ pub(crate) fn cluster_in(
     match options.split_factor {
         // Below 1 every cluster would be cut up: not a request that makes sense.
         Some(factor) if factor >= 1.0 => {
-            set_apart(split_large(whole, &workspace.points, dim, factor), &workspace.points, dim)
+            let split = split_large(whole, &workspace.points, dim, factor);
+            set_apart(split, &workspace.points, dim, options, stream)
         }
         _ => whole,
     }

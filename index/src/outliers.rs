@@ -8,7 +8,8 @@
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
-use crate::clustering::Clustering;
+use crate::ClusterOptions;
+use crate::clustering::{Clustering, cluster};
 
 /// A row is far out when its squared distance to the cluster's mean is more than this many times the mean of all,
 const FAR: f64 = 4.0;
@@ -25,28 +26,55 @@ const FARTHER: f64 = 2.5;
 const TAKEN_DIMS: f64 = 60.0;
 /// Rows nearer than this are not asked for the second, which takes far longer to find out.
 const NEAR: f64 = 1.2;
+/// Rows that lie far out make clusters of as many rows as others over this, where they are more than two such clusters' worth: a cluster
+/// of them is wide, and opened sooner.
+const TOGETHER: u32 = 4;
 /// Rows that the shape of clusters is found from, at most: evenly apart.
 const SHAPE_ROWS: usize = 1024;
 
 /// Makes clusters of their own of the rows of `whole` (rows of `points`, `[rows, dim]`) that lie far out.
-pub(crate) fn set_apart(whole: Clustering, points: &[f32], dim: usize) -> Clustering {
+///
+/// A few are alone. Many, as where clusters hold rows of two kinds, are clustered among themselves, a quarter as many to a cluster as
+/// `options` ask for; those that are far out even there are alone.
+pub(crate) fn set_apart(
+    whole: Clustering,
+    points: &[f32],
+    dim: usize,
+    options: &ClusterOptions,
+    stream: u64,
+) -> Clustering {
     let shape = Shape::of(&whole, points, dim);
     let mut apart = Clustering { order: Vec::with_capacity(whole.order.len()), offsets: vec![0] };
-    for bounds in whole.offsets.windows(2) {
-        let mut rows = whole.order[bounds[0] as usize..bounds[1] as usize].to_vec();
-        let mut alone = Vec::new();
-        while let Some(place) = farthest_out(&rows, points, &shape) {
-            alone.push(rows.remove(place));
-        }
-        alone.sort_unstable();
-        apart.order.extend(&rows);
-        apart.offsets.push(apart.order.len() as u32);
-        for row in alone {
-            apart.order.push(row);
-            apart.offsets.push(apart.order.len() as u32);
-        }
+    let mut far = Vec::new();
+    for rows in whole.parts() {
+        far.extend(push_near(&mut apart, rows.to_vec(), points, &shape));
     }
+    far.sort_unstable();
+    let together = options.tokens_per_cluster.div_ceil(TOGETHER);
+    if far.len() > 2 * together as usize {
+        let theirs: Vec<f32> = far.iter().flat_map(|&row| point(points, row, dim)).copied().collect();
+        let options = ClusterOptions { tokens_per_cluster: together, split_factor: None, ..*options };
+        let among = cluster(&theirs, dim, &options, stream);
+        let mut alone = Vec::new();
+        for places in among.parts() {
+            let rows = places.iter().map(|&place| far[place as usize]).collect();
+            alone.extend(push_near(&mut apart, rows, points, &shape));
+        }
+        far = alone;
+    }
+    far.iter().for_each(|&row| apart.push(&[row]));
     apart
+}
+
+/// Adds the cluster of `rows` without those that lie far out, which are returned, ascending.
+fn push_near(apart: &mut Clustering, mut rows: Vec<u32>, points: &[f32], shape: &Shape) -> Vec<u32> {
+    let mut far = Vec::new();
+    while let Some(place) = farthest_out(&rows, points, shape) {
+        far.push(rows.remove(place));
+    }
+    apart.push(&rows);
+    far.sort_unstable();
+    far
 }
 
 /// The place in `rows` of the row that is the farthest out, where one is far out.
