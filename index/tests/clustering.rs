@@ -292,6 +292,43 @@ fn rows_that_scatter_in_many_dimensions_stay_in_their_clusters() {
     assert_eq!((apart.clusters(), alone), (groups + 1, vec![&[700u32][..]]));
 }
 
+/// Ten groups of 32 rows, of each of which the first `wide` scatter six times as far as the others.
+fn two_kinds(wide: usize) -> Vec<f32> {
+    let dim = 6;
+    let mut keys = noise(320 * dim, 19);
+    for (row, key) in keys.chunks_exact_mut(dim).enumerate() {
+        let (group, place) = (row / 32, row % 32);
+        let is_wide = (8..8 + wide).contains(&place);
+        key.iter_mut().for_each(|x| *x *= if is_wide { 6.0 } else { 1.0 });
+        key[group % dim] += if group < dim { 60.0 } else { -60.0 };
+    }
+    keys
+}
+
+#[test]
+fn many_rows_far_out_make_clusters_of_their_own_kind() {
+    let options = ClusterOptions { tokens_per_cluster: 32, ..ClusterOptions::ladder() };
+    let whole = cluster(&two_kinds(3), 6, &ClusterOptions { split_factor: None, ..options }, 5);
+    assert_eq!(sizes(&whole), [32; 10]);
+
+    let apart = cluster(&two_kinds(3), 6, &options, 5);
+    assert_sound(&apart, 320);
+    let is_wide = |row: &u32| (8..11).contains(&(row % 32));
+    let (wide, near): (Vec<&[u32]>, Vec<&[u32]>) =
+        members(&apart).into_iter().partition(|rows| rows.iter().any(is_wide));
+    assert_eq!(near.iter().map(|rows| rows.len()).collect::<Vec<_>>(), [29; 10]);
+    assert_eq!(wide.iter().map(|rows| rows.len()).sum::<usize>(), 30, "{wide:?}");
+    // Thirty rows where eight make a cluster, and where two groups of them share one that lies far from both, no row is far out.
+    assert!(wide.len() < 8, "{} clusters of rows that lie far out", wide.len());
+
+    // As few as make two clusters stay alone.
+    let alone = cluster(&two_kinds(1), 6, &options, 5);
+    assert_sound(&alone, 320);
+    let of_one = members(&alone).into_iter().filter(|rows| rows.len() == 1).map(|rows| rows[0]);
+    let expected: Vec<u32> = (0..10).map(|group| 32 * group + 8).collect();
+    assert_eq!(of_one.collect::<Vec<_>>(), expected);
+}
+
 #[test]
 fn equal_keys_make_one_cluster_that_is_not_split() {
     let keys = [1.5f32, -3.0, 0.1].repeat(500);
