@@ -43,11 +43,12 @@ pub(crate) fn set_apart(
     options: &ClusterOptions,
     stream: u64,
 ) -> Clustering {
-    let shape = Shape::of(&whole, points, dim);
+    let clusters: Vec<Around> = whole.parts().map(|rows| Around::of(rows.to_vec(), points, dim)).collect();
+    let shape = Shape::of(&clusters, dim);
     let mut apart = Clustering { order: Vec::with_capacity(whole.order.len()), offsets: vec![0] };
     let mut far = Vec::new();
-    for rows in whole.parts() {
-        far.extend(push_near(&mut apart, rows.to_vec(), points, &shape));
+    for cluster in clusters {
+        far.extend(push_near(&mut apart, cluster, points, &shape));
     }
     far.sort_unstable();
     let together = options.tokens_per_cluster.div_ceil(TOGETHER);
@@ -58,7 +59,7 @@ pub(crate) fn set_apart(
         let mut alone = Vec::new();
         for places in among.parts() {
             let rows = places.iter().map(|&place| far[place as usize]).collect();
-            alone.extend(push_near(&mut apart, rows, points, &shape));
+            alone.extend(push_near(&mut apart, Around::of(rows, points, dim), points, &shape));
         }
         far = alone;
     }
@@ -66,73 +67,129 @@ pub(crate) fn set_apart(
     apart
 }
 
-/// Adds the cluster of `rows` without those that lie far out, which are returned, ascending.
-fn push_near(apart: &mut Clustering, mut rows: Vec<u32>, points: &[f32], shape: &Shape) -> Vec<u32> {
+/// Adds the rows of a cluster without those that lie far out, which are returned, ascending.
+fn push_near(apart: &mut Clustering, mut cluster: Around, points: &[f32], shape: &Shape) -> Vec<u32> {
     let mut far = Vec::new();
-    while let Some(place) = farthest_out(&rows, points, shape) {
-        far.push(rows.remove(place));
+    // Of two rows each is as far out as the other.
+    while cluster.rows.len() > 2
+        && let Some(place) = cluster.farthest_out(shape)
+    {
+        far.push(cluster.rows[place]);
+        cluster.remove(place);
+        if cluster.has_moved() {
+            cluster = Around::of(cluster.rows, points, shape.dim);
+        }
     }
-    apart.push(&rows);
+    apart.push(&cluster.rows);
     far.sort_unstable();
     far
 }
 
-/// The place in `rows` of the row that is the farthest out, where one is far out.
-fn farthest_out(rows: &[u32], points: &[f32], shape: &Shape) -> Option<usize> {
-    // Of two rows each is as far out as the other.
-    if rows.len() < 3 {
-        return None;
-    }
-    let cluster = Around::of(rows, points, shape.dim);
-    let (mut farthest, mut most) = (None, 1.0);
-    for (place, &distance) in cluster.distances.iter().enumerate() {
-        let ratio = distance / cluster.spread;
-        if ratio > NEAR {
-            let along = shape.along(&cluster.deviation(rows[place], points));
-            let is_farther = distance > FARTHER * shape.spread;
-            let most_squared = if is_farther { SQUARED_DEVIATIONS_FARTHER } else { SQUARED_DEVIATIONS };
-            let out = (ratio / FAR).max(ratio * distance / (along * shape.far_squared(most_squared)));
-            if out > most {
-                (farthest, most) = (Some(place), out);
-            }
-        }
-    }
-    farthest
-}
-
-/// Rows of a cluster around their mean.
+/// Rows of a cluster around their mean, also while rows leave it.
 struct Around {
-    mean: Vec<f64>,
-    /// Squared distance of each row to the mean, and the mean of these.
+    rows: Vec<u32>,
+    /// `[rows, dim]`, from the mean of the rows that there were at first.
+    deviations: Vec<f32>,
+    /// Their squared lengths.
+    squared: Vec<f64>,
+    /// Those times the shape, `[rows, dim]`, and the products of both: found when they are first asked for.
+    shaped: Vec<f32>,
+    along: Vec<f64>,
+    /// Where the mean of the rows is that are left, from the first.
+    mean: Vec<f32>,
+    /// Squared distance of each row to it, and the mean of these.
     distances: Vec<f64>,
     spread: f64,
 }
 
 impl Around {
-    fn of(rows: &[u32], points: &[f32], dim: usize) -> Self {
-        let count = rows.len() as f64;
+    fn of(rows: Vec<u32>, points: &[f32], dim: usize) -> Self {
         let mut mean = vec![0.0f64; dim];
-        for &row in rows {
+        for &row in &rows {
             mean.iter_mut().zip(point(points, row, dim)).for_each(|(sum, &x)| *sum += f64::from(x));
         }
-        mean.iter_mut().for_each(|sum| *sum /= count);
-        let distance = |&row: &u32| {
+        mean.iter_mut().for_each(|sum| *sum /= rows.len() as f64);
+        let mut deviations = Vec::with_capacity(rows.len() * dim);
+        for &row in &rows {
             let along = point(points, row, dim).iter().zip(&mean);
-            along.map(|(&x, mean)| (f64::from(x) - mean).powi(2)).sum::<f64>()
-        };
-        let distances: Vec<f64> = rows.iter().map(distance).collect();
-        let spread = distances.iter().sum::<f64>() / count;
-        Self { mean, distances, spread }
+            deviations.extend(along.map(|(&x, mean)| (f64::from(x) - mean) as f32));
+        }
+        let squared: Vec<f64> = deviations.chunks_exact(dim).map(|row| product(row, row)).collect();
+        let spread = squared.iter().sum::<f64>() / rows.len() as f64;
+        let (shaped, along, mean) = (Vec::new(), Vec::new(), vec![0.0; dim]);
+        Self { rows, deviations, distances: squared.clone(), squared, shaped, along, mean, spread }
     }
 
-    fn deviation(&self, row: u32, points: &[f32]) -> Vec<f32> {
-        let along = point(points, row, self.mean.len()).iter().zip(&self.mean);
-        along.map(|(&x, mean)| (f64::from(x) - mean) as f32).collect()
+    fn dim(&self) -> usize {
+        self.mean.len()
+    }
+
+    /// The place of the row that is the farthest out, where one is far out.
+    fn farthest_out(&mut self, shape: &Shape) -> Option<usize> {
+        let is_asked_for = |&distance: &f64| distance > NEAR * self.spread;
+        if self.shaped.is_empty() && self.distances.iter().any(is_asked_for) {
+            self.shaped = shape.times(&self.deviations);
+            let pairs = self.deviations.chunks_exact(shape.dim).zip(self.shaped.chunks_exact(shape.dim));
+            self.along = pairs.map(|(deviation, shaped)| product(deviation, shaped)).collect();
+        }
+        let mean_along = product(&self.mean, &shape.times(&self.mean));
+        let (mut farthest, mut most) = (None, 1.0);
+        for (place, &distance) in self.distances.iter().enumerate() {
+            let ratio = distance / self.spread;
+            if ratio > NEAR {
+                let shaped = &self.shaped[place * shape.dim..][..shape.dim];
+                let along = self.along[place] - 2.0 * product(&self.mean, shaped) + mean_along;
+                let is_farther = distance > FARTHER * shape.spread;
+                let most_squared = if is_farther { SQUARED_DEVIATIONS_FARTHER } else { SQUARED_DEVIATIONS };
+                let out = (ratio / FAR).max(ratio * distance / (along * shape.far_squared(most_squared)));
+                if out > most {
+                    (farthest, most) = (Some(place), out);
+                }
+            }
+        }
+        farthest
+    }
+
+    /// Takes a row out.
+    fn remove(&mut self, place: usize) {
+        let (dim, left) = (self.dim(), self.rows.len() - 1);
+        let at = place * dim..(place + 1) * dim;
+        for (mean, x) in self.mean.iter_mut().zip(&self.deviations[at.clone()]) {
+            *mean += (*mean - x) / left as f32;
+        }
+        self.rows.remove(place);
+        self.squared.remove(place);
+        self.along.remove(place);
+        self.deviations.drain(at.clone());
+        self.shaped.drain(at);
+        let moved = product(&self.mean, &self.mean);
+        let deviations = self.deviations.chunks_exact(dim).zip(&self.squared);
+        self.distances.clear();
+        self.distances.extend(deviations.map(|(row, squared)| squared - 2.0 * product(&self.mean, row) + moved));
+        self.spread = self.distances.iter().sum::<f64>() / left as f64;
+    }
+
+    /// Whether the mean has moved so far that differences of squares have lost digits.
+    fn has_moved(&self) -> bool {
+        product(&self.mean, &self.mean) > self.spread
     }
 }
 
 fn point(points: &[f32], row: u32, dim: usize) -> &[f32] {
     &points[row as usize * dim..][..dim]
+}
+
+/// The inner product, in eight sums side by side.
+fn product(a: &[f32], b: &[f32]) -> f64 {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let mut sums = [0.0f32; 8];
+    for (a, b) in a.iter().zip(b) {
+        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            *sum += a * b;
+        }
+    }
+    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| f64::from(a * b)).sum();
+    sums.iter().map(|&sum| f64::from(sum)).sum::<f64>() + rest
 }
 
 /// How rows scatter around the means of their clusters: the mean of `deviation * deviation^T`, `[dim, dim]`, in units of the
@@ -154,23 +211,24 @@ fn dimensions_taken(matrix: &[f32], dim: usize) -> f64 {
 }
 
 impl Shape {
-    fn of(whole: &Clustering, points: &[f32], dim: usize) -> Self {
-        let stride = whole.order.len().div_ceil(SHAPE_ROWS).max(1);
+    fn of(clusters: &[Around], dim: usize) -> Self {
+        let rows: usize = clusters.iter().map(|cluster| cluster.rows.len()).sum();
+        let stride = rows.div_ceil(SHAPE_ROWS).max(1);
         let mut deviations = Vec::with_capacity(SHAPE_ROWS * dim);
-        let mut spread = 0.0;
-        for bounds in whole.offsets.windows(2) {
-            let (start, end) = (bounds[0] as usize, bounds[1] as usize);
-            let rows = &whole.order[start..end];
-            let cluster = Around::of(rows, points, dim);
-            spread += cluster.spread * rows.len() as f64;
+        let (mut spread, mut start) = (0.0, 0);
+        for cluster in clusters {
+            let end = start + cluster.rows.len();
+            spread += cluster.spread * cluster.rows.len() as f64;
             if cluster.spread > 0.0 {
                 let scale = (1.0 / cluster.spread).sqrt() as f32;
                 for place in (start.next_multiple_of(stride)..end).step_by(stride) {
-                    let deviation = cluster.deviation(rows[place - start], points);
+                    let deviation = &cluster.deviations[(place - start) * dim..][..dim];
                     deviations.extend(deviation.iter().map(|x| scale * x));
                 }
             }
+            start = end;
         }
+        let all = rows.max(1) as f64;
         let rows = deviations.len() / dim;
         let mut matrix = vec![0.0; dim * dim];
         let transposed = MatRef::from_column_major_slice(&deviations, dim, rows);
@@ -183,7 +241,7 @@ impl Shape {
             Par::Seq,
         );
         let taken = dimensions_taken(&matrix, dim);
-        Self { matrix, dim, spread: spread / whole.order.len().max(1) as f64, taken }
+        Self { matrix, dim, spread: spread / all, taken }
     }
 
     /// From how many squared standard deviations on a row is far out: `least`, or more where rows take many dimensions.
@@ -191,12 +249,18 @@ impl Shape {
         least.max(least / TAKEN_DIMS * self.taken)
     }
 
-    /// `deviation^T * matrix * deviation`. The matrix is symmetric, so that its rows can be added up side by side.
-    fn along(&self, deviation: &[f32]) -> f64 {
-        let mut products = vec![0.0f32; self.dim];
-        for (row, x) in self.matrix.chunks_exact(self.dim).zip(deviation) {
-            products.iter_mut().zip(row).for_each(|(product, m)| *product += m * x);
-        }
-        products.iter().zip(deviation).map(|(product, x)| f64::from(product * x)).sum()
+    /// Rows `[rows, dim]` times the matrix.
+    fn times(&self, rows: &[f32]) -> Vec<f32> {
+        let count = rows.len() / self.dim;
+        let mut products = vec![0.0; rows.len()];
+        matmul(
+            MatMut::from_column_major_slice_mut(&mut products, self.dim, count),
+            Accum::Replace,
+            MatRef::from_column_major_slice(&self.matrix, self.dim, self.dim),
+            MatRef::from_column_major_slice(rows, self.dim, count),
+            1.0,
+            Par::Seq,
+        );
+        products
     }
 }

@@ -1,6 +1,7 @@
 //! What the ladder's columns are built with.
 
 use super::basis::Basis;
+use super::linear::gram64;
 
 /// Second moment of the queries of the heads that share a KV head.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,12 +37,8 @@ impl Moment {
         if count == 0 {
             return Moment::identity(dim);
         }
-        let mut sums = vec![0.0f64; dim * dim];
-        for query in queries.chunks_exact(dim) {
-            for (row, &a) in sums.chunks_exact_mut(dim).zip(query) {
-                row.iter_mut().zip(query).for_each(|(sum, &b)| *sum += f64::from(a) * f64::from(b));
-            }
-        }
+        let rows: Vec<f64> = queries.iter().map(|&x| f64::from(x)).collect();
+        let sums = gram64(&rows, count, dim);
         let matrix = sums.iter().map(|sum| (sum / count as f64) as f32).collect();
         Moment { dim, positions: u32::try_from(count).unwrap_or(u32::MAX), matrix }
     }

@@ -145,6 +145,15 @@ pub(super) fn product64(a: &[f64], b: &[f64], m: usize, k: usize, n: usize) -> V
     out
 }
 
+/// `rowsᵀ · rows` for rows of `[count, dim]`.
+pub(super) fn gram64(rows: &[f64], count: usize, dim: usize) -> Vec<f64> {
+    let mut out = vec![0.0; dim * dim];
+    let product = MatMut::from_row_major_slice_mut(&mut out, dim, dim);
+    let rows = MatRef::from_row_major_slice(rows, count, dim);
+    matmul(product, Accum::Replace, rows.transpose(), rows, 1.0, Par::Seq);
+    out
+}
+
 /// `rows · matrix` for rows of `[n, dim]` and a matrix of `[dim, dim]`.
 pub(super) fn transform(rows: &[f32], matrix: &[f32], dim: usize, out: &mut [f32]) {
     let count = rows.len() / dim;

@@ -78,7 +78,7 @@ fn measure(layer: &Layer, pool: &rayon::ThreadPool) -> Result<Row> {
         index.keep_bases(&built, &chunk)?;
         drop(built);
         clustering_s += clustering(layer, pool, &chunk);
-        flop += products(layer, chunk.count);
+        flop += products(layer, &chunk);
         peak_s.push(pool.install(|| peak.seconds()));
         segments += 1;
         bar.inc(chunk.count as u64);
@@ -106,7 +106,7 @@ fn measure(layer: &Layer, pool: &rayon::ThreadPool) -> Result<Row> {
 fn clustering(layer: &Layer, pool: &rayon::ThreadPool, chunk: &Chunk) -> f64 {
     let mut keys = vec![0.0; chunk.keys.len()];
     Kernels::get().widen(Rows::F16(&chunk.keys), &mut keys);
-    let (options, dim) = (ClusterOptions::ladder(), layer.head_dim);
+    let (options, dim) = (ClusterOptions::ladder().at(chunk.first as u64), layer.head_dim);
     let started = Instant::now();
     pool.install(|| {
         let heads = keys.par_chunks_exact(chunk.count * dim).enumerate().with_max_len(1);
@@ -118,10 +118,11 @@ fn clustering(layer: &Layer, pool: &rayon::ThreadPool, chunk: &Chunk) -> f64 {
 }
 
 /// Floating-point operations of the products of rows and centroids, all rounds and the last assignment.
-fn products(layer: &Layer, rows: usize) -> f64 {
-    let ClusterOptions { tokens_per_cluster, iterations, .. } = ClusterOptions::ladder();
-    let clusters = (rows / tokens_per_cluster as usize).max(1);
-    let round = 2.0 * (rows * clusters * layer.head_dim) as f64;
+fn products(layer: &Layer, chunk: &Chunk) -> f64 {
+    let ClusterOptions { tokens_per_cluster, iterations, .. } =
+        ClusterOptions::ladder().at(chunk.first as u64);
+    let clusters = (chunk.count / tokens_per_cluster as usize).max(1);
+    let round = 2.0 * (chunk.count * clusters * layer.head_dim) as f64;
     round * f64::from(iterations + 1) * layer.kv_heads as f64
 }
 
@@ -188,7 +189,8 @@ impl IndexBuild {
             slopes: true,
         };
         let stream = (chunk.first as u64) << 8;
-        build_segment(&heads, self.dim, self.dim, &ClusterOptions::ladder(), stream, Some(&ladder))
+        let options = ClusterOptions::ladder().at(chunk.first as u64);
+        build_segment(&heads, self.dim, self.dim, &options, stream, Some(&ladder))
     }
 
     /// Keeps the bases of the first segment for those after it, as a store does.
