@@ -165,7 +165,8 @@ impl Around {
         let moved = product(&self.mean, &self.mean);
         let deviations = self.deviations.chunks_exact(dim).zip(&self.squared);
         self.distances.clear();
-        self.distances.extend(deviations.map(|(row, squared)| squared - 2.0 * product(&self.mean, row) + moved));
+        self.distances
+            .extend(deviations.map(|(row, squared)| squared - 2.0 * product(&self.mean, row) + moved));
         self.spread = self.distances.iter().sum::<f64>() / left as f64;
     }
 
