@@ -2,7 +2,7 @@
 //!
 //! What is kept of a cluster's extent is one number, the mean squared distance of its rows to their mean, and for a whole
 //! segment how that divides among the dimensions. It says next to nothing of one row that lies far from all others: the
-//! queries that are after that row would pass the cluster by. Such rows become clusters of their own. A number hidden in a
+//! queries that are after that row would pass the cluster by. Such rows become clusters of their own: one each, or together where they are many. A number hidden in a
 //! text that says the same over and over is made of such rows; in other texts a few in a thousand are.
 
 use faer::linalg::matmul::matmul;
@@ -94,7 +94,7 @@ struct Around {
     squared: Vec<f64>,
     /// Those times the shape, `[rows, dim]`, and the products of both: found when they are first asked for.
     shaped: Vec<f32>,
-    along: Vec<f64>,
+    squared_along: Vec<f64>,
     /// Where the mean of the rows is that are left, from the first.
     mean: Vec<f32>,
     /// Squared distance of each row to it, and the mean of these.
@@ -116,8 +116,8 @@ impl Around {
         }
         let squared: Vec<f64> = deviations.chunks_exact(dim).map(|row| product(row, row)).collect();
         let spread = squared.iter().sum::<f64>() / rows.len() as f64;
-        let (shaped, along, mean) = (Vec::new(), Vec::new(), vec![0.0; dim]);
-        Self { rows, deviations, distances: squared.clone(), squared, shaped, along, mean, spread }
+        let (shaped, squared_along, mean) = (Vec::new(), Vec::new(), vec![0.0; dim]);
+        Self { rows, deviations, distances: squared.clone(), squared, shaped, squared_along, mean, spread }
     }
 
     fn dim(&self) -> usize {
@@ -126,19 +126,17 @@ impl Around {
 
     /// The place of the row that is the farthest out, where one is far out.
     fn farthest_out(&mut self, shape: &Shape) -> Option<usize> {
-        let is_asked_for = |&distance: &f64| distance > NEAR * self.spread;
-        if self.shaped.is_empty() && self.distances.iter().any(is_asked_for) {
+        let ratios: Vec<f64> = self.distances.iter().map(|distance| distance / self.spread).collect();
+        if self.shaped.is_empty() && ratios.iter().any(|&ratio| ratio > NEAR) {
             self.shaped = shape.times(&self.deviations);
             let pairs = self.deviations.chunks_exact(shape.dim).zip(self.shaped.chunks_exact(shape.dim));
-            self.along = pairs.map(|(deviation, shaped)| product(deviation, shaped)).collect();
+            self.squared_along = pairs.map(|(deviation, shaped)| product(deviation, shaped)).collect();
         }
         let mean_along = product(&self.mean, &shape.times(&self.mean));
         let (mut farthest, mut most) = (None, 1.0);
-        for (place, &distance) in self.distances.iter().enumerate() {
-            let ratio = distance / self.spread;
+        for (place, (&distance, &ratio)) in self.distances.iter().zip(&ratios).enumerate() {
             if ratio > NEAR {
-                let shaped = &self.shaped[place * shape.dim..][..shape.dim];
-                let along = self.along[place] - 2.0 * product(&self.mean, shaped) + mean_along;
+                let along = self.along(place, mean_along);
                 let is_farther = distance > FARTHER * shape.spread;
                 let most_squared = if is_farther { SQUARED_DEVIATIONS_FARTHER } else { SQUARED_DEVIATIONS };
                 let out = (ratio / FAR).max(ratio * distance / (along * shape.far_squared(most_squared)));
@@ -150,6 +148,13 @@ impl Around {
         farthest
     }
 
+    /// The deviation of a row from the mean of those that are left, times the shape, times itself; `mean_along` is the same of how
+    /// far that mean has moved.
+    fn along(&self, place: usize, mean_along: f64) -> f64 {
+        let shaped = &self.shaped[place * self.dim()..][..self.dim()];
+        self.squared_along[place] - 2.0 * product(&self.mean, shaped) + mean_along
+    }
+
     /// Takes a row out.
     fn remove(&mut self, place: usize) {
         let (dim, left) = (self.dim(), self.rows.len() - 1);
@@ -159,7 +164,7 @@ impl Around {
         }
         self.rows.remove(place);
         self.squared.remove(place);
-        self.along.remove(place);
+        self.squared_along.remove(place);
         self.deviations.drain(at.clone());
         self.shaped.drain(at);
         let moved = product(&self.mean, &self.mean);
@@ -263,5 +268,63 @@ impl Shape {
             Par::Seq,
         );
         products
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand_chacha::ChaCha8Rng;
+    use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+    const DIM: usize = 11;
+
+    fn points(count: usize) -> Vec<f32> {
+        let mut random = ChaCha8Rng::seed_from_u64(3);
+        (0..count * DIM)
+            .map(|i| (i % DIM + 1) as f32 * (random.next_u32() as f32 / 2f32.powi(32) - 0.4))
+            .collect()
+    }
+
+    fn shape() -> Shape {
+        let others: Vec<Around> =
+            (0..6).map(|c| Around::of((20 * c..20 * (c + 1)).collect(), &points(120), DIM)).collect();
+        Shape::of(&others, DIM)
+    }
+
+    /// How far out each row is in its own direction, as the search finds it.
+    fn along(cluster: &mut Around, shape: &Shape) -> Vec<f64> {
+        cluster.farthest_out(shape);
+        let mean_along = product(&cluster.mean, &shape.times(&cluster.mean));
+        (0..cluster.rows.len()).map(|place| cluster.along(place, mean_along)).collect()
+    }
+
+    #[test]
+    fn rows_that_leave_change_the_others_as_if_they_had_never_been_there() {
+        let (points, shape) = (points(40), shape());
+        let mut cluster = Around::of((0..30).collect(), &points, DIM);
+        along(&mut cluster, &shape);
+        for place in [29, 7, 0, 11] {
+            cluster.remove(place);
+            assert!(!cluster.has_moved());
+        }
+        let left: Vec<u32> = (1..29).filter(|row| ![7, 13].contains(row)).collect();
+        assert_eq!(cluster.rows, left);
+        let mut anew = Around::of(left, &points, DIM);
+        let near = |a: f64, b: f64| (a - b).abs() < 1e-5 * b;
+        assert!(near(cluster.spread, anew.spread), "{} and {}", cluster.spread, anew.spread);
+        assert!(cluster.distances.iter().zip(&anew.distances).all(|(&a, &b)| near(a, b)));
+        let [kept, anew] = [&mut cluster, &mut anew].map(|cluster| along(cluster, &shape));
+        assert!(kept.iter().zip(&anew).all(|(&a, &b)| near(a, b)), "{kept:?}, {anew:?}");
+    }
+
+    #[test]
+    fn a_row_that_held_the_mean_is_noticed_when_it_leaves() {
+        let mut points = points(30);
+        points[9 * DIM + 4] += 1e4;
+        let mut cluster = Around::of((0..30).collect(), &points, DIM);
+        assert_eq!(cluster.farthest_out(&shape()), Some(9));
+        cluster.remove(9);
+        assert!(cluster.has_moved());
     }
 }

@@ -292,7 +292,7 @@ fn rows_that_scatter_in_many_dimensions_stay_in_their_clusters() {
     assert_eq!((apart.clusters(), alone), (groups + 1, vec![&[700u32][..]]));
 }
 
-/// Ten groups of 32 rows, of each of which the first `wide` scatter six times as far as the others.
+/// Ten groups of 32 rows, of each of which `wide` scatter six times as far as the others.
 fn two_kinds(wide: usize) -> Vec<f32> {
     let dim = 6;
     let mut keys = noise(320 * dim, 19);
