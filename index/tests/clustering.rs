@@ -321,6 +321,13 @@ fn many_rows_far_out_make_clusters_of_their_own_kind() {
     // Thirty rows where eight make a cluster, and where two groups of them share one that lies far from both, no row is far out.
     assert!(wide.len() < 8, "{} clusters of rows that lie far out", wide.len());
 
+    // A row that lies far out even among those is alone.
+    let mut keys = two_kinds(3);
+    keys[(32 * 4 + 9) * 6 + 2] += 200.0;
+    let apart = cluster(&keys, 6, &options, 5);
+    assert_sound(&apart, 320);
+    assert!(members(&apart).contains(&&[137u32][..]), "{:?}", members(&apart));
+
     // As few as make two clusters stay alone.
     let alone = cluster(&two_kinds(1), 6, &options, 5);
     assert_sound(&alone, 320);
