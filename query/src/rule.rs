@@ -98,7 +98,8 @@ impl TauRule for FixedTau {
 }
 
 /// One tau for all, and a lower one for a KV head whose answer predicts far more error than is usual at it: it is answered once
-/// more, with the tau that brings the prediction down to the usual one, but no less than a part of the first.
+/// more, with the tau that brings the prediction down to the usual one, but no less than a part of the first. Where that still
+/// predicts twice the usual, tau is halved again, down to a sixteenth.
 ///
 /// Heads that spread their attention over most of the context err by more than others at any tau, and their predictions say so.
 /// What they read more is read less of by all, at the same bytes: the mean error stays, and its tail gets shorter.
@@ -111,8 +112,13 @@ pub struct EvenTau {
 const USUAL: f32 = 1.25;
 /// Predictions go about with this power of tau.
 const POWER: f32 = 0.64;
-/// The least tau of a second attempt, over that of the first.
+/// The least tau of a second attempt, over that of the first; of each further one, over that of the one before.
 const LEAST: f32 = 0.5;
+/// What a second attempt predicts at most without a further one, over what is usual at the first tau. Few predict more; an answer
+/// that says of itself that it is far off is not left at that.
+const FAR_OFF: f32 = 2.0;
+/// Further attempts end at this tau, over that of the first.
+const LEAST_FAR_OFF: f32 = 1.0 / 16.0;
 
 impl EvenTau {
     /// A tau for every position and KV head, above 0.
@@ -129,11 +135,18 @@ impl TauRule for EvenTau {
     fn next(&self, attempt: &Attempt<'_>) -> Next {
         let usual = USUAL * self.tau.powf(POWER);
         let predicted = attempt.predicted.iter().copied().fold(0.0, f32::max);
-        // Where a cap has raised tau, a lower one would be raised as well; and a second attempt is the answer.
-        if attempt.tau != self.tau || predicted <= usual {
+        // Where a cap has raised tau, a lower one would be raised as well.
+        if attempt.tau > self.tau || predicted <= usual {
             return Next::Accept;
         }
-        Next::Lower(self.tau * (usual / predicted).powf(1.0 / POWER).max(LEAST))
+        if attempt.tau == self.tau {
+            return Next::Lower(self.tau * (usual / predicted).powf(1.0 / POWER).max(LEAST));
+        }
+        if predicted > FAR_OFF * usual && attempt.tau > LEAST_FAR_OFF * self.tau {
+            Next::Lower(attempt.tau * LEAST)
+        } else {
+            Next::Accept
+        }
     }
 }
 
@@ -142,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_large_prediction_lowers_tau_once_and_no_further_than_half() {
+    fn a_large_prediction_lowers_tau_to_half_and_one_that_stays_far_off_further() {
         let rule = EvenTau::new(0.01);
         let usual = USUAL * 0.01f32.powf(POWER);
         let next = |tau: f32, predicted: &[f32]| {
@@ -153,8 +166,11 @@ mod tests {
         let Next::Lower(tau) = next(0.01, &[0.2 * usual, 1.2 * usual]) else { panic!("accepted") };
         assert!((tau.powf(POWER) * 1.2 / 0.01f32.powf(POWER) - 1.0).abs() < 1e-4, "{tau}");
         assert_eq!(next(0.01, &[20.0 * usual, usual]), Next::Lower(0.005));
-        // What was tried again is the answer, and so is what a cap has cut short.
-        assert_eq!(next(0.005, &[20.0 * usual]), Next::Accept);
+        // What was tried again is the answer, unless it is far off; and so is what a cap has cut short.
+        assert_eq!(next(0.006, &[1.9 * usual, 0.3 * usual]), Next::Accept);
+        assert_eq!(next(0.006, &[0.3 * usual, 2.1 * usual]), Next::Lower(0.003));
+        assert_eq!(next(0.01 / 8.0, &[2.1 * usual]), Next::Lower(0.01 / 16.0));
+        assert_eq!(next(0.01 / 16.0, &[20.0 * usual]), Next::Accept);
         assert_eq!(next(0.014, &[20.0 * usual]), Next::Accept);
     }
 }
