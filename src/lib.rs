@@ -49,6 +49,7 @@ mod replay;
 mod rows;
 mod salvage;
 mod sample;
+mod sealer;
 mod sealing;
 mod snapshot;
 mod store;

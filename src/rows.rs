@@ -1,16 +1,20 @@
 //! Rows held in memory: the sinks and the tail of a layer.
 
 use crate::error::Error;
+use crate::snapshot::on_pool;
 use crate::tensor::TensorView;
 use half::{bf16, f16};
 use longwave_kernels::{Dtype, Kernels, Rows};
 use longwave_query::{RowBlock, Shape};
+use rayon::ThreadPool;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Rows of a block. A snapshot that shares the newest block makes the writer copy at most this many rows.
 const BLOCK_ROWS: u64 = 256;
+/// Blocks from which on an append is copied by several threads.
+const PARALLEL_BLOCKS: usize = 4;
 
 /// Owned rows of one head.
 #[derive(Clone, Debug)]
@@ -316,21 +320,33 @@ impl Tail {
 
     /// Takes checked tensors, whose rows start at `first_position`, into blocks as [`Self::push_blocks`] wants them.
     ///
+    /// Many are copied on `pool`, or the current rayon pool.
+    ///
     /// # Errors
     /// As [`Block::from_tensors`].
     pub(crate) fn blocks_of(
         &self,
         first_position: u64,
         tensors: (&TensorView<'_>, &TensorView<'_>),
+        pool: Option<&ThreadPool>,
     ) -> Result<Vec<Block>, Error> {
-        let (mut blocks, mut done, count) = (Vec::new(), 0, tensors.0.tokens());
+        let (mut parts, mut done, count) = (Vec::new(), 0, tensors.0.tokens());
         while done < count {
-            let position = first_position + done as u64;
-            let rows = self.capacity(position).min(count - done);
-            blocks.push(Block::from_tensors(&self.shape, position, tensors, done..done + rows)?);
+            let rows = self.capacity(first_position + done as u64).min(count - done);
+            parts.push(done..done + rows);
             done += rows;
         }
-        Ok(blocks)
+        let take = |tokens: Range<usize>| {
+            let position = first_position + tokens.start as u64;
+            Block::from_tensors(&self.shape, position, tensors, tokens)
+        };
+        // An append of decoding takes less time than to wake a thread.
+        if parts.len() < PARALLEL_BLOCKS {
+            return parts.into_iter().map(take).collect();
+        }
+        // The first fault is told, whichever thread was the first to find one.
+        let blocks: Vec<Result<Block, Error>> = on_pool(pool, || parts.into_par_iter().map(take).collect());
+        blocks.into_iter().collect()
     }
 
     /// Appends blocks that lie one behind the other, none of which reaches over the end of a block of the tail. They are

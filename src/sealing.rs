@@ -1,21 +1,20 @@
-//! Turns rows that have left the window into immutable segments, and segments into better ones, on a thread of its own.
+//! Turns rows that have left the window into immutable segments, and segments into better ones.
 
-use crate::background::stand_back;
 use crate::error::Error;
 use crate::metric::Metric;
 use crate::rows::{Block, RowBuffer, SharedRows};
+use crate::snapshot::on_pool;
 use longwave_index::ladder::{Basis, LadderInput, LadderView};
-use longwave_index::{BuiltSegment, ClusterOptions, HeadInput, build_segment, eight_bits, row_columns};
+use longwave_index::{BuiltSegment, ClusterOptions, HeadInput, build_segment_on, eight_bits, row_columns};
 use longwave_kernels::Rows;
 use longwave_query::{LayerSegment, Shape};
 use longwave_storage::{
     Alignment, Backend, ColumnKind, Error as StorageError, Expected, NewColumn, RowForm, Segment,
     SegmentHeader, SegmentRecord, segment_file_name, segment_path, write_segment,
 };
-use parking_lot::Mutex;
-use std::collections::VecDeque;
+use rayon::ThreadPool;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -125,8 +124,8 @@ impl Sealed {
 }
 
 impl SealJob {
-    /// Everything but the writing.
-    fn build(self) -> Result<Built, Error> {
+    /// Everything but the writing, on `pool`, of which the calling thread is none.
+    pub(crate) fn build(self, pool: Option<&ThreadPool>) -> Result<Built, Error> {
         let started = Instant::now();
         let rows = match &self.rows {
             SealRows::Tail(rows) => rows.clone(),
@@ -147,10 +146,8 @@ impl SealJob {
             }
         };
         let content = match &self.clusters {
-            Some(options) => {
-                Content::Clustered(Box::new(self.build_index(options, &rows.joined(&self.shape))))
-            }
-            None => self.plain(rows),
+            Some(options) => Content::Clustered(Box::new(self.build_index(pool, options, &rows))),
+            None => on_pool(pool, || self.plain(rows)),
         };
         if let (Some(ladder), Content::Clustered(built)) = (&self.ladder, &content)
             && let Some(columns) = &built.ladder
@@ -161,7 +158,13 @@ impl SealJob {
         Ok(Built { job: self, content, started })
     }
 
-    fn build_index(&self, options: &ClusterOptions, rows: &Block) -> BuiltSegment {
+    fn build_index(
+        &self,
+        pool: Option<&ThreadPool>,
+        options: &ClusterOptions,
+        rows: &SharedRows,
+    ) -> BuiltSegment {
+        let rows = on_pool(pool, || rows.joined(&self.shape));
         let pairs = rows.keys.iter().zip(&rows.values);
         let heads: Vec<HeadInput<'_>> =
             pairs.map(|(keys, values)| HeadInput { keys: keys.rows(), values: values.rows() }).collect();
@@ -175,8 +178,9 @@ impl SealJob {
         });
         let Shape { key_dim, value_dim, .. } = self.shape;
         let options = if ladder.is_some() { options.at(self.header.first_position) } else { *options };
-        let mut built = build_segment(&heads, key_dim, value_dim, &options, stream, ladder.as_ref());
-        built.reduce(self.form, key_dim, value_dim);
+        let dims = (key_dim, value_dim);
+        let mut built = build_segment_on(pool, &heads, dims, &options, stream, ladder.as_ref());
+        on_pool(pool, || built.reduce(self.form, key_dim, value_dim));
         built
     }
 
@@ -210,7 +214,7 @@ impl SealJob {
 
 /// A segment that is still to be written.
 #[derive(Debug)]
-struct Built {
+pub(crate) struct Built {
     job: SealJob,
     content: Content,
     started: Instant,
@@ -245,7 +249,7 @@ impl Built {
     }
 
     /// Writes it and says what became of it, unless nobody wants it any more.
-    fn finish(self, result: &Sender<Result<Sealed, Error>>) {
+    pub(crate) fn finish(self, result: &Sender<Result<Sealed, Error>>) {
         let (cancelled, backend) = (Arc::clone(&self.job.cancelled), Arc::clone(&self.job.backend));
         if cancelled.load(Ordering::Acquire) {
             return;
@@ -305,117 +309,4 @@ fn gather(stored: Rows<'_>, dim: usize, stored_at: &[u32], buffer: &mut RowBuffe
 fn not_a_permutation(segment: &Segment, found: u32) -> Error {
     let found = format_args!("{found} out of its range or twice");
     StorageError::corrupt_column(segment.path(), "positions", 0, "each position once", found).into()
-}
-
-/// Where the result of a job arrives.
-pub(crate) type Sealing = Receiver<Result<Sealed, Error>>;
-
-type Work = (SealJob, Sender<Result<Sealed, Error>>);
-
-/// What waits to be built: segments that are built again come behind all rows of tails.
-#[derive(Debug, Default)]
-struct Waiting {
-    seals: VecDeque<Work>,
-    rebuilds: VecDeque<Work>,
-}
-
-impl Waiting {
-    fn push(&mut self, work: Work) {
-        match work.0.rows {
-            SealRows::Tail(_) => self.seals.push_back(work),
-            SealRows::Segments(_) | SealRows::Kept(..) => self.rebuilds.push_back(work),
-        }
-    }
-
-    /// The next job, once there is one; `None` when there will be none.
-    fn next(&mut self, jobs: &Receiver<Work>) -> Option<Work> {
-        while let Ok(work) = jobs.try_recv() {
-            self.push(work);
-        }
-        if let Some(work) = self.seals.pop_front().or_else(|| self.rebuilds.pop_front()) {
-            return Some(work);
-        }
-        jobs.recv().ok()
-    }
-}
-
-/// The sealing thread of a store. It starts with the first job and ends with the store.
-#[derive(Debug)]
-pub(crate) struct Sealer {
-    threads: usize,
-    queue: Mutex<Option<Sender<Work>>>,
-}
-
-impl Sealer {
-    /// A sealer that clusters on `threads` threads; 0 takes as many as the machine has.
-    pub(crate) fn new(threads: usize) -> Self {
-        Sealer { threads, queue: Mutex::new(None) }
-    }
-
-    /// Queues a job. The result arrives at the receiver; a receiver whose sender is gone says that the thread ended.
-    pub(crate) fn start(&self, job: SealJob) -> Sealing {
-        let (result, receiver) = channel();
-        let mut queue = self.queue.lock();
-        let sender = queue.get_or_insert_with(|| spawn(self.threads));
-        if let Err(returned) = sender.send((job, result)) {
-            // The thread ended with a panic. A new one takes the job; its receiver tells if that ends as well.
-            let sender = queue.insert(spawn(self.threads));
-            drop(sender.send(returned.0));
-        }
-        receiver
-    }
-}
-
-/// A thread that writes segments beside the building of the next ones, one at a time.
-fn spawn_writer() -> SyncSender<(Built, Sender<Result<Sealed, Error>>)> {
-    let (writer, built) = sync_channel::<(Built, Sender<Result<Sealed, Error>>)>(0);
-    let write = move || {
-        stand_back();
-        built.into_iter().for_each(|(built, result)| built.finish(&result));
-    };
-    if let Err(error) = std::thread::Builder::new().name("longwave-write".into()).spawn(write) {
-        tracing::warn!(%error, "no thread to write segments beside their building");
-    }
-    writer
-}
-
-fn spawn(threads: usize) -> Sender<Work> {
-    let (sender, jobs) = channel::<Work>();
-    let run = move || {
-        stand_back();
-        // Its own pool: a query must not wait in a queue behind a clustering.
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("longwave-seal-{i}"))
-            .start_handler(|_| stand_back())
-            .build();
-        let writer = spawn_writer();
-        let mut waiting = Waiting::default();
-        while let Some((job, result)) = waiting.next(&jobs) {
-            if job.cancelled.load(Ordering::Acquire) {
-                continue;
-            }
-            let built = match &pool {
-                Ok(pool) => pool.install(|| job.build()),
-                Err(_) => job.build(),
-            };
-            match built {
-                Ok(built) => match writer.try_send((built, result)) {
-                    Ok(()) => {}
-                    // Two writes beside each other are faster than one behind the other: one waits for the disk while
-                    // the other is copied. The writer may also have ended, with a panic.
-                    Err(
-                        TrySendError::Full((built, result)) | TrySendError::Disconnected((built, result)),
-                    ) => {
-                        built.finish(&result);
-                    }
-                },
-                Err(failure) => drop(result.send(Err(failure))),
-            }
-        }
-    };
-    if let Err(error) = std::thread::Builder::new().name("longwave-seal".into()).spawn(run) {
-        tracing::error!(%error, "the sealing thread could not start; rows stay in the tail");
-    }
-    sender
 }

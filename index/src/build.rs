@@ -6,6 +6,7 @@ use longwave_kernels::codec::{encode8, record8_len};
 use longwave_kernels::{Dtype, Kernels, Rows};
 use longwave_storage::{Alignment, ColumnKind, NewColumn, RowForm};
 use rayon::prelude::*;
+use rayon::{Scope, ThreadPool};
 
 use crate::ClusterOptions;
 use crate::clustering::{Clustering, cluster_in};
@@ -136,13 +137,29 @@ const REDUCED_ROWS: usize = 512;
 /// random stream `stream_base + h`.
 ///
 /// # Panics
-/// When there are no heads or no rows, when a dimension is 0, when the heads differ in type or number of rows, or when
-/// there are more than `u32::MAX` rows; with `ladder`, when a dimension has no codes
-/// ([`longwave_kernels::is_supported_dim`]), or moments and bases are not one for each head and of the right dimensions.
+/// As [`build_segment_on`].
 pub fn build_segment(
     heads: &[HeadInput<'_>],
     key_dim: usize,
     value_dim: usize,
+    options: &ClusterOptions,
+    stream_base: u64,
+    ladder: Option<&LadderInput<'_>>,
+) -> BuiltSegment {
+    build_segment_on(None, heads, (key_dim, value_dim), options, stream_base, ladder)
+}
+
+/// [`build_segment`] on `pool`, by a thread that is none of it, whose `dims` are those of keys and of values: heads are taken in the order in which they were asked for, so that
+/// those of a segment that another thread asks for next keep the pool busy while the last heads of this one are built.
+///
+/// # Panics
+/// When there are no heads or no rows, when a dimension is 0, when the heads differ in type or number of rows, or when
+/// there are more than `u32::MAX` rows; with `ladder`, when a dimension has no codes
+/// ([`longwave_kernels::is_supported_dim`]), or moments and bases are not one for each head and of the right dimensions.
+pub fn build_segment_on(
+    pool: Option<&ThreadPool>,
+    heads: &[HeadInput<'_>],
+    (key_dim, value_dim): (usize, usize),
     options: &ClusterOptions,
     stream_base: u64,
     ladder: Option<&LadderInput<'_>>,
@@ -155,27 +172,39 @@ pub fn build_segment(
     let idle = Mutex::new(Vec::<Scratch>::new());
     let lock = || idle.lock().unwrap_or_else(PoisonError::into_inner);
 
-    let parts: Vec<HeadParts> = keys
-        .par_chunks_exact_mut(rows * key_bytes)
-        .zip(values.par_chunks_exact_mut(rows * value_bytes))
-        .zip(heads)
-        .enumerate()
-        .with_max_len(1)
-        .map(|(head, ((keys, values), input))| {
-            let mut scratch = lock().pop().unwrap_or_default();
-            let stream = stream_base.wrapping_add(head as u64);
-            let task = ladder.map(|input| HeadTask::of(input, head, heads.len(), key_dim, value_dim));
-            let parts = scratch.build(input, key_dim, value_dim, options, stream, task);
-            reorder(input.keys.as_bytes(), key_bytes, &parts.clustering.order, keys);
-            reorder(input.values.as_bytes(), value_bytes, &parts.clustering.order, values);
-            lock().push(scratch);
-            parts
-        })
-        .collect();
+    let build = |head: usize, input: &HeadInput<'_>, keys: &mut [u8], values: &mut [u8]| {
+        let mut scratch = lock().pop().unwrap_or_default();
+        let stream = stream_base.wrapping_add(head as u64);
+        let task = ladder.map(|input| HeadTask::of(input, head, heads.len(), key_dim, value_dim));
+        let parts = scratch.build(input, key_dim, value_dim, options, stream, task);
+        reorder(input.keys.as_bytes(), key_bytes, &parts.clustering.order, keys);
+        reorder(input.values.as_bytes(), value_bytes, &parts.clustering.order, values);
+        lock().push(scratch);
+        parts
+    };
+    let mut parts: Vec<Option<HeadParts>> = heads.iter().map(|_| None).collect();
+    let rows_of_heads =
+        keys.chunks_exact_mut(rows * key_bytes).zip(values.chunks_exact_mut(rows * value_bytes));
+    let build = &build;
+    in_place_scope(pool, |scope| {
+        let heads = parts.iter_mut().zip(heads).enumerate();
+        for ((head, (part, input)), (keys, values)) in heads.zip(rows_of_heads) {
+            scope.spawn(move |_| *part = Some(build(head, input, keys, values)));
+        }
+    });
+    // A scope has ended when all that it spawned has.
+    let parts: Vec<HeadParts> = parts.into_iter().flatten().collect();
     let positions = parts.iter().flat_map(|part| &part.clustering.order).copied().collect();
     let (columns, heads) = join(parts, options, ladder.is_some());
     let ladder = ladder.map(|input| ladder::join(heads, input, key_dim, value_dim));
     BuiltSegment { dtype, form: RowForm::Full, keys, values, positions, columns, ladder }
+}
+
+fn in_place_scope<'scope>(pool: Option<&ThreadPool>, spawn: impl FnOnce(&Scope<'scope>)) {
+    match pool {
+        Some(pool) => pool.in_place_scope(spawn),
+        None => rayon::in_place_scope(spawn),
+    }
 }
 
 /// The type and the number of rows that all heads share.

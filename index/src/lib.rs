@@ -31,7 +31,7 @@ mod summary;
 mod validate;
 mod view;
 
-pub use build::{BuiltSegment, HeadInput, build_segment, eight_bits, row_columns};
+pub use build::{BuiltSegment, HeadInput, build_segment, build_segment_on, eight_bits, row_columns};
 pub use clustering::{Clustering, cluster};
 pub use columns::{IndexColumns, column_name};
 pub use options::{ClusterOptions, OptionsError};

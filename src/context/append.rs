@@ -4,7 +4,8 @@ use super::{Context, Pending, layer_of_mut};
 use crate::error::Error;
 use crate::metric::Metric;
 use crate::options::Rebuild;
-use crate::sealing::{SealJob, SealLadder, SealRows, Sealing};
+use crate::sealer::Sealing;
+use crate::sealing::{SealJob, SealLadder, SealRows};
 use crate::tensor::TensorView;
 use longwave_index::ladder::MomentSource;
 use longwave_storage::{Expected, Profile, RowForm, SegmentHeader};
@@ -44,7 +45,8 @@ impl Context {
         }
         self.install_finished(layer)?;
         let mine = layer_of_mut(&mut self.layers, layer)?;
-        let blocks = mine.rows.tail.blocks_of(mine.rows.length(), (keys, values))?;
+        let pool = self.store.pool.as_deref();
+        let blocks = mine.rows.tail.blocks_of(mine.rows.length(), (keys, values), pool)?;
         mine.mark();
         mine.rows.tail.push_blocks(blocks);
         let bulk = keys.tokens() >= self.options.bulk_append_rows as usize;
@@ -105,8 +107,8 @@ impl Context {
             self.queue(layer, ready.start..ready.start + rows, bulk)?;
             ready.start += rows;
         }
-        if bulk && layer_of_mut(&mut self.layers, layer)?.pending.len() > BULK_PENDING_MAX {
-            self.install_all(layer, true)?;
+        if bulk {
+            self.install_oldest(layer, BULK_PENDING_MAX)?;
         }
         Ok(())
     }

@@ -59,8 +59,8 @@ impl Context {
         self.check_lengths()?;
         for layer in self.present_layers() {
             self.install_finished(layer)?;
-            self.install_all(layer, true)?;
         }
+        self.wait_for_bulk(durability)?;
         self.install_audits();
         if let Some(failure) = self.seal_failure.take() {
             return Err(failure);
@@ -85,6 +85,39 @@ impl Context {
         }
         self.update_profile(durability);
         self.publish()
+    }
+
+    /// Waits for bulk segments that are still being built or written. Rows that none of them is going to take over are logged
+    /// meanwhile.
+    fn wait_for_bulk(&mut self, durability: Durability) -> Result<(), Error> {
+        let ends: Vec<Option<u64>> =
+            self.layers.iter().map(|layer| layer.as_ref().and_then(Layer::bulk_end)).collect();
+        if ends.iter().all(Option::is_none) {
+            return Ok(());
+        }
+        // What the segments take over is in the logs so far: the rest goes to a new one.
+        self.logs.rows_logged = None;
+        if let Err(failure) = self.log_ahead(&ends, durability) {
+            self.give_up(&failure);
+            return Err(failure);
+        }
+        let logged = self.logs.rows_logged.take();
+        for layer in self.present_layers() {
+            self.install_all(layer, true)?;
+        }
+        // Rows of a segment that could not be sealed are in no log: the next commit starts another.
+        if self.seal_failure.is_none() {
+            self.logs.rows_logged = logged;
+        }
+        Ok(())
+    }
+
+    fn log_ahead(&mut self, ends: &[Option<u64>], durability: Durability) -> Result<(), Error> {
+        self.write_rows(ends)?;
+        if durability != Durability::None {
+            self.logs.sync(self.store.backend.as_ref())?;
+        }
+        Ok(())
     }
 
     /// After a failed write: how much of the logs reached the disk is unknown, so the next commit starts new ones, from
@@ -126,7 +159,7 @@ impl Context {
             self.replaced.extend(Vec::into_iter(over).map(|(sealed, _)| Replaced::segment(sealed)));
         }
         self.hash_tokens();
-        self.write_rows()?;
+        self.write_rows(&[])?;
         self.write_meta()?;
         if durability != Durability::None {
             self.logs.sync(self.store.backend.as_ref())?;
@@ -137,8 +170,9 @@ impl Context {
         Ok(())
     }
 
-    /// Brings the row log up to date; a new one where segments have taken rows over, so that it stays short.
-    fn write_rows(&mut self) -> Result<(), Error> {
+    /// Brings the row log up to date; a new one where segments have taken rows over, so that it stays short. `ends` are the
+    /// positions up to which segments under way are going to take them over, a layer each.
+    fn write_rows(&mut self, ends: &[Option<u64>]) -> Result<(), Error> {
         if self.logs.rows_logged.is_none() || self.logs.rows.is_long() {
             let old = std::mem::take(&mut self.logs.rows);
             self.replaced.extend(old.records().into_iter().map(Replaced::log));
@@ -149,7 +183,8 @@ impl Context {
             let logged = self.logs.rows_logged.as_ref().map_or(0, |logged| logged[number]);
             let (length, mut ranges) = (layer.rows.length(), layer.rows.tail.ranges());
             // What a cut segment holds is in no log.
-            ranges[1].start = ranges[1].start.max(layer.cut_end());
+            let end = ends.get(number).copied().flatten().unwrap_or(0);
+            ranges[1].start = ranges[1].start.max(layer.cut_end()).max(end);
             for range in ranges {
                 let range = range.start.max(logged)..range.end;
                 if range.is_empty() {

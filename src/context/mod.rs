@@ -21,7 +21,8 @@ use crate::model::ModelSpec;
 use crate::options::ContextOptions;
 use crate::published::Published;
 use crate::sample::{LATEST, QuerySample};
-use crate::sealing::{Sealed, Sealing, bases_of};
+use crate::sealer::Sealing;
+use crate::sealing::{Sealed, bases_of};
 use crate::snapshot::{Reader, Snapshot, SnapshotInner, layer_of, on_pool};
 use crate::store::Shared;
 use crate::tensor::TensorView;
@@ -351,19 +352,37 @@ impl Context {
 
     /// Waits for the queued segments of a layer; for those of bulk ingestion only, if `bulk_only`.
     fn install_all(&mut self, layer: usize, bulk_only: bool) -> Result<(), Error> {
-        let mine = layer_of_mut(&mut self.layers, layer)?;
-        while let Some(pending) = mine.pending.front() {
-            if bulk_only && !mine.pending.iter().any(|pending| pending.bulk) {
+        while layer_of_mut(&mut self.layers, layer)?.pending.iter().any(|pending| pending.bulk || !bulk_only)
+        {
+            if !self.install_next(layer)? {
                 break;
             }
-            let result = pending.result.recv().unwrap_or_else(|_| Err(ended(layer, &pending.range)));
-            if let Some(failure) = mine.settle(result) {
-                self.seal_failure = Some(failure);
-                break;
-            }
-            self.logs.rows_logged = None;
         }
         Ok(())
+    }
+
+    /// Waits for the oldest queued segments of a layer until no more than `most` are left.
+    fn install_oldest(&mut self, layer: usize, most: usize) -> Result<(), Error> {
+        while layer_of_mut(&mut self.layers, layer)?.pending.len() > most {
+            if !self.install_next(layer)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the oldest queued segment of a layer. Whether there was one, and it was sealed: a failure is told by the next
+    /// commit or seal.
+    fn install_next(&mut self, layer: usize) -> Result<bool, Error> {
+        let mine = layer_of_mut(&mut self.layers, layer)?;
+        let Some(pending) = mine.pending.front() else { return Ok(false) };
+        let result = pending.result.recv().unwrap_or_else(|_| Err(ended(layer, &pending.range)));
+        if let Some(failure) = mine.settle(result) {
+            self.seal_failure = Some(failure);
+            return Ok(false);
+        }
+        self.logs.rows_logged = None;
+        Ok(true)
     }
 }
 
@@ -428,6 +447,12 @@ impl Layer {
     /// The position up to which rows of the tail are in segments that were cut; 0 where none are.
     fn cut_end(&self) -> u64 {
         self.cuts.last().map_or(0, |(_, end)| *end)
+    }
+
+    /// The position up to which rows of the tail are in bulk segments that are being built or written, or in segments before
+    /// these; `None` where there are none.
+    fn bulk_end(&self) -> Option<u64> {
+        self.pending.iter().rfind(|pending| pending.bulk).map(|pending| pending.range.end)
     }
 
     /// Installs the oldest pending segment. A failure drops everything pending: the rows are still in the tail, and

@@ -11,7 +11,7 @@ use crate::context::{Context, ForkAt};
 use crate::error::Error;
 use crate::model::ModelSpec;
 use crate::options::{AuditOptions, Compaction, ContextOptions, StoreOptions};
-use crate::sealing::Sealer;
+use crate::sealer::Sealer;
 use crate::snapshot::Snapshot;
 use longwave_storage::{
     Backend, CONTEXTS_DIR, Durability, Error as StorageError, FileBackend, GroupedBackend, MANIFEST_FILE,

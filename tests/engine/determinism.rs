@@ -51,7 +51,7 @@ const SMALL_TAU: f64 = 3e-5;
 /// The bytes of every column of every segment.
 fn columns(snapshot: &Snapshot) -> Vec<(u64, ColumnKind, Vec<u8>)> {
     let mut all = Vec::new();
-    for layer in 0..3 {
+    for layer in 0..snapshot.model().layers {
         for segment in snapshot.segments(layer).unwrap() {
             for column in segment.segment().columns() {
                 let bytes = segment.segment().column(column.kind).unwrap().all().unwrap().to_vec();
@@ -104,6 +104,31 @@ fn the_same_with_any_threads(softcap: Option<f32>) {
         assert!(columns(&other) == expected_columns, "columns with {sealing_threads} sealing threads");
         assert!(answers(&other) == expected, "answers with {threads} threads");
     }
+}
+
+#[test]
+fn segments_that_wait_together_are_built_as_one_after_the_other() {
+    let model = model(UNEQUAL, Dtype::F16, 2);
+    let settings = small_options().with_segment_rows(1000, 64);
+    // Beside the three rows that are never sealed and the five of the window.
+    let ends = [1008, 2008, 3008, 4008, 5008];
+    let build = |ends: &[usize]| {
+        let store = Store::in_memory(StoreOptions::default()).unwrap();
+        let mut context = store.create_with("waiting", &model, settings.clone()).unwrap();
+        let mut start = 0;
+        for &end in ends {
+            for layer in 0..2 {
+                Kv::new(31 + layer as u64, 5008, &model).append(&mut context, layer, start..end);
+            }
+            context.seal().unwrap();
+            start = end;
+        }
+        columns(&context.snapshot().unwrap())
+    };
+    let together = build(&ends[4..]);
+    let rows = together.iter().filter(|(_, kind, _)| *kind == ColumnKind::KEYS);
+    assert_eq!(rows.map(|(first, ..)| *first).collect::<Vec<_>>()[..5], [3, 1003, 2003, 3003, 4003]);
+    assert!(together == build(&ends), "the bases that a layer's first segment sets are those of all");
 }
 
 #[test]
