@@ -47,17 +47,18 @@ impl Queue {
         self.seals.is_empty() && self.rebuilds.is_empty()
     }
 
-    /// The next job, if it may be started: the segments of a layer are built with the bases that its first one sets.
-    fn take(&mut self) -> Option<Work> {
+    /// The next job, if it may be started, and the bases that it is going to set: the segments of a layer are built with those
+    /// that its first one sets.
+    fn take(&mut self) -> Option<(Work, Option<Bases>)> {
         let jobs = if self.seals.is_empty() { &mut self.rebuilds } else { &mut self.seals };
         let unset = unset_bases(&jobs.front()?.0);
-        if let Some(bases) = unset {
-            if self.unset.iter().any(|other| Arc::ptr_eq(other, &bases)) {
+        if let Some(bases) = &unset {
+            if self.unset.iter().any(|other| Arc::ptr_eq(other, bases)) {
                 return None;
             }
-            self.unset.push(bases);
+            self.unset.push(Arc::clone(bases));
         }
-        jobs.pop_front()
+        Some((jobs.pop_front()?, unset))
     }
 }
 
@@ -74,13 +75,12 @@ struct Shared {
 }
 
 impl Shared {
-    /// Waits for a job that may be started, and the bases that it is going to set; `None` when there will be none.
+    /// Waits for a job as [`Queue::take`] gives it; `None` when there will be none.
     fn next(&self) -> Option<(Work, Option<Bases>)> {
         let mut queue = self.queue.lock();
         loop {
-            if let Some(work) = queue.take() {
-                let unset = unset_bases(&work.0);
-                return Some((work, unset));
+            if let Some(taken) = queue.take() {
+                return Some(taken);
             }
             if queue.is_closed && queue.is_empty() {
                 return None;

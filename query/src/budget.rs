@@ -15,8 +15,8 @@ pub enum Budget {
     /// contexts, whose rows come faster than the choice between them.
     Soonest(f64),
     /// The resolution ladder at this threshold, above 0, and once more at a lower one, down to half, where a KV head's answer
-    /// predicts more error than is usual at it: what [`Budget::Bytes`] does with the tau that it has steered to. See
-    /// [`crate::EvenTau`].
+    /// predicts more error than is usual at it, and at still lower ones where that predicts far more: what [`Budget::Bytes`] does
+    /// with the tau that it has steered to. See [`crate::EvenTau`].
     Even(f64),
     /// The resolution ladder, at most this share (above 0, to 1) of the bytes that exact attention over 16-bit rows
     /// reads: the tau of [`Budget::Even`] is steered so that the running mean over calls holds, and no call reads more than a few

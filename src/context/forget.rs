@@ -167,7 +167,7 @@ impl Context {
         let rows = (self.ladder_for(layer, profile)?, SealRows::Kept(Arc::clone(&sealed), kept), form);
         let result: Sealing = self.start_sealing(layer, end, rows, Arc::default())?;
         let range = sealed.segment.first_position()..length;
-        result.recv().unwrap_or_else(|_| Err(super::ended(layer, &range))).map(Some)
+        result.recv().unwrap_or_else(|_| Err(super::install::ended(layer, &range))).map(Some)
     }
 }
 

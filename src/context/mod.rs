@@ -7,6 +7,7 @@ mod commit;
 mod compaction;
 mod forget;
 mod fork;
+mod install;
 mod logs;
 mod marks;
 mod open;
@@ -38,7 +39,6 @@ pub(crate) use open::lock_existing;
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::TryRecvError;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -318,72 +318,6 @@ impl Context {
     fn layer(&self, layer: usize) -> Result<&Layer, Error> {
         layer_of(&self.layers, layer, Option::as_ref)
     }
-
-    /// Takes what the sealing thread has finished of a layer, without waiting.
-    fn install_finished(&mut self, layer: usize) -> Result<(), Error> {
-        self.install_sealed(layer)?;
-        if let Err(failure) = self.install_rebuilt(layer, false) {
-            tracing::warn!(layer, error = %failure, "segments could not be built again; they stay as they are");
-        }
-        self.rebuild_if_due(layer);
-        self.compact_if_due(layer);
-        self.drop_if_due(layer);
-        Ok(())
-    }
-
-    /// Takes the segments of a layer that are finished, oldest first.
-    fn install_sealed(&mut self, layer: usize) -> Result<(), Error> {
-        let mine = layer_of_mut(&mut self.layers, layer)?;
-        while let Some(pending) = mine.pending.front() {
-            let result = match pending.result.try_recv() {
-                Ok(result) => result,
-                Err(TryRecvError::Empty) => return Ok(()),
-                Err(TryRecvError::Disconnected) => Err(ended(layer, &pending.range)),
-            };
-            if let Some(failure) = mine.settle(result) {
-                tracing::warn!(layer, error = %failure, "sealing failed; the rows stay in the tail");
-                self.seal_failure = Some(failure);
-                return Ok(());
-            }
-            self.logs.rows_logged = None;
-        }
-        Ok(())
-    }
-
-    /// Waits for the queued segments of a layer; for those of bulk ingestion only, if `bulk_only`.
-    fn install_all(&mut self, layer: usize, bulk_only: bool) -> Result<(), Error> {
-        while layer_of_mut(&mut self.layers, layer)?.pending.iter().any(|pending| pending.bulk || !bulk_only)
-        {
-            if !self.install_next(layer)? {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits for the oldest queued segments of a layer until no more than `most` are left.
-    fn install_oldest(&mut self, layer: usize, most: usize) -> Result<(), Error> {
-        while layer_of_mut(&mut self.layers, layer)?.pending.len() > most {
-            if !self.install_next(layer)? {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits for the oldest queued segment of a layer. Whether there was one, and it was sealed: a failure is told by the next
-    /// commit or seal.
-    fn install_next(&mut self, layer: usize) -> Result<bool, Error> {
-        let mine = layer_of_mut(&mut self.layers, layer)?;
-        let Some(pending) = mine.pending.front() else { return Ok(false) };
-        let result = pending.result.recv().unwrap_or_else(|_| Err(ended(layer, &pending.range)));
-        if let Some(failure) = mine.settle(result) {
-            self.seal_failure = Some(failure);
-            return Ok(false);
-        }
-        self.logs.rows_logged = None;
-        Ok(true)
-    }
 }
 
 impl Drop for Context {
@@ -448,40 +382,6 @@ impl Layer {
     fn cut_end(&self) -> u64 {
         self.cuts.last().map_or(0, |(_, end)| *end)
     }
-
-    /// The position up to which rows of the tail are in bulk segments that are being built or written, or in segments before
-    /// these; `None` where there are none.
-    fn bulk_end(&self) -> Option<u64> {
-        self.pending.iter().rfind(|pending| pending.bulk).map(|pending| pending.range.end)
-    }
-
-    /// Installs the oldest pending segment. A failure drops everything pending: the rows are still in the tail, and
-    /// the next append queues them again.
-    fn settle(&mut self, result: Result<Sealed, Error>) -> Option<Error> {
-        let pending = self.pending.pop_front()?;
-        match result {
-            Ok(sealed) => {
-                self.rows.tail.release(pending.range.end);
-                self.rows.segments.push(Arc::new(sealed));
-                Arc::make_mut(&mut self.rows.memory).push();
-                None
-            }
-            Err(failure) => {
-                self.queued_end = pending.range.start;
-                self.abandon_pending(0);
-                Some(failure)
-            }
-        }
-    }
-
-    /// Gives up what is queued behind the first `kept`.
-    fn abandon_pending(&mut self, kept: usize) {
-        for pending in self.pending.drain(kept..) {
-            pending.cancelled.store(true, Ordering::Release);
-            self.queued_end = self.queued_end.min(pending.range.start);
-            self.abandoned.push(pending.result);
-        }
-    }
 }
 
 /// Fills an identifier. Identifiers tell files apart; nothing that is computed depends on them.
@@ -491,10 +391,6 @@ pub(crate) fn random(bytes: &mut [u8]) -> Result<(), Error> {
         longwave_storage::Error::Io { path, operation, source: std::io::Error::other(error.to_string()) }
             .into()
     })
-}
-
-fn ended(layer: usize, range: &Range<u64>) -> Error {
-    Error::SealingEnded { layer, first: range.start, end: range.end }
 }
 
 fn layer_of_mut(layers: &mut [Option<Layer>], layer: usize) -> Result<&mut Layer, Error> {

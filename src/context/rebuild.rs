@@ -4,7 +4,8 @@
 //! instead of the old ones, which are removed once that commit is durable. Until then the last commit is readable.
 
 use super::commit::Replaced;
-use super::{Context, ended, layer_of_mut};
+use super::install::ended;
+use super::{Context, layer_of_mut};
 use crate::accuracy::{Calibration, Spending};
 use crate::error::Error;
 use crate::metric::Metric;
