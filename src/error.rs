@@ -119,8 +119,8 @@ pub enum Error {
         /// The name.
         name: String,
     },
-    /// A thread that seals rows ended early. The rows are still where they were.
-    #[error("the sealing thread ended before it had sealed rows {first} to {end} of layer {layer}")]
+    /// The sealing of rows ended early. The rows are still where they were.
+    #[error("sealing ended before rows {first} to {end} of layer {layer} were sealed")]
     SealingEnded {
         /// The layer.
         layer: usize,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct StoreOptions {
-    /// The pool that attention runs on; `None` takes rayon's global pool.
+    /// The pool that attention runs on, and that copies the rows of long appends; `None` takes rayon's global pool.
     pub pool: Option<Arc<rayon::ThreadPool>>,
     /// Threads that cluster rows in the background; 0 takes as many as the machine has.
     pub sealing_threads: usize,

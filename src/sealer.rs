@@ -20,6 +20,7 @@ const AT_ONCE: usize = 2;
 pub(crate) type Sealing = Receiver<Result<Sealed, Error>>;
 
 type Work = (SealJob, Sender<Result<Sealed, Error>>);
+type ToWrite = (Built, Sender<Result<Sealed, Error>>);
 type Bases = Arc<OnceLock<Vec<Basis>>>;
 
 /// Jobs that wait, and what keeps them from being started.
@@ -161,11 +162,7 @@ fn spawn(threads: usize, shared: &Arc<Shared>) -> usize {
     count
 }
 
-fn seal(
-    shared: &Shared,
-    pool: Option<&ThreadPool>,
-    writer: &SyncSender<(Built, Sender<Result<Sealed, Error>>)>,
-) {
+fn seal(shared: &Shared, pool: Option<&ThreadPool>, writer: &SyncSender<ToWrite>) {
     stand_back();
     while let Some(((job, result), unset)) = shared.next() {
         // A panic is that job's: its receiver learns of it when its sender goes.
@@ -192,14 +189,14 @@ fn seal(
     }
 }
 
-/// Writes a segment, and outlives it.
+/// Writes a segment. A panic is that segment's, as in building.
 fn finish(built: Built, result: &Sender<Result<Sealed, Error>>) {
     drop(catch_unwind(AssertUnwindSafe(|| built.finish(result))));
 }
 
 /// A thread that writes segments beside the building of the next ones, one at a time.
-fn spawn_writer() -> SyncSender<(Built, Sender<Result<Sealed, Error>>)> {
-    let (writer, built) = sync_channel::<(Built, Sender<Result<Sealed, Error>>)>(0);
+fn spawn_writer() -> SyncSender<ToWrite> {
+    let (writer, built) = sync_channel::<ToWrite>(0);
     let write = move || {
         stand_back();
         built.into_iter().for_each(|(built, result)| finish(built, &result));
@@ -208,4 +205,60 @@ fn spawn_writer() -> SyncSender<(Built, Sender<Result<Sealed, Error>>)> {
         tracing::warn!(%error, "no thread to write segments beside their building");
     }
     writer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metric::Metric;
+    use crate::model::ModelSpec;
+    use crate::sample::QuerySample;
+    use crate::sealing::SealLadder;
+    use longwave_index::ClusterOptions;
+    use longwave_storage::{Expected, Identity, MemoryBackend, RowForm, SegmentHeader};
+    use std::sync::mpsc::RecvTimeoutError;
+    use std::time::Duration;
+
+    /// A job without rows, which no context queues: there is nothing to build, and the building panics.
+    fn job_of_nothing(model: &Arc<ModelSpec>, bases: &Bases) -> SealJob {
+        let header = SegmentHeader {
+            id: [1; 16],
+            identity: Identity([2; 32]),
+            layer: 0,
+            geometry: crate::record::geometry(model),
+            first_position: 0,
+            rows: 0,
+            prefix_hash: [0; 32],
+        };
+        let metric = Metric::new(0, model, &QuerySample::new(3, 4), None);
+        SealJob {
+            backend: Arc::new(MemoryBackend::new()),
+            header,
+            expected: Expected::of_model(Identity([2; 32])),
+            sequence: 0,
+            sealed_at: 0,
+            context_id: [1; 16],
+            shape: model.shape(),
+            clusters: Some(ClusterOptions::default()),
+            ladder: Some(SealLadder { metric, bases: Arc::clone(bases), slope_rows: 1 }),
+            rows: SealRows::Segments(Vec::new()),
+            offsets: None,
+            form: RowForm::Full,
+            cancelled: Arc::default(),
+        }
+    }
+
+    #[test]
+    fn a_panic_ends_the_job_and_neither_a_thread_nor_the_wait_for_its_bases() {
+        let (sealer, bases) = (Sealer::new(2), Bases::default());
+        let model = Arc::new(crate::model::tests::model());
+        let results: Vec<Sealing> =
+            (0..2 * AT_ONCE + 1).map(|_| sealer.start(job_of_nothing(&model, &bases))).collect();
+        for result in results {
+            // Were a thread gone with each, or the bases still waited for, the last ones would wait for ever.
+            let ended = result.recv_timeout(Duration::from_secs(60)).map(|sealed| sealed.is_ok());
+            assert_eq!(ended, Err(RecvTimeoutError::Disconnected));
+        }
+        assert!(sealer.shared.queue.lock().unset.is_empty());
+    }
 }

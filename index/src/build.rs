@@ -149,8 +149,10 @@ pub fn build_segment(
     build_segment_on(None, heads, (key_dim, value_dim), options, stream_base, ladder)
 }
 
-/// [`build_segment`] on `pool`, by a thread that is none of it, whose `dims` are those of keys and of values: heads are taken in the order in which they were asked for, so that
-/// those of a segment that another thread asks for next keep the pool busy while the last heads of this one are built.
+/// [`build_segment`] on `pool`, asked for by a thread that is none of it; without one, on the current rayon pool.
+///
+/// The pool takes heads in the order in which they were asked for: those of a segment that another thread asks for meanwhile keep
+/// it busy while the last heads of this one are built.
 ///
 /// # Panics
 /// When there are no heads or no rows, when a dimension is 0, when the heads differ in type or number of rows, or when

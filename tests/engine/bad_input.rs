@@ -146,7 +146,17 @@ fn numbers_that_are_not_finite_are_named() {
             assert!(what == expected && of == dtype && (value.is_nan() && bad.is_nan() || value == bad));
         }
     }
+    // Of a long append, which several threads copy, the first fault is told.
     let (_, mut context) = filled(Dtype::F16);
+    let (mut keys, values) = (zeros(5000, 3, 24), zeros(5000, 3, 16));
+    for (token, head) in [(4700, 0), (1801, 2), (2600, 1)] {
+        keys[(token * 3 + head) * 24 + 7] = f32::NAN;
+    }
+    let error = refused(&mut context, |context| {
+        let keys = TensorView::token_major(&keys[..], 5000, 3, 24);
+        context.append(0, &keys, &TensorView::token_major(&values[..], 5000, 3, 16))
+    });
+    assert!(matches!(error, Error::NotFinite { token: 1801, head: 2, .. }), "{error}");
     for native in [Dtype::F16, Dtype::Bf16, Dtype::F32] {
         let mut asked = zeros(2, 6, 24);
         asked[(6 + 5) * 24 + 3] = f32::INFINITY;

@@ -119,6 +119,12 @@ fn segments_that_wait_together_are_built_as_one_after_the_other() {
         for &end in ends {
             for layer in 0..2 {
                 Kv::new(31 + layer as u64, 5008, &model).append(&mut context, layer, start..end);
+                // It has waited until two are left, and no longer.
+                let waited_for = ((end - start) / 1000).saturating_sub(2) * 1000;
+                assert_eq!(
+                    context.sealed_rows(layer).unwrap(),
+                    (start.saturating_sub(8) + waited_for) as u64
+                );
             }
             context.seal().unwrap();
             start = end;
