@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::code4::{Sums, check_dim, normalised, record_len, root_mean_square};
+use super::code4::{Extent, Sums, check_dim, normalised, record_len};
 use super::levels::{HALF_LEVELS4, LEVELS4, nearest};
 use crate::isa::Kernels;
 use crate::lanes::{Lanes, Portable};
@@ -37,7 +37,8 @@ impl Depth {
 
 /// Codes the row `z` with the scales `sigma`, which are positive, into `record`, of [`record_len`] bytes.
 ///
-/// The codes are the nearest levels after the row has been brought to unit mean square, in units of `sigma`; the factor
+/// The codes are the nearest levels after the row has been brought to unit mean square, in units of `sigma`, or to less
+/// where elements far beyond the levels would be cut off; the factor
 /// is the one that leaves the least squared error where the whole code is read. A factor beyond what a binary16 holds
 /// takes its largest; a row of zeros has factor 0, and so has a row with an element that is not finite.
 ///
@@ -79,14 +80,21 @@ pub(crate) fn encode_rows<L: Lanes>(isa: L, rows: &[f32], sigma: &[f32], records
 /// Codes of one row; returns its factor.
 #[inline(always)]
 fn encode_row<L: Lanes>(isa: L, z: &[f32], sigma: &[f32], planes: &mut [u8]) -> f16 {
+    let unit = Extent::of(z, sigma).best_unit(|unit| encode_in(isa, unit, (z, sigma), planes).error());
+    let exact = encode_in(isa, unit, (z, sigma), planes).least_squares();
+    if exact.is_finite() { f16::from_f64(exact.min(f16::MAX.to_f64())) } else { f16::ZERO }
+}
+
+/// Codes of one row in units of sigma and `unit`, and what its factor follows from.
+#[inline(always)]
+fn encode_in<L: Lanes>(isa: L, unit: f64, (z, sigma): (&[f32], &[f32]), planes: &mut [u8]) -> Sums {
     let (high, low) = planes.split_at_mut(z.len() / 4);
-    let rms = root_mean_square(z, sigma);
     let mut sums = Sums::default();
     let (rows, _) = z.as_chunks::<DIM_STEP>();
     let (scales, _) = sigma.as_chunks::<DIM_STEP>();
     let planes = high.as_chunks_mut::<2>().0.iter_mut().zip(low.as_chunks_mut::<2>().0);
     for ((z, sigma), (high, low)) in rows.iter().zip(scales).zip(planes) {
-        let codes = u64::from_le_bytes(nearest(4, &normalised(z, sigma, rms)));
+        let codes = u64::from_le_bytes(nearest(4, &normalised(z, sigma, unit)));
         (*high, *low) = (gathered(codes >> 2), gathered(codes));
         let mut coded = [0.0; DIM_STEP];
         isa.store(isa.mul(isa.load(sigma), isa.load_whole(high, low)), &mut coded);
@@ -94,8 +102,7 @@ fn encode_row<L: Lanes>(isa: L, z: &[f32], sigma: &[f32], planes: &mut [u8]) -> 
             sums.add(lane, z[lane], coded[lane]);
         }
     }
-    let exact = sums.least_squares();
-    if exact.is_finite() { f16::from_f64(exact.min(f16::MAX.to_f64())) } else { f16::ZERO }
+    sums
 }
 
 /// The lowest two bits of each of eight bytes, one behind the other.
