@@ -238,8 +238,8 @@ fn softcaps_and_sink_logits_enter_every_estimate() {
         let mut model = model([2, 8, 40, 24], Dtype::Bf16, 1);
         model.softcap = Some(cap);
         model.sink_logits = vec![logits(4, &model).iter().map(|logit| logit + 4.0).collect()];
-        let kv = centred(22 + number as u64, 700, &model, [0.1, 1.0]);
-        let observed = queries((22 + number as u64) ^ 90, 8, &model);
+        let kv = centred(34 + number as u64, 700, &model, [0.1, 1.0]);
+        let observed = queries((34 + number as u64) ^ 90, 8, &model);
         let case = Case::new(model, without_rows_apart(), kv, &observed);
         let mut seen = Seen::default();
         for (seed, tau) in [(1, 0.001), (2, 0.01), (3, 0.06), (4, 0.5)] {

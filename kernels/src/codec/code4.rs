@@ -20,8 +20,7 @@ pub(super) fn check_dim(dim: usize, sigma: &[f32]) {
 /// Codes the row `z` with the scales `sigma`, which are positive, into `record`.
 ///
 /// The codes are the nearest levels after the row has been brought to unit mean square, in units of `sigma`. With
-/// `least_squares` the factor is the one that leaves the least squared error; it shrinks the row; and a row with elements far
-/// beyond the levels is brought to less than unit mean square where that leaves less. Without, the coded row
+/// `least_squares` the factor is the one that leaves the least squared error; it shrinks the row. Without, the coded row
 /// has the same product with the row as the row itself, so that scores along the row are kept, with the factor capped
 /// at three times the root mean square. A factor beyond what a binary16 holds takes its largest; a row of zeros has
 /// factor 0, and so has a row with an element that is not finite.
@@ -32,25 +31,13 @@ pub fn encode4(z: &[f32], sigma: &[f32], least_squares: bool, record: &mut [u8])
     check_dim(z.len(), sigma);
     assert!(record.len() == record_len(z.len()), "a record of {} bytes for {}", record.len(), z.len());
     let (codes, factor) = record.split_at_mut(z.len() / 2);
-    let extent = Extent::of(z, sigma);
-    let exact = if least_squares {
-        let unit = extent.best_unit(|unit| encode_in(unit, z, sigma, codes).error());
-        encode_in(unit, z, sigma, codes).least_squares()
-    } else {
-        encode_in(extent.rms, z, sigma, codes).same_product().min(3.0 * extent.rms)
-    };
-    let stored = if exact.is_finite() { f16::from_f64(exact.min(f16::MAX.to_f64())) } else { f16::ZERO };
-    factor.copy_from_slice(&stored.to_le_bytes());
-}
-
-/// Codes of one row in units of sigma and `unit`, and what its factor follows from.
-fn encode_in(unit: f64, z: &[f32], sigma: &[f32], codes: &mut [u8]) -> Sums {
+    let rms = root_mean_square(z, sigma);
     let mut sums = Sums::default();
     let (rows, _) = z.as_chunks::<DIM_STEP>();
     let (scales, _) = sigma.as_chunks::<DIM_STEP>();
     let (codes, _) = codes.as_chunks_mut::<4>();
     for ((z, sigma), codes) in rows.iter().zip(scales).zip(codes) {
-        let nearest = nearest(4, &normalised(z, sigma, unit));
+        let nearest = nearest(4, &normalised(z, sigma, rms));
         for (pair, byte) in codes.iter_mut().enumerate() {
             *byte = nearest[2 * pair] | nearest[2 * pair + 1] << 4;
         }
@@ -58,7 +45,9 @@ fn encode_in(unit: f64, z: &[f32], sigma: &[f32], codes: &mut [u8]) -> Sums {
             sums.add(lane, z[lane], sigma[lane] * LEVELS4[usize::from(nearest[lane])]);
         }
     }
-    sums
+    let exact = if least_squares { sums.least_squares() } else { sums.same_product().min(3.0 * rms) };
+    let stored = if exact.is_finite() { f16::from_f64(exact.min(f16::MAX.to_f64())) } else { f16::ZERO };
+    factor.copy_from_slice(&stored.to_le_bytes());
 }
 
 /// Decodes a record of [`encode4`] with the same scales.
@@ -78,67 +67,26 @@ pub fn decode4(record: &[u8], sigma: &[f32], out: &mut [f32]) {
     }
 }
 
-/// Where the largest element of a row is beyond this, in units of its root mean square, wider units are tried: the outermost of the 16
-/// levels is at 2.7, and what is cut off of an element is no noise that its factor tells of.
-const PEAK_MAX: f64 = 3.2;
-/// Each unit tried is the one before times this, ...
-const WIDER: f64 = 1.25;
-/// ... until the largest element is no more than this, well within the levels.
-const PEAK_LEAST: f64 = 2.0;
-
-/// How far the elements of a row go, in units of sigma.
-#[derive(Clone, Copy)]
-pub(super) struct Extent {
-    /// Root mean square; a floor keeps it from 0.
-    pub(super) rms: f64,
-    /// The largest, without its sign.
-    peak: f64,
-}
-
-impl Extent {
-    #[inline(always)]
-    pub(super) fn of(z: &[f32], sigma: &[f32]) -> Extent {
-        let (mut squares, mut peaks) = ([0.0f64; DIM_STEP], [0.0f64; DIM_STEP]);
-        let (rows, rest) = z.as_chunks::<DIM_STEP>();
-        let (scales, rest_scales) = sigma.as_chunks::<DIM_STEP>();
-        let mut add = |lane: usize, z: f32, sigma: f32| {
-            let x = f64::from(z) / f64::from(sigma);
+/// Root mean square of `z / sigma`; a floor keeps it from 0.
+#[inline(always)]
+pub(super) fn root_mean_square(z: &[f32], sigma: &[f32]) -> f64 {
+    let mut squares = [0.0f64; DIM_STEP];
+    let (rows, rest) = z.as_chunks::<DIM_STEP>();
+    let (scales, rest_scales) = sigma.as_chunks::<DIM_STEP>();
+    for (z, sigma) in rows.iter().zip(scales) {
+        for lane in 0..DIM_STEP {
+            let x = f64::from(z[lane]) / f64::from(sigma[lane]);
             squares[lane] += x * x;
-            peaks[lane] = peaks[lane].max(x.abs());
-        };
-        for (z, sigma) in rows.iter().zip(scales) {
-            for lane in 0..DIM_STEP {
-                add(lane, z[lane], sigma[lane]);
-            }
         }
-        for (lane, (z, sigma)) in rest.iter().zip(rest_scales).enumerate() {
-            add(lane, *z, *sigma);
-        }
-        let rms = (squares.iter().sum::<f64>() / z.len().max(1) as f64).max(1e-18).sqrt();
-        Extent { rms, peak: peaks.into_iter().fold(0.0, f64::max) }
     }
-
-    /// The unit that the levels of a row are multiples of: its root mean square, or a wider one that leaves less of a row with
-    /// elements beyond all levels. `error_in` codes the row in a unit and says what is left.
-    #[inline(always)]
-    pub(super) fn best_unit(self, mut error_in: impl FnMut(f64) -> f64) -> f64 {
-        let (mut unit, mut best) = (self.rms, self.rms);
-        // Not so where the row is not finite.
-        if self.peak / unit > PEAK_MAX {
-            let mut least = error_in(unit);
-            while self.peak / unit > PEAK_LEAST {
-                unit *= WIDER;
-                let error = error_in(unit);
-                if error < least {
-                    (best, least) = (unit, error);
-                }
-            }
-        }
-        best
+    for ((square, z), sigma) in squares.iter_mut().zip(rest).zip(rest_scales) {
+        let x = f64::from(*z) / f64::from(*sigma);
+        *square += x * x;
     }
+    (squares.iter().sum::<f64>() / z.len().max(1) as f64).max(1e-18).sqrt()
 }
 
-/// Eight elements in units of sigma and `unit`.
+/// Eight elements in units of sigma and `unit`, which is as a rule the row's root mean square.
 #[inline(always)]
 pub(super) fn normalised(z: &[f32; 8], sigma: &[f32; 8], unit: f64) -> [f32; 8] {
     let mut x = [0.0; 8];

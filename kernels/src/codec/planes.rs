@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::code4::{Extent, Sums, check_dim, normalised, record_len};
+use super::code4::{Sums, check_dim, normalised, record_len, root_mean_square};
 use super::levels::{HALF_LEVELS4, LEVELS4, nearest};
 use crate::isa::Kernels;
 use crate::lanes::{Lanes, Portable};
@@ -77,10 +77,40 @@ pub(crate) fn encode_rows<L: Lanes>(isa: L, rows: &[f32], sigma: &[f32], records
     }
 }
 
+/// Where the largest element of a row is beyond this, in units of its root mean square, wider units are tried: the outermost of the 16
+/// levels is at 2.7, and what is cut off of an element is no noise that the row's factor tells of.
+const PEAK_MAX: f64 = 3.2;
+/// Each unit tried is the one before times this, ...
+const WIDER: f64 = 1.25;
+/// ... until the largest element is no more than this, well within the levels.
+const PEAK_LEAST: f64 = 2.0;
+
+/// The unit, beside sigma, that the levels of a row are multiples of: its root mean square, or a wider one that leaves less of a row
+/// with elements beyond all levels. `error_in` codes the row in a unit and says what is left.
+#[inline(always)]
+fn best_unit(z: &[f32], sigma: &[f32], mut error_in: impl FnMut(f64) -> f64) -> f64 {
+    let mut unit = root_mean_square(z, sigma);
+    let mut best = unit;
+    let each = z.iter().zip(sigma).map(|(z, sigma)| f64::from(z.abs()) / f64::from(*sigma));
+    let peak = each.fold(0.0, f64::max);
+    // Not so where the row is not finite.
+    if peak / unit > PEAK_MAX {
+        let mut least = error_in(unit);
+        while peak / unit > PEAK_LEAST {
+            unit *= WIDER;
+            let error = error_in(unit);
+            if error < least {
+                (best, least) = (unit, error);
+            }
+        }
+    }
+    best
+}
+
 /// Codes of one row; returns its factor.
 #[inline(always)]
 fn encode_row<L: Lanes>(isa: L, z: &[f32], sigma: &[f32], planes: &mut [u8]) -> f16 {
-    let unit = Extent::of(z, sigma).best_unit(|unit| encode_in(isa, unit, (z, sigma), planes).error());
+    let unit = best_unit(z, sigma, |unit| encode_in(isa, unit, (z, sigma), planes).error());
     let exact = encode_in(isa, unit, (z, sigma), planes).least_squares();
     if exact.is_finite() { f16::from_f64(exact.min(f16::MAX.to_f64())) } else { f16::ZERO }
 }

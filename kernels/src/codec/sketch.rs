@@ -1,6 +1,6 @@
 //! Sketches: about one bit a dimension of a key less its centroid.
 
-use super::code4::{Extent, Sums, check_dim, normalised};
+use super::code4::{Sums, check_dim, normalised, root_mean_square};
 use super::levels::{factor_code, factor_of_code, level, nearest};
 use crate::isa::Kernels;
 use crate::lanes::{Lanes, Portable};
@@ -215,7 +215,7 @@ pub(crate) fn encode_cluster<L: Lanes>(
 #[inline(always)]
 fn encode_row(layout: &SketchLayout, z: &[f32], sigma: &[f32], codes: &mut [u8], levels: &mut [f32]) -> u8 {
     let kept = layout.kept();
-    let rms = Extent::of(&z[..kept], &sigma[..kept]).rms;
+    let rms = root_mean_square(&z[..kept], &sigma[..kept]);
     let mut sums = Sums::default();
     levels[kept..].fill(0.0);
     let bounds =

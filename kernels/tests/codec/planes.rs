@@ -41,7 +41,9 @@ fn both_planes_are_the_code_in_four_bits() {
     let mut random = Random(31);
     for dim in dims() {
         let sigma = random.scales(dim);
-        let row = rows(&mut random, 1, &sigma);
+        let mut row = rows(&mut random, 1, &sigma);
+        // Elements farther out may be coded in a wider unit.
+        row.iter_mut().zip(&sigma).for_each(|(x, sigma)| *x = x.clamp(-2.7 * sigma, 2.7 * sigma));
         let (mut planes, mut pairs) = (vec![0xee; record_len(dim)], vec![0xee; record_len(dim)]);
         encode_planes(&row, &sigma, &mut planes);
         encode4(&row, &sigma, true, &mut pairs);
@@ -49,6 +51,54 @@ fn both_planes_are_the_code_in_four_bits() {
         decode_planes(&planes, &sigma, Depth::Whole, &mut whole);
         decode4(&pairs, &sigma, &mut expected);
         assert_eq!(whole, expected, "dim {dim}");
+    }
+}
+
+/// The level next to `x`.
+fn nearest(x: f64) -> usize {
+    let off = |code: &usize| (x - f64::from(LEVELS4[*code])).abs();
+    (0..16).min_by(|a, b| off(a).total_cmp(&off(b))).unwrap()
+}
+
+/// What the best factor leaves of a row with these codes, squared.
+fn left(row: &[f32], sigma: &[f32], code: impl Fn(usize) -> usize) -> f64 {
+    let (mut all, mut product, mut coded) = (0.0, 0.0, 0.0);
+    for (i, (x, sigma)) in row.iter().zip(sigma).enumerate() {
+        let (x, level) = (f64::from(*x), f64::from(*sigma) * f64::from(LEVELS4[code(i)]));
+        all += x * x;
+        product += x * level;
+        coded += level * level;
+    }
+    all - product * product / coded
+}
+
+#[test]
+fn an_element_far_beyond_the_levels_is_not_cut_off() {
+    let mut random = Random(36);
+    for (dim, far) in [(64, 7.0f32), (64, -14.0), (128, 9.0), (192, -6.0)] {
+        let sigma: Vec<f32> = (0..dim).map(|i| 0.3 + 0.001 * i as f32).collect();
+        let mut row: Vec<f32> =
+            random.gaussians(dim).iter().zip(&sigma).map(|(x, sigma)| x.clamp(-2.5, 2.5) * sigma).collect();
+        let at = dim / 3;
+        row[at] = far * sigma[at];
+        let (mut record, mut decoded) = (vec![0; record_len(dim)], vec![0.0; dim]);
+        encode_planes(&row, &sigma, &mut record);
+        decode_planes(&record, &sigma, Depth::Whole, &mut decoded);
+        let share = decoded[at] / row[at];
+        assert!((0.8..1.1).contains(&share), "dim {dim}: {far} is coded as {share} of itself");
+
+        // The least that any of the units leaves, of which the root mean square leaves twice as much.
+        let unit = |i: usize| f64::from(row[i]) / f64::from(sigma[i]);
+        let rms = (squares((0..dim).map(unit)) / dim as f64).sqrt();
+        let units = (0..20).map(|step| rms * 1.25f64.powi(step));
+        let of_units: Vec<f64> = units
+            .take_while(|u| 1.6 * u < f64::from(far.abs()))
+            .map(|u| left(&row, &sigma, |i| nearest(unit(i) / u)))
+            .collect();
+        let least = of_units.iter().copied().fold(f64::INFINITY, f64::min);
+        let found = squares((0..dim).map(|i| f64::from(row[i]) - f64::from(decoded[i])));
+        assert!(found < 1.001 * least, "dim {dim}: {found} left, {least} in the best unit");
+        assert!(found < 0.5 * of_units[0], "dim {dim}: {found} left, {} in the usual unit", of_units[0]);
     }
 }
 
@@ -60,6 +110,7 @@ fn many_rows_are_coded_as_each_is_and_alike_everywhere() {
         let mut rows = rows(&mut random, 9, &sigma);
         rows[3 * dim..4 * dim].fill(0.0);
         rows[5 * dim + dim / 2] = f32::NAN;
+        rows[7 * dim + dim / 3] = 30.0 * sigma[dim / 3];
         rows[6 * dim..7 * dim].iter_mut().for_each(|x| *x *= 1e-30);
         let mut expected = vec![0xee; 9 * record_len(dim)];
         for (row, record) in rows.chunks_exact(dim).zip(expected.chunks_exact_mut(record_len(dim))) {
