@@ -120,11 +120,6 @@ impl Sums {
         ratio(self.product.iter().sum(), self.coded.iter().sum())
     }
 
-    /// The squared error that [`Self::least_squares`] leaves.
-    pub(super) fn error(&self) -> f64 {
-        self.row.iter().sum::<f64>() - self.least_squares() * self.product.iter().sum::<f64>()
-    }
-
     /// The factor that keeps the row's product with itself.
     fn same_product(&self) -> f64 {
         ratio(self.row.iter().sum(), self.product.iter().sum())
