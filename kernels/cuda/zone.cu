@@ -44,7 +44,7 @@ __device__ __forceinline__ unsigned warp_of_grid() { return blockIdx.x * kWarps 
 CUK_KERNEL void __launch_bounds__(cuk::kThreads) weigh_clusters(
     const float* coded, const unsigned* clusters, const unsigned* starts, int strips, const float4* summaries,
     const float* middle, const float* variance, const float* steady_lse, int group, float softcap, float deviations,
-    float deviations_least, float deviations_most, float rise, float least, float* scores, float* above, float* mass, float* estimate, float* withins, float* shares,
+    float deviations_least, float deviations_most, float far_deviations, float far_less, float rise, float least, float* scores, float* above, float* mass, float* estimate, float* withins, float* shares,
     unsigned* means, float* tops, float* steady) {
   __shared__ float shared[kWarps];
   const unsigned unit = blockIdx.x, first = starts[unit * strips], last = starts[(unit + 1) * strips];
@@ -75,7 +75,8 @@ CUK_KERNEL void __launch_bounds__(cuk::kThreads) weigh_clusters(
       const size_t at = (size_t)c * group + g;
       const float over = mass[at] - top, within = withins[at], count = summaries[clusters[c]].x;
       const float deviation = sqrtf(within);
-      const float up = fmaxf(deviations_least * deviation, fminf(within, deviations_most * deviation));
+      const float near = fmaxf(deviations_least * deviation, fminf(within, deviations_most * deviation));
+      const float up = fmaxf(near, far_deviations * deviation - far_less);
       above[at] = expf(fminf(up, rise)) - 1.f;
       mass[at] = count * expf(over);
       estimate[at] = count * expf(over + fminf(within * 0.25f, 1.f));
@@ -241,14 +242,15 @@ CUK_UNROLL
 CUK_REGISTER(row_gains)
 
 // reads[i]: (row, how finely its key was read, number of its score, 0); 0 is half a code, 1 a whole one, 2 the key in full.
-// read[score][group] holds the scores of those in full, and of the others what their codes add to the sketch's. left_half and
-// left_whole: the part of a deviation that codes leave; what is left raises the score by half its square, at most by `most_raised`.
+// read[score][group] holds the scores of those in full, and of the others what their codes add to the sketch's, which is in sketched.
+// left_half and left_whole: the part of a deviation that codes leave of what there was, which is the sketch's or, of keys that are read
+// once more, their code's; what is left raises the score by half its square, at most by `most_raised`.
 // A score so far above the top that its exponential could overflow a sum becomes the top. Sums of clusters are taken again. scores
 // of rows become what the key came to, before the soft-cap.
 CUK_KERNEL void __launch_bounds__(cuk::kThreads) weigh_keys(
     const uint4* reads, const unsigned* read_starts, const uint4* opened, const unsigned* opened_starts,
     const unsigned* row_starts, const unsigned* starts, int strips, int group, float softcap, float over, float left_half,
-    float left_whole, float most_raised, float* scores, float* read, float* weights, float* deviations,
+    float left_whole, float most_raised, const float* sketched, float* scores, float* read, float* weights, float* deviations,
     float* cluster_weights, float* tops, float* steady) {
   __shared__ float shared[kWarps];
   const unsigned unit = blockIdx.x, first = read_starts[unit], last = read_starts[unit + 1];
@@ -260,7 +262,7 @@ CUK_KERNEL void __launch_bounds__(cuk::kThreads) weigh_keys(
       const size_t at = (size_t)mine.z * group + g, row = (size_t)mine.x * group + g;
       const float left = mine.y == 2 ? 0.f : mine.y == 1 ? left_whole : left_half;
       const float deviation = deviations[row] * left;
-      const float uncapped = read[at] + (mine.y == 2 ? 0.f : scores[row]), known = capped(uncapped, softcap);
+      const float uncapped = read[at] + (mine.y == 2 ? 0.f : sketched[row]), known = capped(uncapped, softcap);
       const float score = known + fminf(deviation * deviation * 0.5f, most_raised);
       scores[row] = uncapped;
       deviations[row] = deviation;

@@ -22,6 +22,8 @@ struct Seen {
     rise: f64,
     /// Rows by the resolutions of key and value.
     rows: [[usize; 4]; 4],
+    /// Keys that were read once more: the whole of half a code, the row after half of it, and after the whole.
+    again: [usize; 3],
     /// Segments whose slopes were left alone, and those whose slopes were read.
     slopes: [usize; 2],
 }
@@ -40,6 +42,7 @@ impl Seen {
             assert!(of.iter().all(|&n| n > 0), "{rows}: {:?}", self.rows);
         }
         assert!(full[2] + full[3] > 0 && code[3] + full[3] > 0, "{:?}", self.rows);
+        assert!(self.again[0] > 0 && self.again[2] > 0, "read once more: {:?}", self.again);
     }
 
     fn add(&mut self, reference: &Reference) {
@@ -54,6 +57,15 @@ impl Seen {
         }
         for row in reference.choice.rows.iter().flatten() {
             self.rows[row[0] as usize][row[1] as usize] += 1;
+        }
+        let befores = reference.choice.before.iter().flatten();
+        for (before, [key, _]) in befores.zip(reference.choice.rows.iter().flatten()) {
+            match (before, key) {
+                (Resolution::Half, Resolution::Code) => self.again[0] += 1,
+                (Resolution::Half, Resolution::Full) => self.again[1] += 1,
+                (Resolution::Code, Resolution::Full) => self.again[2] += 1,
+                _ => {}
+            }
         }
     }
 }
@@ -109,8 +121,11 @@ fn compare_to(case: &Case, queries: &[f32], seed: u64, tau: f64, seen: &mut Seen
 
 /// Clusters, clusters opened, rows scanned, coded, read in full, and left to summaries.
 fn count(clusters: usize, choice: &Choice) -> [u64; 6] {
-    let rows = |with: &dyn Fn(usize, &[Resolution; 2]) -> bool| {
-        let of_cluster = |(c, rows): (usize, &Vec<_>)| rows.iter().filter(|row| with(c, row)).count();
+    let rows = |with: &dyn Fn(usize, &[Resolution; 3]) -> bool| {
+        let of_cluster = |(c, rows): (usize, &Vec<[Resolution; 2]>)| {
+            let rows = rows.iter().zip(&choice.before[c]);
+            rows.filter(|([key, value], before)| with(c, &[*key, *value, **before])).count()
+        };
         choice.rows.iter().enumerate().map(of_cluster).sum::<usize>() as u64
     };
     [
@@ -185,6 +200,7 @@ fn answers_and_predictions_are_those_of_the_reference_at_every_tau() {
         }
     }
     seen.check();
+    assert!(seen.again.iter().all(|&n| n > 0), "read once more: {:?}", seen.again);
 }
 
 /// Exact attention is over the rows as the reference decodes them from what is stored, and says what it has read for it.

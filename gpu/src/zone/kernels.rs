@@ -53,6 +53,7 @@ impl Device {
         let Limits {
             cluster_deviations,
             probe_deviations: [least_deviations, most_deviations],
+            far: [far_deviations, far_less],
             rise,
             softcap,
             ..
@@ -78,6 +79,8 @@ impl Device {
                     &cluster_deviations,
                     &least_deviations,
                     &most_deviations,
+                    &far_deviations,
+                    &far_less,
                     &rise,
                     &least,
                     &mut scores,
@@ -243,7 +246,8 @@ impl Device {
         let marks = self.upload(&vec![0u32; rows])?;
         let mut clusters = self.room(strips.planes())?;
         self.copy_within(&weighed.estimate, &mut clusters)?;
-        let mut planes = RowPlanes { scores, weights, deviations, marks, clusters };
+        let sketched = self.room(rows * strips.group)?;
+        let mut planes = RowPlanes { sketched, scores, weights, deviations, marks, clusters };
         let [opened, count, group] = [zone.count, strips.strips, strips.group].map(|count| count as i32);
         let Limits { softcap, row_deviations, sketch, .. } = *limits;
         if zone.count > 0 {
@@ -271,6 +275,7 @@ impl Device {
                     &mut planes.clusters
                 ]
             );
+            self.copy_within(&planes.scores, &mut planes.sketched)?;
         }
         Ok(planes)
     }
@@ -332,8 +337,8 @@ impl Device {
         Ok(gains)
     }
 
-    /// Replaces scores and weights of rows whose keys were read by what `scores` (`[reads, group]`) make them. Reads come in order of their
-    /// units, `starts[unit]` to `starts[unit + 1]`.
+    /// Replaces scores and weights of rows whose keys were read by what `scores` (`[reads, group]`) make them; of keys that are read
+    /// once more, with the limits of [`Limits::again`]. Reads come in order of their units, `starts[unit]` to `starts[unit + 1]`.
     ///
     /// # Errors
     /// As [`Device::room`].
@@ -388,6 +393,7 @@ impl Device {
                     &half,
                     &whole,
                     &raised,
+                    &planes.sketched,
                     &mut planes.scores,
                     scores,
                     &mut planes.weights,

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::launch::{RowList, Spans, assert_len};
 use longwave_kernels::codec::Depth;
 use longwave_query::constants::{
-    ABOVE_MAX, JENSEN_MAX, KEY_NOISE, RISE_MAX, SKETCH_MAX, Z_CLUSTER, Z_PROBE, Z_ROW,
+    ABOVE_MAX, JENSEN_MAX, KEY_NOISE, RISE_MAX, SKETCH_MAX, Z_CLUSTER, Z_FAR, Z_PROBE, Z_ROW,
 };
 
 mod kernels;
@@ -21,6 +21,8 @@ pub struct Limits {
     pub cluster_deviations: f32,
     /// The least and the most of them up to which a row is looked for, ...
     pub probe_deviations: [f32; 2],
+    /// ... or so many as the first of these less so much as the second, ...
+    pub far: [f32; 2],
     /// ... and a row's above its sketch.
     pub row_deviations: f32,
     /// The most that either amounts to.
@@ -43,6 +45,7 @@ impl Limits {
         Limits {
             cluster_deviations: Z_CLUSTER,
             probe_deviations: Z_PROBE,
+            far: Z_FAR,
             row_deviations: Z_ROW,
             rise: RISE_MAX,
             sketch: SKETCH_MAX,
@@ -51,6 +54,12 @@ impl Limits {
             raised: JENSEN_MAX,
             softcap: softcap.unwrap_or(0.0),
         }
+    }
+
+    /// Those of keys that are read once more, as whole codes or in full, of which half a code, or any, was read before.
+    pub fn again(self) -> Limits {
+        let [half, whole] = self.codes_leave;
+        Limits { codes_leave: [1.0, whole / half], ..self }
     }
 }
 
@@ -154,7 +163,9 @@ pub struct ZoneRows {
 /// Scores, weights and deviations `[rows, group]`, and which values were read.
 #[derive(Debug)]
 pub struct RowPlanes {
-    /// Scores of the sketches, before the soft-cap; of rows whose key was read, what it came to.
+    /// Scores of the sketches, before the soft-cap.
+    pub sketched: Buffer<f32>,
+    /// The same, and of rows whose key was read, what it came to.
     pub scores: Buffer<f32>,
     /// Weights against the unit's top.
     pub weights: Buffer<f32>,

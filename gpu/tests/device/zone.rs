@@ -23,10 +23,11 @@ const EXP: f64 = 4.0 * UNIT;
 
 fn limits(softcap: f32) -> Limits {
     let (cluster_deviations, row_deviations, rise, sketch) = (3.0, 1.5, 6.0, 2.0);
-    let (probe_deviations, codes_leave, raised) = ([2.5, 3.25], [0.4, 0.1], 0.05);
+    let (probe_deviations, far, codes_leave, raised) = ([2.5, 3.25], [5.5, 6.5], [0.4, 0.1], 0.05);
     Limits {
         cluster_deviations,
         probe_deviations,
+        far,
         row_deviations,
         rise,
         sketch,
@@ -203,7 +204,8 @@ fn clusters_weigh_what_their_centroids_say() {
                     let at = (places.start + i) * group + g;
                     near(result[0][at], score, 3.0 * UNIT * (score.abs() + 4.0), "score");
                     near(result[7][at], within, within_off, "variance of scores inside");
-                    let rise = within.clamp(2.5 * within.sqrt(), 3.25 * within.sqrt()).min(6.0);
+                    let usual = within.clamp(2.5 * within.sqrt(), 3.25 * within.sqrt());
+                    let rise = usual.max(5.5 * within.sqrt() - 6.5).min(6.0);
                     // A root's relative error is half of its argument's.
                     let rise_off = within_off * (1.0f64).max(1.625 / within.sqrt()) + 8.0 * UNIT * rise;
                     near(result[1][at], rise.exp() - 1.0, rise.exp() * (rise_off + 2.0 * EXP), "above");

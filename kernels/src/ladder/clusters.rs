@@ -11,6 +11,9 @@ pub struct Limits {
     /// How far above its estimate a score is allowed for: as far as its variance, where most of the weight of normally distributed
     /// scores lies, but no less than the first and no more than the second of these standard deviations, ...
     pub deviations: [f32; 2],
+    /// ... or, where that is more, so many standard deviations as the first of these less so much as the second: few rows lie so far
+    /// up, and one that would not weigh that much more is not looked for there, ...
+    pub far: [f32; 2],
     /// ... and at most.
     pub rise: f32,
     /// The most that a centroid's score counts above the reference.
@@ -159,7 +162,7 @@ impl Kernels {
     }
 
     /// Raises `most` to the logarithm of the most that a row's weight may be, by `base`:
-    /// `base + centre - top + min(within, deviations * sqrt(within), rise)`, with the limits for the last two.
+    /// `base + centre - top + rise`, with the rise that [`Limits`] allow a score of variance `within`.
     ///
     /// # Panics
     /// Where the slices differ in length.
@@ -169,7 +172,7 @@ impl Kernels {
     }
 
     /// Adds to each cluster's gain the square of what opening it may change in the output of one query head:
-    /// `(mass * scale / count * (exp(min(within, deviations * sqrt(within), rise)) - 1))² * (off + inside)`.
+    /// `(mass * scale / count * (exp(rise) - 1))² * (off + inside)`, with the rise of [`Kernels::raise_most`].
     ///
     /// # Panics
     /// Where the slices differ in length.
@@ -296,7 +299,8 @@ pub(crate) fn sum_rest<L: Lanes>(isa: L, spread: &Spread<'_>, limits: &Limits, r
 fn rise<L: Lanes>(isa: L, within: L::V, limits: &Limits) -> L::V {
     let deviation = isa.sqrt(within);
     let [least, most] = limits.deviations.map(|deviations| isa.mul(deviation, isa.splat(deviations)));
-    isa.min(isa.max(least, isa.min(within, most)), isa.splat(limits.rise))
+    let far = isa.sub(isa.mul(deviation, isa.splat(limits.far[0])), isa.splat(limits.far[1]));
+    isa.min(isa.max(far, isa.max(least, isa.min(within, most))), isa.splat(limits.rise))
 }
 
 #[inline(always)]

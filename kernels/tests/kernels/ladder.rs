@@ -22,11 +22,12 @@ fn variances(sample: &mut Sample, count: usize) -> Vec<f32> {
     (0..count).map(|_| sample.number(1.0).abs() * scale[sample.below(scale.len())]).collect()
 }
 
-const LIMITS: Limits = Limits { deviations: [2.5, 3.25], rise: 80.0, centre: 20.0 };
+const LIMITS: Limits = Limits { deviations: [2.5, 3.25], far: [5.5, 6.5], rise: 80.0, centre: 20.0 };
 
 /// How far above its estimate a score in a cluster may lie.
 fn rise(within: f64) -> f64 {
-    within.clamp(2.5 * within.sqrt(), 3.25 * within.sqrt()).min(80.0)
+    let (near, far) = (within.clamp(2.5 * within.sqrt(), 3.25 * within.sqrt()), 5.5 * within.sqrt() - 6.5);
+    near.max(far).min(80.0)
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! a segment are all that the answer and its prediction need of them.
 
 use super::answer::{MeanSums, Rough, Steady};
-use super::constants::{ABOVE_MAX, MEAN, PROBE, RISE_MAX, SHARED_MAX, UNSURE, Z_CLUSTER, Z_PROBE};
+use super::constants::{ABOVE_MAX, MEAN, PROBE, RISE_MAX, SHARED_MAX, UNSURE, Z_CLUSTER, Z_FAR, Z_PROBE};
 use super::head::{Head, HeadSegment};
 use super::listed::Listed;
 use super::softcap::Softcap;
@@ -14,7 +14,8 @@ use longwave_kernels::Kernels;
 use longwave_kernels::ladder::{Limits, Probed, Rest, RestSums, Spread};
 use std::ops::Range;
 
-pub(super) const LIMITS: Limits = Limits { deviations: Z_PROBE, rise: RISE_MAX, centre: ABOVE_MAX };
+pub(super) const LIMITS: Limits =
+    Limits { deviations: Z_PROBE, far: Z_FAR, rise: RISE_MAX, centre: ABOVE_MAX };
 /// Below this the kernels' exponentials are 0.
 const EXP_MIN: f32 = -87.0;
 
@@ -244,7 +245,8 @@ impl Clusters {
         let within = spread.unit * spread.spreads[local];
         // As in the kernels that tell which clusters are opened.
         let [least, most] = LIMITS.deviations.map(|deviations| deviations * within.sqrt());
-        let rise = within.min(most).max(least).min(LIMITS.rise);
+        let far = LIMITS.far[0] * within.sqrt() - LIMITS.far[1];
+        let rise = within.min(most).max(least).max(far).min(LIMITS.rise);
         row_mass(&spread, local) * rise.exp()
     }
 

@@ -7,7 +7,10 @@ pub const PROBE: f32 = 0.5;
 /// See [`PROBE`].
 pub const MEAN: f32 = 0.5;
 /// See [`PROBE`].
-pub const KEY: [f32; 3] = [1.3, 3.0, 30.0];
+pub const KEY: [f32; 3] = [1.3, 8.0, 100.0];
+/// The same of a key whose code was read, by what it says: read the whole of half a code, the row where the whole was read, and the
+/// row where half was.
+pub const AGAIN: [f32; 3] = [1.0, 3.0, 10.0];
 /// See [`PROBE`].
 pub const VALUE: [f32; 3] = [0.35, 1.4, 10.0];
 /// The same of reading how values follow keys in a segment, for the square root of what rows' values are off by together.
@@ -18,6 +21,9 @@ pub(crate) const SLOPE_DOUBT: f32 = 0.1;
 /// the weight of normally distributed ones lies, but no less than the first of these, since scores have heavier tails, and no more than
 /// the second.
 pub const Z_PROBE: [f32; 2] = [2.5, 3.3];
+/// Or so many standard deviations, if the row would weigh `exp` of the second times what it has to elsewhere: few rows lie so far up,
+/// but the largest errors are those of one that is missed there.
+pub const Z_FAR: [f32; 2] = [5.2, 5.5];
 /// How far above its estimate a score is allowed for elsewhere, in standard deviations. In sharp heads the row that matters
 /// lies 2 to 4 deviations above its cluster's centre; with expected instead of upper estimates such heads fail.
 pub const Z_CLUSTER: f32 = 3.0;

@@ -22,6 +22,7 @@ mod listed;
 mod pages;
 mod predict;
 mod read;
+mod rows;
 mod scan;
 mod select;
 mod sharing;
@@ -141,8 +142,8 @@ fn attend_exactly(
     Ok(answer)
 }
 
-/// What would be read. Sketches are scanned, since only they say which rows matter; nothing is read after them, so
-/// values, and slopes, are chosen with the weights of the sketches. Where it is said how many bytes may come from disk, pages are
+/// What would be read. Sketches are scanned, since only they say which rows matter; nothing is read after them, so no key is chosen
+/// again, and values, and slopes, are chosen with the weights of the sketches. Where it is said how many bytes may come from disk, pages are
 /// looked at and not fetched.
 pub(crate) fn plan(
     kernels: &Kernels,
@@ -159,7 +160,8 @@ pub(crate) fn plan(
             let mut call = Call::open(kernels, view, queries, &ladders, unit, scratch)?;
             let mut threshold = Threshold::of(tau);
             call.open_zone(&mut threshold)?;
-            let rough = call.select_keys(&mut threshold)?;
+            let rough = call.rough();
+            call.select_keys(&mut threshold, &rough)?;
             call.select_values(&mut threshold, &rough)?;
             let (head, Room { clusters, zone, touched, slopes, .. }) = (&call.reader.head, &mut call.room);
             slopes.rise(kernels, head, clusters, zone);

@@ -42,6 +42,15 @@ impl Resolution {
     }
 }
 
+/// What was known of the rows that are read.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Known {
+    /// Their sketches.
+    Sketch,
+    /// Half a code as well; or, of those that are read in full, any code.
+    Code,
+}
+
 /// Rows of a segment that are read in one piece, at most.
 const PIECE: usize = 256;
 
@@ -52,13 +61,22 @@ impl Reader<'_, '_> {
         zone: &mut Zone,
         clusters: &mut Clusters,
         changed: &mut Vec<bool>,
+        keys: &Choice,
+        known: Known,
     ) -> Result<(), Error> {
-        let keys = std::mem::take(&mut zone.keys);
-        let runs = runs(zone, &keys);
+        let runs = runs(zone, keys);
         self.expect(zone, &runs, Side::Keys)?;
-        let read = zone.sharing.map(&runs, |&(resolution, run)| self.score(zone, resolution, run));
+        let read = zone.sharing.map(&runs, |&(resolution, run)| {
+            let mut scores = self.score(zone, resolution, run)?;
+            if known == Known::Code && resolution != Resolution::Full {
+                // What half the code adds is in their scores.
+                let half = self.score(zone, Resolution::Code(Depth::Half), run)?;
+                scores.iter_mut().zip(half).for_each(|(score, half)| *score -= half);
+            }
+            Ok::<_, Error>(scores)
+        });
         for (&(resolution, run), scores) in runs.iter().zip(read) {
-            self.weigh(zone, clusters, resolution, run, scores?);
+            self.weigh(zone, clusters, (resolution, known), run, scores?);
         }
         changed.clear();
         changed.resize(zone.opened.len(), false);
@@ -66,7 +84,6 @@ impl Reader<'_, '_> {
             changed[chosen.opened as usize] = true;
         }
         zone.sum_again(self.kernels, clusters, changed);
-        zone.keys = keys;
         Ok(())
     }
 
@@ -126,9 +143,9 @@ impl Reader<'_, '_> {
         Ok(scores)
     }
 
-    /// Share of the standard deviation of each query head's score that is left of a row of a segment. Where nothing finer than
+    /// Share of the standard deviation of each query head's score that is left, of what was, of a row of a segment. Where nothing finer than
     /// codes is kept, a whole code is the row, and what is left is what the tables of sketches are off by.
-    fn left(&self, opened: &Opened, resolution: Resolution) -> Vec<f32> {
+    fn left(&self, opened: &Opened, (resolution, known): (Resolution, Known)) -> Vec<f32> {
         let segment = &self.head.segments[opened.segment];
         let basis = &self.head.bases[segment.basis];
         let of_tables = |g: usize| {
@@ -136,25 +153,27 @@ impl Reader<'_, '_> {
             if sketched > 0.0 { (basis.sketch.error_deviation(g) / sketched).min(1.0) } else { 0.0 }
         };
         let is_row = opened.codes_alone && resolution == Resolution::Code(Depth::Whole);
-        (0..self.head.group).map(|g| if is_row { of_tables(g) } else { resolution.left().sqrt() }).collect()
+        let before = if known == Known::Code { KEY_NOISE[0].sqrt() } else { 1.0 };
+        let left = |g: usize| if is_row { of_tables(g) } else { resolution.left().sqrt() };
+        (0..self.head.group).map(|g| left(g) / before).collect()
     }
 
     fn weigh(
         &self,
         zone: &mut Zone,
         clusters: &mut Clusters,
-        resolution: Resolution,
+        (resolution, known): (Resolution, Known),
         run: &[Chosen],
         mut scores: Vec<f32>,
     ) {
         let (group, softcap) = (self.head.group, Softcap(self.view.scoring.softcap));
-        let left = self.left(&zone.opened[run[0].opened as usize], resolution);
+        let left = self.left(&zone.opened[run[0].opened as usize], (resolution, known));
         let full = resolution == Resolution::Full;
         for (chosen, scores) in run.iter().zip(scores.chunks_exact_mut(group)) {
             let places = zone.places(chosen);
             for ((score, place), left) in scores.iter_mut().zip(places).zip(&left) {
-                let sketched = if full { 0.0 } else { zone.score[place] };
-                zone.score[place] = *score + sketched;
+                let before = if full { 0.0 } else { zone.score[place] };
+                zone.score[place] = *score + before;
                 let deviation = &mut zone.deviation[place];
                 *deviation *= left;
                 *score = softcap.apply(zone.score[place]) + (*deviation * *deviation / 2.0).min(JENSEN_MAX);

@@ -2,7 +2,7 @@
 
 use super::answer::Rough;
 use super::clusters::Clusters;
-use super::constants::{KEY, RISE_MAX, VALUE, Z_ROW};
+use super::constants::{AGAIN, KEY, RISE_MAX, VALUE, Z_ROW};
 use super::head::Head;
 use super::sharing::{PART, Sharing};
 use super::zone::{Choice, Chosen, Opened, Zone};
@@ -24,8 +24,10 @@ pub(super) struct Gains {
     reach: Vec<f32>,
     /// Planes of opened clusters, `[group, opened]`.
     bound: Vec<f32>,
-    /// One number an opened cluster.
+    /// One number an opened cluster, or planes of listed rows.
     plane: [Vec<f32>; 2],
+    /// Squared gains of listed rows.
+    listed: Vec<f32>,
 }
 
 impl Gains {
@@ -36,18 +38,73 @@ impl Gains {
         kernels: &Kernels,
         zone: &mut Zone,
         clusters: &Clusters,
-        (rough, off): (&Rough, &[f32]),
+        answer: (&Rough, &[f32]),
         tau: f32,
     ) {
+        self.reach_of_keys(clusters, answer);
+        let mut choice = std::mem::take(&mut zone.keys);
+        self.choose(kernels, zone, KEYS, KEY.map(|rung| rung * tau), &mut choice);
+        zone.keys = choice;
+    }
+
+    /// Chooses which of the keys that were read as codes are read once more, and finer, by what their codes have left open.
+    pub(super) fn select_again(
+        &mut self,
+        kernels: &Kernels,
+        zone: &mut Zone,
+        clusters: &Clusters,
+        answer: (&Rough, &[f32]),
+        tau: f32,
+    ) {
+        self.reach_of_keys(clusters, answer);
+        let mut choice = std::mem::take(&mut zone.again);
+        choice.clear();
+        let [whole, row, row_of_half] = AGAIN.map(|rung| (rung * tau).powi(2));
+        for (list, whole, row) in
+            [(&zone.keys.half, whole, row_of_half), (&zone.keys.code, f32::INFINITY, row)]
+        {
+            self.gains_of(kernels, zone, list);
+            for (&chosen, &gain) in list.iter().zip(&self.listed) {
+                let codes_alone = zone.opened[chosen.opened as usize].codes_alone;
+                if gain > row && !codes_alone {
+                    choice.full.push(Chosen { gain, ..chosen });
+                } else if gain > whole {
+                    choice.code.push(Chosen { gain, ..chosen });
+                }
+            }
+        }
+        choice.full.sort_by_key(|chosen| chosen.at);
+        zone.again = choice;
+    }
+
+    fn reach_of_keys(&mut self, clusters: &Clusters, (rough, off): (&Rough, &[f32])) {
         let group = rough.norm.len();
         self.reach.clear();
         for (spread, off) in clusters.opened_numbers.value_spread.iter().zip(off.chunks_exact(group)) {
             let heads = off.iter().zip(&rough.norm).zip(&rough.total);
             self.reach.extend(heads.map(|((off, norm), total)| (off + spread).sqrt() / (norm * total)));
         }
-        let mut choice = std::mem::take(&mut zone.keys);
-        self.choose(kernels, zone, KEYS, KEY.map(|rung| rung * tau), &mut choice);
-        zone.keys = choice;
+    }
+
+    /// Finds the gains of reading the keys of listed rows.
+    fn gains_of(&mut self, kernels: &Kernels, zone: &Zone, list: &[Chosen]) {
+        let group = self.reach.len() / zone.opened.len().max(1);
+        let [weights, deviations] = &mut self.plane;
+        weights.clear();
+        deviations.clear();
+        for g in 0..group {
+            for chosen in list {
+                let opened = chosen.opened as usize;
+                let place = chosen.at as usize + g * zone.opened[opened].wide;
+                weights.push(zone.weight[place] * self.reach[opened * group + g]);
+                deviations.push(zone.deviation[place]);
+            }
+        }
+        self.listed.clear();
+        self.listed.resize(list.len(), 0.0);
+        // Each row's reach is in its weights.
+        let rows = Uncertain { weights, deviations, stride: list.len(), reach: &vec![1.0; group] };
+        kernels.row_gains(rows, KEYS, &mut self.listed);
     }
 
     /// Chooses the values to read, with the keys read so far.

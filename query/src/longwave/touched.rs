@@ -4,7 +4,7 @@ use super::clusters::Clusters;
 use super::head::{Head, HeadSegment};
 use super::select::through_head;
 use super::slope::Slopes;
-use super::zone::Zone;
+use super::zone::{Chosen, Zone};
 use crate::plan::{PlannedRows, RowId};
 use longwave_kernels::codec::Depth;
 use longwave_storage::RowForm;
@@ -41,17 +41,20 @@ impl Touched {
         unite(&mut self.slopes, &slopes.read);
         unite(&mut self.means, &clusters.means);
         unite(&mut self.sketched, &clusters.opened);
-        let lists = [
-            (&zone.keys.half, &mut self.key_halves),
-            (&zone.keys.code, &mut self.key_codes),
-            (&zone.keys.full, &mut self.keys),
-            (&zone.values.half, &mut self.value_halves),
-            (&zone.values.code, &mut self.value_codes),
-            (&zone.values.full, &mut self.values),
+        let Zone { keys, again, values, .. } = zone;
+        let lists: [(&[&[Chosen]], _); 6] = [
+            (&[&keys.half], &mut self.key_halves),
+            (&[&keys.code, &again.code], &mut self.key_codes),
+            (&[&keys.full, &again.full], &mut self.keys),
+            (&[&values.half], &mut self.value_halves),
+            (&[&values.code], &mut self.value_codes),
+            (&[&values.full], &mut self.values),
         ];
-        for (list, touched) in lists {
-            through_head(head, zone, list, &mut self.rows);
-            unite(touched, &self.rows);
+        for (lists, touched) in lists {
+            for list in lists {
+                through_head(head, zone, list, &mut self.rows);
+                unite(touched, &self.rows);
+            }
         }
     }
 

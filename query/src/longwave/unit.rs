@@ -10,13 +10,12 @@ use super::select::Gains;
 use super::slope::Slopes;
 use super::softcap::Softcap;
 use super::touched::{Touched, sketch_bytes};
-use super::zone::{Choice, Zone};
+use super::zone::Zone;
 use crate::error::Error;
 use crate::importance::equal_share;
 use crate::plan::{ClusterId, HeadPlan, PlannedRows};
 use crate::report::{Operator, Timings, Traffic};
 use crate::rule::{Attempt, Next, TauRule};
-use crate::stored::Side;
 use crate::view::{LayerView, QueryBatch};
 use crate::work::{HeadQueries, Reading, Source, pieces, read_piece, reading};
 use longwave_kernels::codec::record_len;
@@ -47,8 +46,8 @@ pub(super) struct Unit {
 /// Tau, and how far it gives way to a cap on the bytes.
 pub(super) struct Threshold {
     pub(super) tau: f32,
-    bytes_max: Option<u64>,
-    raised: bool,
+    pub(super) bytes_max: Option<u64>,
+    pub(super) raised: bool,
 }
 
 /// A cap raises tau by this factor until it holds.
@@ -62,7 +61,7 @@ impl Threshold {
     }
 
     /// Raises tau until `bytes` at it is no more than the quarters `quarters` of what the cap leaves beside `fixed`.
-    fn raise(&mut self, fixed: u64, quarters: u64, mut bytes: impl FnMut(f32) -> u64) {
+    pub(super) fn raise(&mut self, fixed: u64, quarters: u64, mut bytes: impl FnMut(f32) -> u64) {
         let Some(bytes_max) = self.bytes_max else { return };
         let allowed = bytes_max.saturating_sub(fixed) / 4 * quarters;
         while self.tau < TAU_MAX && bytes(self.tau) > allowed {
@@ -77,10 +76,10 @@ pub(super) struct Call<'a, 'v> {
     pub(super) steady: Steady,
     /// Rows that are read one by one in any case.
     plain: Reading,
-    timings: Timings,
+    pub(super) timings: Timings,
     pub(super) room: Room,
     /// Where what comes from disk is capped.
-    fetches: Option<Fetches<'a, 'v>>,
+    pub(super) fetches: Option<Fetches<'a, 'v>>,
 }
 
 /// Everything that a call works in. A thread keeps it from call to call, so that no call has to ask for memory.
@@ -91,26 +90,26 @@ pub(super) struct Room {
     pub(super) touched: Touched,
     /// Sums over the means of the clusters that are not opened, of those that are, and over what rows read in full take
     /// from the latter.
-    closed: MeanSums,
-    opened: MeanSums,
-    taken: MeanSums,
+    pub(super) closed: MeanSums,
+    pub(super) opened: MeanSums,
+    pub(super) taken: MeanSums,
     /// Clusters that have such rows, and what these take, as a weight: planes for each head of the group.
-    taking: Vec<u32>,
-    less: Vec<f32>,
+    pub(super) taking: Vec<u32>,
+    pub(super) less: Vec<f32>,
     /// What opened clusters weigh, a plane for each head, and all clusters of each segment; and what of the latter rests on
     /// mean values, both `[segments, group]`.
-    opened_weights: Vec<f32>,
-    weights: Vec<f32>,
-    on_mean: Vec<f32>,
+    pub(super) opened_weights: Vec<f32>,
+    pub(super) weights: Vec<f32>,
+    pub(super) on_mean: Vec<f32>,
     /// Squared distances of the opened clusters' means to the answer, by head and by cluster.
-    distances: Vec<f32>,
-    off: Vec<f32>,
-    gains: Gains,
+    pub(super) distances: Vec<f32>,
+    pub(super) off: Vec<f32>,
+    pub(super) gains: Gains,
     /// Whether a row of an opened cluster was read.
-    changed: Vec<bool>,
-    values: RowValues,
+    pub(super) changed: Vec<bool>,
+    pub(super) values: RowValues,
     pub(super) slopes: Slopes,
-    prediction: Prediction,
+    pub(super) prediction: Prediction,
 }
 
 /// Rooms that a thread keeps.
@@ -296,123 +295,6 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         zone.scan(kernels, Softcap(self.reader.view.scoring.softcap), head, clusters)?;
         self.timings.add(Operator::Scan, started.elapsed());
         Ok(())
-    }
-
-    /// The answer as it stands when every cluster's rows have its mean value.
-    fn rough(&mut self) -> Rough {
-        let Room { clusters, zone, closed, opened, opened_weights, weights, .. } = &mut self.room;
-        let head = &self.reader.head;
-        zone.weights(clusters, opened_weights, weights);
-        opened.reset(head, head.group, self.reader.view.shape.value_dim);
-        opened.add(self.reader.kernels, head, &clusters.opened, opened_weights);
-        Rough::of(head, &[closed, opened], (weights, weights), (&self.steady, &clusters.steady), None)
-    }
-
-    /// Chooses the keys to read; returns the answer that they were chosen by.
-    pub(super) fn select_keys(&mut self, threshold: &mut Threshold) -> Result<Rough, Error> {
-        let started = Instant::now();
-        let rough = self.rough();
-        let Room { clusters, zone, distances, off, gains, .. } = &mut self.room;
-        let list = (&clusters.opened[..], &clusters.opened_numbers.norm[..]);
-        rough.distances(self.reader.kernels, &self.reader.head, list, distances);
-        let count = clusters.opened.len();
-        off.clear();
-        off.extend((0..count).flat_map(|number| distances[number..].iter().step_by(count)));
-        gains.select_keys(self.reader.kernels, zone, clusters, (&rough, off), threshold.tau);
-        let fixed = Self::fixed(&self.reader.view.shape, &self.reader.head).bytes();
-        threshold.raise(fixed, 3, |tau| {
-            gains.select_keys(self.reader.kernels, zone, clusters, (&rough, off), tau);
-            Self::chosen_bytes(&self.reader.view.shape, &self.reader.head, clusters, zone)
-        });
-        self.keep(Side::Keys)?;
-        self.timings.add(Operator::Select, started.elapsed());
-        Ok(rough)
-    }
-
-    /// Chooses the values to read, by the answer `rough` as it stands.
-    pub(super) fn select_values(&mut self, threshold: &mut Threshold, rough: &Rough) -> Result<(), Error> {
-        let started = Instant::now();
-        let Room { clusters, zone, gains, .. } = &mut self.room;
-        gains.select_values(self.reader.kernels, zone, clusters, rough, threshold.tau);
-        let fixed = Self::fixed(&self.reader.view.shape, &self.reader.head).bytes();
-        threshold.raise(fixed, 4, |tau| {
-            gains.select_values(self.reader.kernels, zone, clusters, rough, tau);
-            Self::chosen_bytes(&self.reader.view.shape, &self.reader.head, clusters, zone)
-        });
-        self.keep(Side::Values)?;
-        self.timings.add(Operator::Select, started.elapsed());
-        Ok(())
-    }
-
-    /// Leaves out the rows chosen that a cap on what comes from disk keeps from being read.
-    fn keep(&mut self, side: Side) -> Result<(), Error> {
-        let Some(fetches) = &mut self.fetches else { return Ok(()) };
-        let zone = &mut self.room.zone;
-        let of_side = |zone: &mut Zone, choice| match side {
-            Side::Keys => std::mem::replace(&mut zone.keys, choice),
-            Side::Values => std::mem::replace(&mut zone.values, choice),
-        };
-        let mut choice = of_side(zone, Choice::default());
-        let kept = fetches.keep(zone, side, &mut choice);
-        of_side(zone, choice);
-        Ok(kept?)
-    }
-
-    /// Chooses and reads rows.
-    fn read(&mut self, threshold: &mut Threshold) -> Result<Rough, Error> {
-        let mut rough = self.select_keys(threshold)?;
-        let mut started = Instant::now();
-        let Room { clusters, zone, changed, closed, .. } = &mut self.room;
-        let tops = clusters.top.clone();
-        self.reader.read_keys(zone, clusters, changed)?;
-        closed.rescale(&tops, &clusters.top);
-        if !zone.keys.is_empty() {
-            rough = self.rough();
-        }
-        self.timings.add(Operator::Read, started.elapsed());
-        self.select_values(threshold, &rough)?;
-
-        started = Instant::now();
-        let Room { zone, values, .. } = &mut self.room;
-        self.reader.read_values(zone, values)?;
-        let answer = self.finished(threshold);
-        self.timings.add(Operator::Read, started.elapsed());
-        Ok(answer)
-    }
-
-    /// The answer with all rows read. The sums over opened clusters are those that the values were chosen by; what rows read
-    /// in full take from a mean comes off.
-    fn finished(&mut self, threshold: &mut Threshold) -> Rough {
-        let (kernels, head) = (self.reader.kernels, &self.reader.head);
-        let Room {
-            clusters,
-            zone,
-            closed,
-            opened,
-            taken,
-            taking,
-            less,
-            weights,
-            on_mean,
-            values,
-            slopes,
-            touched,
-            ..
-        } = &mut self.room;
-        on_mean.clone_from(weights);
-        zone.take_full(head.group, on_mean, (taking, less));
-        taken.reset(head, head.group, self.reader.view.shape.value_dim);
-        taken.add(kernels, head, taking, less);
-        let (weights, steady) = ((&weights[..], &on_mean[..]), (&self.steady, &clusters.steady[..]));
-        let mut answer = Rough::of(head, &[closed, opened, taken], weights, steady, Some(values));
-        slopes.rise(kernels, head, clusters, zone);
-        let (shape, known) = (&self.reader.view.shape, &touched.slopes[..]);
-        let most = threshold.bytes_max.map_or(usize::MAX, |most| {
-            Self::slopes_within(most, shape, head, (clusters, zone)).saturating_sub(known.len())
-        });
-        threshold.raised |= slopes.choose(head, &answer, threshold.tau, (known, most));
-        slopes.follow(kernels, head, &mut answer);
-        answer
     }
 
     /// Reads every row, after `attempts` attempts that did not meet their bound.

@@ -68,7 +68,10 @@ pub(super) struct Zone {
     pub(super) deviation: Vec<f32>,
     /// Sums over the rows of each opened cluster, `[opened, group]`.
     pub(super) sums: Vec<RowSums>,
+    /// Keys that are read by what the sketches say, and such of them as are then read once more, finer, by what their codes say: in
+    /// `again.code` those that were read as half a code, in `again.full` those of which any code was.
     pub(super) keys: Choice,
+    pub(super) again: Choice,
     pub(super) values: Choice,
 }
 
@@ -106,8 +109,7 @@ impl Zone {
     /// No cluster is open.
     pub(super) fn clear(&mut self) {
         self.opened.clear();
-        self.keys.clear();
-        self.values.clear();
+        [&mut self.keys, &mut self.again, &mut self.values].into_iter().for_each(Choice::clear);
         (self.len, self.rows) = (0, 0);
     }
 
@@ -239,6 +241,11 @@ impl Choice {
     pub(super) fn is_empty(&self) -> bool {
         self.half.is_empty() && self.code.is_empty() && self.full.is_empty()
     }
+}
+
+/// Whether a row whose numbers begin at place `at` is in a list.
+pub(super) fn is_listed(list: &[Chosen], at: u32) -> bool {
+    list.binary_search_by_key(&at, |chosen| chosen.at).is_ok()
 }
 
 /// The rows of an opened cluster in a list.

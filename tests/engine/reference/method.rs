@@ -6,10 +6,8 @@ use longwave::RowForm;
 
 const PROBE: f64 = 0.5;
 const MEAN: f64 = 0.5;
-const KEY: [f64; 3] = [1.3, 3.0, 30.0];
 const VALUE: [f64; 3] = [0.35, 1.4, 10.0];
 /// By resolution.
-const KEY_NOISE: [f64; 4] = [1.0, 0.145, 0.0135, 0.0];
 const VALUE_NOISE: [f64; 4] = [1.0, 0.12, 0.0095, 0.0];
 const CENTROID_CODE_NOISE: f64 = 0.0095;
 /// The largest level of a code of so many bits.
@@ -50,6 +48,8 @@ pub struct Choice {
     /// Of each segment whether it is read how its values follow its keys.
     pub slopes: Vec<bool>,
     pub rows: Vec<Vec<[Resolution; 2]>>,
+    /// How finely the code of a key was read before it was read once more.
+    pub before: Vec<Vec<Resolution>>,
 }
 
 pub struct Reference {
@@ -102,8 +102,8 @@ pub fn answer(ask: Question<'_>) -> Reference {
     let mut attempt = Attempt::new(ask);
     attempt.choose_clusters();
     attempt.scan();
-    attempt.choose_keys();
     attempt.read_keys();
+    attempt.read_keys_again();
     attempt.choose_values();
     let heads = 0..ask.queries.len();
     let standing = attempt.follow();
@@ -159,6 +159,7 @@ impl<'a> Attempt<'a> {
             opened: vec![false; clusters.len()],
             slopes: vec![false; ask.head.segments.len()],
             rows: clusters.iter().map(|c| vec![[Resolution::Coarse; 2]; c.rows.len()]).collect(),
+            before: clusters.iter().map(|c| vec![Resolution::Coarse; c.rows.len()]).collect(),
         };
         let margin = f64::INFINITY;
         Attempt {
@@ -182,7 +183,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// The value that stands for a cluster.
-    fn mean(&self, c: usize) -> &'a [f64] {
+    pub(super) fn mean(&self, c: usize) -> &'a [f64] {
         let cluster = self.cluster(c);
         if self.choice.means[c] { &cluster.mean } else { &self.ask.head.segment(cluster).global_value }
     }
@@ -227,11 +228,11 @@ impl<'a> Attempt<'a> {
     }
 
     /// Where nothing finer than codes is kept of the rows of cluster `c`, a whole code is the row.
-    fn codes_alone(&self, c: usize) -> bool {
+    pub(super) fn codes_alone(&self, c: usize) -> bool {
         self.ask.head.segment(self.cluster(c)).form == RowForm::Codes
     }
 
-    fn resolution(&mut self, c: usize, gain: f64, rungs: [f64; 3]) -> Resolution {
+    pub(super) fn resolution(&mut self, c: usize, gain: f64, rungs: [f64; 3]) -> Resolution {
         match rungs.map(|rung| self.exceeds(gain, rung * self.ask.tau)) {
             [_, _, true] if !self.codes_alone(c) => Resolution::Full,
             [_, true, _] => Resolution::Code,
@@ -245,7 +246,8 @@ impl<'a> Attempt<'a> {
     }
 
     fn choose_clusters(&mut self) {
-        let above = |within: f64| within.clamp(2.5 * within.sqrt(), 3.3 * within.sqrt()).min(80.0);
+        let near = |within: f64| within.clamp(2.5 * within.sqrt(), 3.3 * within.sqrt());
+        let above = |within: f64| near(within).max(5.2 * within.sqrt() - 5.5).min(80.0);
         let clusters = 0..self.ask.head.clusters.len();
         let standing = self.all_standing();
         for c in clusters.clone() {
@@ -311,7 +313,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// Of each half byte of a row's sketch what it adds and the least that it could add; and the step.
-    fn halves(&self, c: usize, row: usize, g: usize) -> (Vec<[f64; 2]>, f64) {
+    pub(super) fn halves(&self, c: usize, row: usize, g: usize) -> (Vec<[f64; 2]>, f64) {
         let segment = self.ask.head.segment(self.cluster(c));
         let sketch = &self.cluster(c).rows[row];
         let mut halves: Vec<[f64; 2]> = Vec::new();
@@ -330,52 +332,6 @@ impl<'a> Attempt<'a> {
         }
         let step = halves.iter().map(|[_, least]| -2.0 * least).fold(0.0, f64::max) / 255.0;
         (halves, step)
-    }
-
-    /// Share of the variance of a sketched score that reading the key leaves. Of codes alone that is what the tables of
-    /// sketches are off by, up to half a step alike in each half byte.
-    fn key_noise(&self, (c, row, g): (usize, usize, usize), resolution: Resolution) -> f64 {
-        if !(self.codes_alone(c) && resolution == Resolution::Code) {
-            return KEY_NOISE[resolution as usize];
-        }
-        let segment = self.ask.head.segment(self.cluster(c));
-        let norm2: f64 = segment.axes.iter().map(|axis| dot(axis, &self.ask.queries[g]).powi(2)).sum();
-        let (halves, step) = self.halves(c, row, g);
-        (step * step * halves.len() as f64 / 12.0 / (norm2 * segment.sketch_noise.powi(2))).min(1.0)
-    }
-
-    fn choose_keys(&mut self) {
-        let standing = self.all_standing();
-        for (c, row) in self.places().filter(|&(c, _)| self.choice.opened[c]).collect::<Vec<_>>() {
-            let gain = self.gain(&standing, |g, standing| {
-                let reach = (distance2(self.mean(c), &standing.output) + self.cluster(c).value_spread).sqrt();
-                let above = (2.5 * self.variance[c][row][g].sqrt()).min(80.0).exp_m1();
-                self.weight[c][row][g] / standing.total * above * reach / standing.norm
-            });
-            self.choice.rows[c][row][0] = self.resolution(c, gain, KEY);
-        }
-    }
-
-    fn read_keys(&mut self) {
-        for (c, row) in self.places() {
-            let resolution = self.choice.rows[c][row][0];
-            let stored = &self.cluster(c).rows[row];
-            for g in 0..self.top.len() {
-                let query = &self.ask.queries[g];
-                let coded = |code: &[f64], sketch: f64| self.uncapped[c][g] + sketch + dot(query, code);
-                let score = match resolution {
-                    Resolution::Coarse => continue,
-                    Resolution::Half => coded(&stored.key_codes[0], self.sketched[c][row][g]),
-                    Resolution::Code => coded(&stored.key_codes[1], self.sketched[c][row][g]),
-                    Resolution::Full => dot(query, &stored.key),
-                };
-                self.rise[c][row][g] = score - self.uncapped[c][g];
-                self.variance[c][row][g] *= self.key_noise((c, row, g), resolution);
-                let jensen = (self.variance[c][row][g] / 2.0).min(1.0);
-                self.jensen[c][row][g] = jensen;
-                self.weight[c][row][g] = (cap(score, self.ask.softcap) + jensen - self.top[g]).exp();
-            }
-        }
     }
 
     fn choose_values(&mut self) {

@@ -2,6 +2,7 @@
 //! error, and which bytes it touches.
 
 mod follow;
+mod keys;
 mod method;
 mod pieces;
 mod rewrite;

@@ -69,10 +69,11 @@ pub fn pieces(
             let kept = full_columns(model, segment.row_form());
             for (side, (resolution, code, dim)) in columns.into_iter().enumerate() {
                 let [upper, lower] = code_pieces(number, (code, dim), place);
-                if matches!(resolution, Resolution::Half | Resolution::Code) {
+                let before = if side == 0 { choice.before[c][row] } else { Resolution::Coarse };
+                if [*resolution, before].iter().any(|of| matches!(of, Resolution::Half | Resolution::Code)) {
                     pieces.insert(upper);
                 }
-                if *resolution == Resolution::Code {
+                if [*resolution, before].contains(&Resolution::Code) {
                     pieces.insert(lower);
                 }
                 if *resolution == Resolution::Full {

@@ -8,6 +8,7 @@
 
 mod chosen;
 mod following;
+mod keys;
 mod left_to_cpu;
 
 use super::picks::{Names, OpenedCluster, Part, RESOLUTIONS, cache_of, row_bytes};
@@ -24,13 +25,11 @@ use crate::launch::RowList;
 use crate::placement::{Place, Placement};
 use crate::resident::Resident;
 use crate::shape::RowShape;
-use crate::zone::{
-    Limits, Opened, ReadKey, ReadValues, Resolution, Rough, RowPlanes, Strips, Weighed, ZoneRows,
-};
+use crate::zone::{Limits, Opened, ReadValues, Resolution, Rough, RowPlanes, Strips, Weighed, ZoneRows};
 use left_to_cpu::{check_deviations, check_places, check_totals};
 use longwave_kernels::codec::{Depth, record_len};
 use longwave_kernels::rotate;
-use longwave_query::constants::{KEY, MEAN, PROBE, VALUE};
+use longwave_query::constants::{MEAN, PROBE, VALUE};
 use longwave_query::{LayerSegment, LayerView, QueryBatch, Summaries};
 use longwave_storage::ColumnKind;
 use std::sync::Arc;
@@ -57,6 +56,7 @@ struct Call<'c, 'v> {
     placement: Placement,
     bytes: [u64; 3],
     rows: [u64; 6],
+    again: [u64; 2],
     wanted: Wanted,
 }
 
@@ -120,6 +120,7 @@ impl Tier {
             placement: Placement { places: Vec::new(), predicted: Default::default() },
             bytes: [0; 3],
             rows: [0; 6],
+            again: [0; 2],
             wanted: Wanted::default(),
         };
         let mut weighed = call.weigh(&coded, &self.device.upload(&steady_lse)?, tau)?;
@@ -127,9 +128,9 @@ impl Tier {
         let mut staged = self.staged.lock();
         call.read_keys(&mut weighed, &mut zone, &mut staged, tau)?;
         let (output, lse) = call.read_values(&weighed, &mut zone, &mut staged, tau)?;
-        let Call { placement, bytes, rows, wanted, .. } = call;
+        let Call { placement, bytes, rows, again, wanted, .. } = call;
         let mut report = TierReport::new(self, placement, bytes, wanted);
-        (report.opened, report.rows) = (zone.clusters.len() as u64, rows);
+        (report.opened, report.rows, report.again) = (zone.clusters.len() as u64, rows, again);
         Ok(TierAnswer { output, lse, report })
     }
 }
@@ -268,83 +269,6 @@ impl Call<'_, '_> {
             Some(cache) if part.place == Place::Slots => cache.with_pool(launch),
             _ => launch(&staged.of(part.resolution).pool),
         }
-    }
-
-    /// Chooses the keys to read, reads them on both sides, and weighs their rows anew.
-    fn read_keys(
-        &mut self,
-        weighed: &mut Weighed,
-        zone: &mut Zone,
-        staged: &mut StagedPools,
-        tau: f32,
-    ) -> Result<(), Error> {
-        let (device, resident) = (&self.tier.device, self.resident.clone());
-        let rough = self.rough(weighed, &zone.planes.clusters)?;
-        let products = self.products(&rough, &zone.open)?;
-        let (summaries, limits) = (&resident.summaries, self.limits);
-        let (rows, planes) = (&zone.rows, &zone.planes);
-        let gains =
-            device.row_gains(&self.strips, summaries, rows, planes, Some(&products), &rough, &limits)?;
-        let picks = self.choose(zone, &gains, KEY.map(|rung| rung * tau))?;
-        let (parts, placement) = self.tier.place_picks(&self.names, &picks, &self.slots, self.division);
-        let count: usize = parts.iter().map(|part| part.picks.len()).sum();
-        if count == 0 {
-            return Ok(());
-        }
-        let queries = device.upload(&self.coordinates.queries)?;
-        let mut scores = device.room(count * self.shape.group())?;
-        let mut at = 0;
-        for part in parts.iter().filter(|part| part.place != Place::Host) {
-            let list = self.on_device(part, ColumnKind::KEYS, staged)?;
-            let mine = self.with_pool(part, staged, |pool| match part.resolution {
-                Resolution::Code(depth) => {
-                    let codes = (pool, self.form(part, depth));
-                    device.score_codes(&self.shape, &self.coordinates.key, codes, &list)
-                }
-                Resolution::Full => device.score_rows(&self.shape, &queries, pool, &list, 0.0),
-            })?;
-            let len = part.picks.len() * self.shape.group();
-            device.copy_part(&mine, &mut scores, (at, len))?;
-            at += len;
-        }
-        let mut of_host = Vec::new();
-        for part in parts.iter().filter(|part| part.place == Place::Host) {
-            let queries = match part.resolution {
-                Resolution::Code(_) => &self.coordinates.host_key,
-                Resolution::Full => &self.coordinates.queries,
-            };
-            part.score(&self.names, queries, &mut of_host)?;
-        }
-        device.upload_part(&of_host, &mut scores, at)?;
-        let (reads, starts) = self.reads(&parts);
-        let reads = (&reads[..], &starts[..]);
-        device.weigh_keys(
-            &self.strips,
-            &zone.rows,
-            reads,
-            &mut scores,
-            weighed,
-            &mut zone.planes,
-            &limits,
-        )?;
-        self.account(ColumnKind::KEYS, &parts, placement);
-        Ok(())
-    }
-
-    /// The keys read, by unit; scores lie part by part.
-    fn reads(&self, parts: &[Part]) -> (Vec<ReadKey>, Vec<u32>) {
-        let mut reads = Vec::new();
-        for part in parts {
-            for pick in &part.picks {
-                let (resolution, score) = (part.resolution, reads.len() as u32);
-                let unit = self.names.unit(pick.strip);
-                reads.push((unit, ReadKey { row: pick.zone_row, resolution, score }));
-            }
-        }
-        reads.sort_by_key(|(unit, read)| (*unit, read.row));
-        let starts = (0..=self.units).map(|unit| reads.partition_point(|(of, _)| *of < unit) as u32);
-        let starts = starts.collect();
-        (reads.into_iter().map(|(_, read)| read).collect(), starts)
     }
 
     /// Chooses the values to read, reads them on both sides, and adds everything up.

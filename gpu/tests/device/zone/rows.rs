@@ -34,6 +34,7 @@ fn rows_of(number: usize) -> std::ops::Range<usize> {
 
 /// Planes of rows and clusters, as kernels behind the scan take them.
 struct Planes {
+    sketched: Vec<f32>,
     scores: Vec<f32>,
     weights: Vec<f32>,
     deviations: Vec<f32>,
@@ -45,6 +46,7 @@ impl Planes {
     fn new(scene: &mut Scene) -> Planes {
         let group = scene.group;
         Planes {
+            sketched: scene.numbers.units(ROWS * group, 2.5),
             scores: scene.numbers.units(ROWS * group, 2.0),
             weights: Scene::positive(scene.numbers.units(ROWS * group, 1.0), 0.01),
             deviations: Scene::positive(scene.numbers.units(ROWS * group, 1.0), 0.1),
@@ -56,9 +58,10 @@ impl Planes {
     fn upload(&self, device: &Device) -> RowPlanes {
         let up = |numbers: &[f32]| device.upload(numbers).unwrap();
         let marks = device.upload(&self.marks).unwrap();
-        let [scores, weights, deviations, clusters] =
-            [&self.scores, &self.weights, &self.deviations, &self.clusters].map(|plane| up(plane));
-        RowPlanes { scores, weights, deviations, marks, clusters }
+        let [sketched, scores, weights, deviations, clusters] =
+            [&self.sketched, &self.scores, &self.weights, &self.deviations, &self.clusters]
+                .map(|plane| up(plane));
+        RowPlanes { sketched, scores, weights, deviations, marks, clusters }
     }
 }
 
@@ -82,6 +85,9 @@ fn sketched_rows_weigh_what_their_scores_and_deviations_say() {
             let planes =
                 device.weigh_rows(&strips, &zone, &weighed, scanned, &up(&noise), &limits(softcap)).unwrap();
             assert!(device.download(&planes.marks).unwrap()[..ROWS].iter().all(|&mark| mark == 0));
+            let [scores, sketched] =
+                [&planes.scores, &planes.sketched].map(|numbers| device.download(numbers).unwrap());
+            assert!(scores == sketched);
             [&planes.weights, &planes.deviations, &planes.clusters, &planes.scores]
                 .map(|numbers| device.download(numbers).unwrap())
                 .into()
@@ -205,7 +211,7 @@ fn keys_that_were_read_replace_weights_and_may_become_the_top() {
             let (of_key, at) =
                 (f64::from(scores[read.score as usize * group + g]), read.row as usize * group + g);
             let is_full = read.resolution == Resolution::Full;
-            of_key + if is_full { 0.0 } else { f64::from(planes.scores[at]) }
+            of_key + if is_full { 0.0 } else { f64::from(planes.sketched[at]) }
         };
         // The score by which a key is weighed, and a bound.
         let score = |read: &ReadKey, g: usize| {
