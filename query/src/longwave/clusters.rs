@@ -243,10 +243,10 @@ impl Clusters {
     pub(super) fn row_at_most(&self, segment: &HeadSegment<'_>, cluster: usize, g: usize) -> f32 {
         let (spread, local) = (self.spread(segment, g), cluster - segment.first);
         let within = spread.unit * spread.spreads[local];
-        // As in the kernels that tell which clusters are opened.
+        // As in the kernels that tell which clusters are opened, but for rows that are hardly ever so far up: by those almost any
+        // cluster might hold an important one.
         let [least, most] = LIMITS.deviations.map(|deviations| deviations * within.sqrt());
-        let far = LIMITS.far[0] * within.sqrt() - LIMITS.far[1];
-        let rise = within.min(most).max(least).max(far).min(LIMITS.rise);
+        let rise = within.min(most).max(least).min(LIMITS.rise);
         row_mass(&spread, local) * rise.exp()
     }
 

@@ -10,7 +10,8 @@
 //!
 //! A step down is taken where its expected contribution to the relative error of the output, root-sum-squared over
 //! the query heads that share the KV head, exceeds tau times a fixed factor for the kind of step. What is not yet
-//! known is judged by an upper estimate.
+//! known is judged by an upper estimate. Keys are chosen by their sketches, and those that were read as codes are judged
+//! once more by what these say.
 
 mod answer;
 mod bytes;
