@@ -24,6 +24,8 @@ struct Seen {
     rows: [[usize; 4]; 4],
     /// Keys that were read once more: the whole of half a code, the row after half of it, and after the whole.
     again: [usize; 3],
+    /// And those that were read only then.
+    missed: usize,
     /// Segments whose slopes were left alone, and those whose slopes were read.
     slopes: [usize; 2],
 }
@@ -58,6 +60,7 @@ impl Seen {
         for row in reference.choice.rows.iter().flatten() {
             self.rows[row[0] as usize][row[1] as usize] += 1;
         }
+        self.missed += reference.choice.missed;
         let befores = reference.choice.before.iter().flatten();
         for (before, [key, _]) in befores.zip(reference.choice.rows.iter().flatten()) {
             match (before, key) {
@@ -201,6 +204,7 @@ fn answers_and_predictions_are_those_of_the_reference_at_every_tau() {
     }
     seen.check();
     assert!(seen.again.iter().all(|&n| n > 0), "read once more: {:?}", seen.again);
+    assert!(seen.missed > 0, "keys that were read only when others were read once more");
 }
 
 /// Exact attention is over the rows as the reference decodes them from what is stored, and says what it has read for it.

@@ -31,8 +31,8 @@ pub struct TierReport {
     pub opened: u64,
     /// Keys read as half a code, as a whole one and in full, and values likewise. A key that was read once more counts twice.
     pub rows: [u64; 6],
-    /// Keys read as a whole code after half of it, and in full after a code.
-    pub again: [u64; 2],
+    /// Keys read as a whole code after half of it, in full after a code, and as a whole code when the others were known.
+    pub again: [u64; 3],
     /// What was to be read, for the caches; see [`Tier::note`].
     pub wanted: Wanted,
     /// The caches of clusters, codes and full rows, as far as there are any.
@@ -53,13 +53,13 @@ pub struct Wanted {
 impl TierReport {
     pub(super) fn new(tier: &Tier, placement: Placement, bytes: [u64; 3], wanted: Wanted) -> TierReport {
         let (placement, caches) = (Some(placement), cache_reports(&tier.caches));
-        let (rows, again) = ([0; 6], [0; 2]);
+        let (rows, again) = ([0; 6], [0; 3]);
         TierReport { placement, machine: tier.machine, bytes, opened: 0, rows, again, wanted, caches }
     }
 
     pub(super) fn of_host(machine: Machine, caches: [Option<CacheReport>; 3]) -> TierReport {
         let wanted = Wanted::default();
-        let (bytes, rows, again) = ([0; 3], [0; 6], [0; 2]);
+        let (bytes, rows, again) = ([0; 3], [0; 6], [0; 3]);
         TierReport { placement: None, machine, bytes, opened: 0, rows, again, wanted, caches }
     }
 }

@@ -68,6 +68,7 @@ impl Call<'_, '_> {
             + full(&zone.keys.full, LayerSegment::key_bytes)
             + bytes(&zone.again.code, Depth::Whole.len(shape.key_dim) - Depth::Half.len(shape.key_dim))
             + full(&zone.again.full, LayerSegment::key_bytes)
+            + bytes(&zone.missed.code, Depth::Whole.len(shape.key_dim))
             + bytes(&zone.values.half, Depth::Half.len(shape.value_dim))
             + bytes(&zone.values.code, Depth::Whole.len(shape.value_dim))
             + full(&zone.values.full, LayerSegment::value_bytes)

@@ -9,7 +9,8 @@ pub const MEAN: f32 = 0.5;
 /// See [`PROBE`].
 pub const KEY: [f32; 3] = [1.3, 8.0, 100.0];
 /// The same of a key whose code was read, by what it says: read the whole of half a code, the row where the whole was read, and the
-/// row where half was.
+/// row where half was. From the second on the whole code is read of a key of which none was, if the others have made the answer
+/// so much smaller that it matters after all.
 pub const AGAIN: [f32; 3] = [1.0, 3.0, 10.0];
 /// See [`PROBE`].
 pub const VALUE: [f32; 3] = [0.35, 1.4, 10.0];

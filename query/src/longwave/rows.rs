@@ -49,6 +49,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             Self::chosen_bytes(&self.reader.view.shape, &self.reader.head, clusters, zone)
         });
         self.keep(|zone| &mut zone.again, Side::Keys)?;
+        self.keep(|zone| &mut zone.missed, Side::Keys)?;
         // A full row that is not to be had is left to its code, which some have been read as.
         let Zone { keys, again, .. } = &mut self.room.zone;
         again.code.retain(|chosen| is_listed(&keys.half, chosen.at));
@@ -101,6 +102,9 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         }
         if !self.room.zone.again.is_empty() {
             rough = self.read_keys(|zone| &mut zone.again, Known::Code)?;
+        }
+        if !self.room.zone.missed.is_empty() {
+            rough = self.read_keys(|zone| &mut zone.missed, Known::Sketch)?;
         }
         self.select_values(threshold, &rough)?;
 

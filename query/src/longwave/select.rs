@@ -47,7 +47,8 @@ impl Gains {
         zone.keys = choice;
     }
 
-    /// Chooses which of the keys that were read as codes are read once more, and finer, by what their codes have left open.
+    /// Chooses which of the keys that were read as codes are read once more, and finer, by what their codes have left open; and keys
+    /// that were not read and matter more by now.
     pub(super) fn select_again(
         &mut self,
         kernels: &Kernels,
@@ -75,6 +76,11 @@ impl Gains {
         }
         choice.full.sort_by_key(|chosen| chosen.at);
         zone.again = choice;
+        let mut choice = std::mem::take(&mut zone.missed);
+        self.choose(kernels, zone, KEYS, [AGAIN[1] * tau, f32::INFINITY, f32::INFINITY], &mut choice);
+        std::mem::swap(&mut choice.half, &mut choice.code);
+        choice.code.retain(|chosen| !zone.keys.holds(chosen.at));
+        zone.missed = choice;
     }
 
     fn reach_of_keys(&mut self, clusters: &Clusters, (rough, off): (&Rough, &[f32])) {

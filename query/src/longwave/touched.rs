@@ -41,10 +41,10 @@ impl Touched {
         unite(&mut self.slopes, &slopes.read);
         unite(&mut self.means, &clusters.means);
         unite(&mut self.sketched, &clusters.opened);
-        let Zone { keys, again, values, .. } = zone;
+        let Zone { keys, again, missed, values, .. } = zone;
         let lists: [(&[&[Chosen]], _); 6] = [
             (&[&keys.half], &mut self.key_halves),
-            (&[&keys.code, &again.code], &mut self.key_codes),
+            (&[&keys.code, &again.code, &missed.code], &mut self.key_codes),
             (&[&keys.full, &again.full], &mut self.keys),
             (&[&values.half], &mut self.value_halves),
             (&[&values.code], &mut self.value_codes),

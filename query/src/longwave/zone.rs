@@ -69,9 +69,11 @@ pub(super) struct Zone {
     /// Sums over the rows of each opened cluster, `[opened, group]`.
     pub(super) sums: Vec<RowSums>,
     /// Keys that are read by what the sketches say, and such of them as are then read once more, finer, by what their codes say: in
-    /// `again.code` those that were read as half a code, in `again.full` those of which any code was.
+    /// `again.code` those that were read as half a code, in `again.full` those of which any code was. And in `missed.code` keys
+    /// that are read only then.
     pub(super) keys: Choice,
     pub(super) again: Choice,
+    pub(super) missed: Choice,
     pub(super) values: Choice,
 }
 
@@ -109,7 +111,8 @@ impl Zone {
     /// No cluster is open.
     pub(super) fn clear(&mut self) {
         self.opened.clear();
-        [&mut self.keys, &mut self.again, &mut self.values].into_iter().for_each(Choice::clear);
+        let keys = [&mut self.keys, &mut self.again, &mut self.missed];
+        keys.into_iter().chain([&mut self.values]).for_each(Choice::clear);
         (self.len, self.rows) = (0, 0);
     }
 
@@ -236,6 +239,11 @@ impl Choice {
         self.half.clear();
         self.code.clear();
         self.full.clear();
+    }
+
+    /// Whether a row whose numbers begin at place `at` is in one of the lists.
+    pub(super) fn holds(&self, at: u32) -> bool {
+        [&self.half, &self.code, &self.full].into_iter().any(|list| is_listed(list, at))
     }
 
     pub(super) fn is_empty(&self) -> bool {

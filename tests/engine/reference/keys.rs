@@ -56,6 +56,11 @@ impl Attempt<'_> {
                     _ => continue,
                 },
                 Resolution::Code if has_rows && self.exceeds(gain, CODE_AGAIN * tau) => Resolution::Full,
+                // What matters after all, since the others have made the answer so much smaller.
+                Resolution::Coarse if self.choice.opened[c] && self.exceeds(gain, CODE_AGAIN * tau) => {
+                    self.choice.missed += 1;
+                    Resolution::Code
+                }
                 _ => continue,
             };
             again.push((c, row, before, after));

@@ -50,6 +50,8 @@ pub struct Choice {
     pub rows: Vec<Vec<[Resolution; 2]>>,
     /// How finely the code of a key was read before it was read once more.
     pub before: Vec<Vec<Resolution>>,
+    /// Keys that were read only when others were read once more.
+    pub missed: usize,
 }
 
 pub struct Reference {
@@ -160,6 +162,7 @@ impl<'a> Attempt<'a> {
             slopes: vec![false; ask.head.segments.len()],
             rows: clusters.iter().map(|c| vec![[Resolution::Coarse; 2]; c.rows.len()]).collect(),
             before: clusters.iter().map(|c| vec![Resolution::Coarse; c.rows.len()]).collect(),
+            missed: 0,
         };
         let margin = f64::INFINITY;
         Attempt {

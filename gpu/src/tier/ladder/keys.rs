@@ -11,7 +11,7 @@ use longwave_storage::ColumnKind;
 
 impl Call<'_, '_> {
     /// Chooses the keys to read, reads them on both sides, and weighs their rows anew; then the same of those that are to be read
-    /// finer.
+    /// finer, and of those that matter more by then.
     pub(super) fn read_keys(
         &mut self,
         weighed: &mut Weighed,
@@ -25,7 +25,6 @@ impl Call<'_, '_> {
         }
         self.read_chosen(&first, self.limits, weighed, zone, staged)?;
         let [half, code, _] = &first;
-        // Nothing is known anew of a row without a code.
         let [above_whole, above_row, above_row_of_half] =
             self.choose_keys(weighed, zone, AGAIN.map(|rung| rung * tau))?;
         let of = |picks: &[&[Pick]], list: &[Pick]| {
@@ -39,12 +38,22 @@ impl Call<'_, '_> {
         let mut full = of(&[&above_row, &above_row_of_half], code);
         full.extend(of(&[&above_row_of_half], half));
         full.sort_by_key(|pick| pick.zone_row);
-        self.again = [whole.len() as u64, full.len() as u64];
-        let again = [Vec::new(), whole, full];
-        if again.iter().all(Vec::is_empty) {
-            return Ok(());
+        self.again = [whole.len() as u64, full.len() as u64, 0];
+        if whole.len() + full.len() > 0 {
+            self.read_chosen(&[Vec::new(), whole, full], self.limits.again(), weighed, zone, staged)?;
         }
-        self.read_chosen(&again, self.limits.again(), weighed, zone, staged)
+        let is_read = |pick: &Pick| {
+            first.iter().any(|list| list.binary_search_by_key(&pick.zone_row, |p| p.zone_row).is_ok())
+        };
+        let mut missed = above_row;
+        missed.extend(above_row_of_half);
+        missed.retain(|pick| !is_read(pick));
+        missed.sort_by_key(|pick| pick.zone_row);
+        if !missed.is_empty() {
+            self.again[2] = missed.len() as u64;
+            self.read_chosen(&[Vec::new(), missed, Vec::new()], self.limits, weighed, zone, staged)?;
+        }
+        Ok(())
     }
 
     /// The keys whose squared gain, by the answer as it stands, is above the thresholds.

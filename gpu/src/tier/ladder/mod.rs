@@ -56,7 +56,7 @@ struct Call<'c, 'v> {
     placement: Placement,
     bytes: [u64; 3],
     rows: [u64; 6],
-    again: [u64; 2],
+    again: [u64; 3],
     wanted: Wanted,
 }
 
@@ -120,7 +120,7 @@ impl Tier {
             placement: Placement { places: Vec::new(), predicted: Default::default() },
             bytes: [0; 3],
             rows: [0; 6],
-            again: [0; 2],
+            again: [0; 3],
             wanted: Wanted::default(),
         };
         let mut weighed = call.weigh(&coded, &self.device.upload(&steady_lse)?, tau)?;
