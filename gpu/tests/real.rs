@@ -150,12 +150,14 @@ struct Off {
 /// Whether the device read as many codes and full rows, from as many clusters, as the CPU.
 fn chose_alike(found: &TierAnswer, expected: &Answer, dim: usize) -> bool {
     let (rows, traffic) = (&found.report.rows, expected.report.traffic);
+    // What half a code and the whole of it share counts once.
+    let halves = rows[0] - found.report.again[0];
     let [half, whole] = [Depth::Half, Depth::Whole].map(|depth| depth.len(dim) as u64);
     let opened: u64 = expected.report.positions.iter().map(|position| position.clusters_read).sum();
     // Rows that are read anyway have their keys read as well as their values.
     let more_keys = |keys: u64, values: u64| keys as i64 - values as i64;
     opened == found.report.opened
-        && rows[0] * half + rows[1] * whole == traffic.key_codes
+        && halves * half + rows[1] * whole == traffic.key_codes
         && rows[3] * half + rows[4] * whole == traffic.value_codes
         && more_keys(2 * dim as u64 * rows[2], 2 * dim as u64 * rows[5])
             == more_keys(traffic.keys, traffic.values)

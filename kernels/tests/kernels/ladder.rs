@@ -122,7 +122,7 @@ fn opening_a_cluster_gains_what_the_definition_says() {
         let (mass, off) = (positive(&mut sample, 3.0), positive(&mut sample, 7.0));
         let (inside, before) = (positive(&mut sample, 0.5), positive(&mut sample, 1.0));
         // Beyond this a square does not fit.
-        let within: Vec<f32> = variances(&mut sample, count).into_iter().map(|w| w.min(100.0)).collect();
+        let within: Vec<f32> = variances(&mut sample, count).into_iter().map(|w| w.min(75.0)).collect();
         let counts: Vec<f32> = (0..count).map(|_| 1.0 + sample.below(90) as f32).collect();
         let [m, w, o, i, c] = [&mass, &within, &off, &inside, &counts];
         let probed = Probed { mass: m, within: w, off: o, inside: i, counts: c, scale: 0.375 };
