@@ -180,6 +180,8 @@ pub(super) struct Fetches<'a, 'v> {
     pages_max: usize,
     /// Cold pages that it reads, ascending.
     mine: Vec<PageId>,
+    /// How many of them there may be before values come: keys are chosen more than once, and have one part together.
+    before_values: Option<usize>,
     /// Whether rows were left to coarser resolutions.
     pub(super) is_cut: bool,
 }
@@ -192,7 +194,16 @@ impl<'a, 'v> Fetches<'a, 'v> {
         (position, kv_head): (usize, usize),
     ) -> Self {
         let pages_max = disk.pages_max(position * view.shape.kv_heads + kv_head);
-        Fetches { disk, view, numbers, kv_head, pages_max, mine: Vec::new(), is_cut: false }
+        Fetches {
+            disk,
+            view,
+            numbers,
+            kv_head,
+            pages_max,
+            mine: Vec::new(),
+            before_values: None,
+            is_cut: false,
+        }
     }
 
     fn place(&self, number: usize, of: RowColumn) -> Result<Place<'v>, Error> {
@@ -224,7 +235,13 @@ impl<'a, 'v> Fetches<'a, 'v> {
     /// the values.
     pub(super) fn keep(&mut self, zone: &Zone, side: Side, choice: &mut Choice) -> Result<(), Error> {
         let left = self.pages_max.saturating_sub(self.mine.len());
-        let allowed = if side == Side::Keys { (left as f64 * OF_KEYS).ceil() as usize } else { left };
+        let allowed = if side == Side::Keys {
+            let of_keys = || self.mine.len() + (left as f64 * OF_KEYS).ceil() as usize;
+            self.before_values.get_or_insert_with(of_keys).saturating_sub(self.mine.len())
+        } else {
+            self.before_values = None;
+            left
+        };
         let wanted = self.wanted(zone, side, choice)?;
         if wanted.len() <= allowed {
             return self.take(wanted);
