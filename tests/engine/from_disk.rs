@@ -79,6 +79,17 @@ fn pages(case: &Case) -> BTreeSet<Page> {
     (0..case.segments().len()).flat_map(of_segment).collect()
 }
 
+/// Whether a page holds keys, as rows or as codes.
+fn holds_keys(case: &Case, (number, page): Page) -> bool {
+    let bytes = (page * BLOCK_SIZE) as u64..((page + 1) * BLOCK_SIZE) as u64;
+    let mut columns = case.segments()[number].segment().columns();
+    columns.any(|info| {
+        [ladder::KEY_CODE, ColumnKind::KEYS, ColumnKind::KEYS_8BIT].contains(&info.kind)
+            && info.offset < bytes.end
+            && info.offset + info.len > bytes.start
+    })
+}
+
 /// Flips a bit in every counted byte's place of these pages, one byte a page and column.
 fn damage(case: &Case, damaged: &BTreeSet<Page>, files: &[Vec<u8>]) {
     for (number, segment) in case.segments().iter().enumerate() {
@@ -234,6 +245,36 @@ fn a_cap_is_kept_page_by_page() {
             // A page that several positions want counts with each.
             assert!(last * positions as u64 > whole / 2, "{form}: {last} of {whole}");
         }
+    }
+}
+
+#[test]
+fn keys_leave_their_part_of_the_pages_to_the_values_however_often_they_are_chosen() {
+    let case = case(RowForm::Full);
+    let (all, is_cold) = (pages(&case), |_| true);
+    let of_keys: BTreeSet<Page> = all.iter().copied().filter(|&page| holds_keys(&case, page)).collect();
+    let queries = queries(13, 1, &case.model);
+    set_cold(&case, is_cold);
+    // Low enough that keys which were read as codes are then wanted in full.
+    let ask = |snapshot: &Snapshot, bytes: u64| {
+        let segments = &snapshot.segments(0).unwrap()[..case.summarised(1)];
+        Ok(case.try_attend_over(segments, &queries, &FixedTau::new(TAU / 8.0).from_disk(bytes))?)
+    };
+    let whole = ask(&case.reopened(), u64::MAX).unwrap();
+    let traffic = whole.report.traffic;
+    assert!(traffic.keys > 0 && traffic.key_codes > 0, "{traffic:?}");
+    for share in [2, 3, 5] {
+        let cap = whole.report.disk.unwrap().bytes / share;
+        let pages_max = cap / PAGE;
+        let touched = touched(&case, &of_keys, is_cold, |snapshot| ask(snapshot, cap));
+        // 65 % of what each of the heads may fetch, rounded up.
+        let heads = case.model.kv_heads as u64;
+        let most: u64 = (0..heads)
+            .map(|head| pages_max / heads + u64::from(head < pages_max % heads))
+            .map(|pages| (pages * 65).div_ceil(100))
+            .sum();
+        let found = touched.len() as u64;
+        assert!(found <= most && 2 * found > most, "{found} of {most} pages of {pages_max}");
     }
 }
 

@@ -5,10 +5,14 @@ use crate::reference::{
     plain_pieces, traffic,
 };
 use crate::sample::{logits, model, queries, query_view};
+use longwave::index::ladder::columns as ladder;
+use longwave::storage::{BLOCK_SIZE, ColumnKind};
 use longwave::{
-    Answer, Budget, ClusterId, ClusterOptions, ContextOptions, Dtype, ModelSpec, Plan, RowForm, Traffic,
+    Answer, Budget, ClusterId, ClusterOptions, ContextOptions, Dtype, LayerSegment, ModelSpec, Plan, RowForm,
+    Traffic,
 };
 use longwave_query::FixedTau;
+use std::collections::BTreeSet;
 
 /// What the answers of several calls rested on, to show that the data needs every part of the method.
 #[derive(Default)]
@@ -250,6 +254,56 @@ fn rows_that_are_not_kept_in_full_are_what_is_kept_of_them() {
         assert!(seen.rows[Resolution::Code as usize].iter().sum::<usize>() > 0, "{:?}", seen.rows);
         check_exact_over_kept(&case, &queries(5, 1, &model));
     }
+}
+
+/// Pages that hold rows in full, of a segment whose codes lie on pages of their own.
+fn pages_of_full_rows(segment: &LayerSegment) -> BTreeSet<usize> {
+    let of = |kinds: [ColumnKind; 2]| -> BTreeSet<usize> {
+        let columns = segment.segment().columns().filter(|info| kinds.contains(&info.kind));
+        columns
+            .flat_map(|info| {
+                info.offset as usize / BLOCK_SIZE..((info.offset + info.len) as usize).div_ceil(BLOCK_SIZE)
+            })
+            .collect()
+    };
+    let full = of([ColumnKind::KEYS, ColumnKind::VALUES]);
+    assert!(!full.is_empty() && full.is_disjoint(&of([ladder::KEY_CODE, ladder::VALUE_CODE])));
+    full
+}
+
+#[test]
+fn rows_that_are_not_to_be_had_in_full_are_left_to_the_codes_that_were_read() {
+    let case = case(model([3, 6, 24, 16], Dtype::F16, 1), 21, 760, [1.0, 0.05]);
+    for segment in case.segments() {
+        let cold = pages_of_full_rows(segment);
+        case.memory.set_cold(segment.segment().path(), |page| cold.contains(&page)).unwrap();
+    }
+    let ladders = case.ladders(1);
+    let (mut compared, mut left, mut left_again) = (0, 0, 0);
+    for (seed, tau) in [(1, 0.0005), (2, 0.001), (3, 0.004), (4, 0.02)] {
+        for sharp in [0.6, 1.5, 4.0] {
+            let queries: Vec<f32> = queries(seed, 1, &case.model).iter().map(|x| sharp * x).collect();
+            let budget = Budget::FromDisk { tau, bytes: 0 };
+            let answer = case.reopened().attend(0, &query_view(&queries, &case.model), &budget).unwrap();
+            assert_eq!(answer.report.disk.unwrap().bytes, 0);
+            for (kv_head, ladder) in ladders.iter().enumerate() {
+                let reference = case.answer_with(ladder, &queries, (0, kv_head), tau, false);
+                let whole = case.answer(ladder, &queries, (0, kv_head), tau);
+                if reference.margin.min(whole.margin) < MARGIN {
+                    continue;
+                }
+                let place = format!("seed {seed}, tau {tau}, KV head {kv_head}");
+                check_unit(&case, (0, kv_head), &reference, &answer, &place);
+                compared += 1;
+                let befores = whole.choice.before.iter().flatten();
+                for (before, [key, value]) in befores.zip(whole.choice.rows.iter().flatten()) {
+                    left += usize::from([key, value].contains(&&Resolution::Full));
+                    left_again += usize::from((before, key) == (&Resolution::Code, &Resolution::Full));
+                }
+            }
+        }
+    }
+    assert!(compared > 12 && left > 100 && left_again > 5, "{compared}, {left}, {left_again}");
 }
 
 #[test]

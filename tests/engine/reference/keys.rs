@@ -48,7 +48,7 @@ impl Attempt<'_> {
         for (c, row) in self.places() {
             let before = self.choice.rows[c][row][0];
             let gain = self.key_gain((c, row), &standing);
-            let has_rows = !self.codes_alone(c);
+            let has_rows = self.has_full(c);
             let after = match before {
                 Resolution::Half => match HALF_AGAIN.map(|rung| self.exceeds(gain, rung * tau)) {
                     [_, true] if has_rows => Resolution::Full,

@@ -37,6 +37,8 @@ pub struct Question<'a> {
     pub steady: &'a [Steady],
     pub softcap: Option<f64>,
     pub tau: f64,
+    /// Whether rows can be had in full; otherwise their codes are all there is.
+    pub has_full: bool,
 }
 
 /// What is read: of each cluster whether its value mean and its sketches, of each row the key's and the value's
@@ -235,9 +237,14 @@ impl<'a> Attempt<'a> {
         self.ask.head.segment(self.cluster(c)).form == RowForm::Codes
     }
 
+    /// Whether rows of cluster `c` can be read in full.
+    pub(super) fn has_full(&self, c: usize) -> bool {
+        self.ask.has_full && !self.codes_alone(c)
+    }
+
     pub(super) fn resolution(&mut self, c: usize, gain: f64, rungs: [f64; 3]) -> Resolution {
         match rungs.map(|rung| self.exceeds(gain, rung * self.ask.tau)) {
-            [_, _, true] if !self.codes_alone(c) => Resolution::Full,
+            [_, _, true] if self.has_full(c) => Resolution::Full,
             [_, true, _] => Resolution::Code,
             [true, ..] => Resolution::Half,
             _ => Resolution::Coarse,

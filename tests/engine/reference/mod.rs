@@ -131,9 +131,21 @@ impl Case {
         (at, kv_head): (usize, usize),
         tau: f64,
     ) -> Reference {
+        self.answer_with(ladder, queries, (at, kv_head), tau, true)
+    }
+
+    /// The same where rows can be had in full, or as codes and no finer.
+    pub fn answer_with(
+        &self,
+        ladder: &StoredHead,
+        queries: &[f32],
+        (at, kv_head): (usize, usize),
+        tau: f64,
+        has_full: bool,
+    ) -> Reference {
         let (queries, steady) = self.unit(queries, at, kv_head);
         let softcap = self.model.softcap.map(f64::from);
-        answer(Question { head: ladder, queries: &queries, steady: &steady, softcap, tau })
+        answer(Question { head: ladder, queries: &queries, steady: &steady, softcap, tau, has_full })
     }
 }
 
