@@ -2,6 +2,7 @@
 
 use crate::ClusterOptions;
 use crate::kmeans::Workspace;
+use crate::order::line_up;
 use crate::outliers::set_apart;
 use crate::split::split_cluster;
 
@@ -68,7 +69,8 @@ pub(crate) fn cluster_in(
         // Below 1 every cluster would be cut up: not a request that makes sense.
         Some(factor) if factor >= 1.0 => {
             let split = split_large(whole, &workspace.points, dim, factor);
-            set_apart(split, &workspace.points, dim, options, stream)
+            let apart = set_apart(split, &workspace.points, dim, options, stream);
+            line_up(&apart, &workspace.points, dim)
         }
         _ => whole,
     }

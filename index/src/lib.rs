@@ -22,6 +22,7 @@ pub mod columns;
 mod kmeans;
 pub mod ladder;
 mod options;
+mod order;
 mod outliers;
 mod postings;
 mod rows8;

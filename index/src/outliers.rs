@@ -196,7 +196,7 @@ fn point(points: &[f32], row: u32, dim: usize) -> &[f32] {
 }
 
 /// The inner product, in eight sums side by side.
-fn product(a: &[f32], b: &[f32]) -> f64 {
+pub(crate) fn product(a: &[f32], b: &[f32]) -> f64 {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
     let mut sums = [0.0f32; 8];
     for (a, b) in a.iter().zip(b) {
