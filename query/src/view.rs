@@ -226,14 +226,6 @@ impl LayerSegment {
         LadderView::expect(&self.segment)
     }
 
-    /// Says that its sketches are read behind it; see [`LadderView::expect_sketches`].
-    pub(crate) fn expect_sketches(&self) -> Result<(), Error> {
-        if self.is_ladder_opened() {
-            return Ok(());
-        }
-        LadderView::expect_sketches(&self.segment)
-    }
-
     /// Whether the ladder, if there is one, was opened before.
     pub(crate) fn is_ladder_opened(&self) -> bool {
         self.ladder.get().is_some()

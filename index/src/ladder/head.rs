@@ -128,12 +128,12 @@ impl<'a> HeadLadder<'a> {
     }
 
     /// Says that the sketches of these clusters, which ascend, are about to be read: they are asked for all at once where
-    /// they are on disk.
+    /// they are on disk. Returns whether some of them are, as far as was looked.
     ///
     /// # Panics
     /// When there is no such cluster.
-    pub fn expect_sketches(&self, clusters: impl Iterator<Item = usize> + Clone) {
-        self.parts.sketch.expect(clusters.map(|cluster| self.sketch_range(cluster)));
+    pub fn expect_sketches(&self, clusters: impl Iterator<Item = usize> + Clone) -> bool {
+        self.parts.sketch.expect(clusters.map(|cluster| self.sketch_range(cluster)))
     }
 
     /// The same for whoever asks for the codes that he reads by himself; see [`Column::without_ahead`].

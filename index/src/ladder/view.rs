@@ -62,15 +62,6 @@ impl<'a> LadderView<'a> {
         segment.expect(&OPENED)
     }
 
-    /// Says that sketches of most clusters are about to be read, once the ladder is open: all of them are asked for. A call
-    /// reads most of their pages, here and there, and to read all from end to end takes a disk less time.
-    ///
-    /// # Errors
-    /// As [`Segment::hold`].
-    pub fn expect_sketches(segment: &Segment) -> Result<(), Error> {
-        segment.expect(&[SKETCH])
-    }
-
     /// Opens the ladder of `segment`; `None` when the segment has none, or one of an earlier version, whose codes are no
     /// longer read. Reads the small columns.
     ///

@@ -184,6 +184,8 @@ pub(super) struct Fetches<'a, 'v> {
     before_values: Option<usize>,
     /// Whether rows were left to coarser resolutions.
     pub(super) is_cut: bool,
+    /// Whether pages were asked for since somebody wanted to know.
+    has_asked: bool,
 }
 
 impl<'a, 'v> Fetches<'a, 'v> {
@@ -203,6 +205,7 @@ impl<'a, 'v> Fetches<'a, 'v> {
             mine: Vec::new(),
             before_values: None,
             is_cut: false,
+            has_asked: false,
         }
     }
 
@@ -371,6 +374,11 @@ impl<'a, 'v> Fetches<'a, 'v> {
         Ok(())
     }
 
+    /// Whether cold pages were asked for since this was last called.
+    pub(super) fn has_asked(&mut self) -> bool {
+        std::mem::take(&mut self.has_asked)
+    }
+
     /// Fetches cold pages.
     fn take(&mut self, mut pages: Vec<PageId>) -> Result<(), Error> {
         if pages.is_empty() {
@@ -378,6 +386,7 @@ impl<'a, 'v> Fetches<'a, 'v> {
         }
         pages.sort_unstable();
         pages.dedup();
+        self.has_asked = true;
         self.disk.fetch(&pages)?;
         self.mine.append(&mut pages);
         self.mine.sort();

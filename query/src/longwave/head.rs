@@ -40,8 +40,6 @@ impl<'v> Ladders<'v> {
         let oldest = queries.first_position;
         let used = || view.segments.iter().filter(|segment| view.summaries_hold(segment, oldest));
         used().try_for_each(|segment| segment.expect_ladder())?;
-        // They come while the ladders are checked.
-        used().try_for_each(|segment| segment.expect_sketches())?;
         // After a context was opened there is something to check for each, and several threads to do it. What one fails at is
         // found again below, in order.
         let unopened: Vec<&LayerSegment> =
@@ -182,6 +180,14 @@ impl<'v> Head<'v> {
             (head.clusters, head.rows) = (first + ladder.cluster_count(), first_row + ladder.rows());
         }
         Ok(head)
+    }
+
+    /// Asks for the sketches of these clusters; says whether some have to come from disk.
+    pub(super) fn expect_sketches(&self, list: &[u32]) -> bool {
+        self.runs(list).fold(false, |comes, (number, run)| {
+            let segment = &self.segments[number];
+            comes | segment.ladder.expect_sketches(run.iter().map(|&c| c as usize - segment.first))
+        })
     }
 
     /// Cuts an ascending list of clusters where a segment ends: the segment's number, and its part of the list.

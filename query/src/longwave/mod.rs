@@ -29,6 +29,7 @@ mod select;
 mod sharing;
 mod slope;
 mod softcap;
+mod steps;
 mod touched;
 mod unit;
 mod zone;
@@ -48,7 +49,8 @@ use longwave_kernels::Kernels;
 use rayon::prelude::*;
 pub use slope::{Following, Rising, Slope, slope_of};
 use std::time::Instant;
-use unit::{Call, Room, Threshold, Unit};
+use steps::Calls;
+use unit::{Call, Room, Threshold};
 
 /// The sum of products, in eight parts that the processor adds up side by side.
 fn product(a: &[f32], b: &[f32]) -> f32 {
@@ -77,17 +79,8 @@ pub(crate) fn attend(
     }
     let disk = disk_max.map(|bytes| Disk::new(view, bytes, units.len(), true));
     let ladders = Ladders::open(view, queries, units.len(), disk)?;
-    // All positions of a KV head, one after the other: what one has read is in the caches of its thread when the next comes.
-    let mut order: Vec<usize> = (0..units.len()).collect();
-    order.sort_by_key(|&number| units[number].1);
-    let mut done: Vec<(usize, Unit)> = order
-        .into_par_iter()
-        .map_init(Vec::new, |scratch, number| {
-            let unit = Call::answer(kernels, view, queries, &ladders, units[number], rule, scratch)?;
-            Ok((number, unit))
-        })
-        .collect::<Result<_, Error>>()?;
-    done.sort_unstable_by_key(|(number, _)| *number);
+    let calls = Calls { kernels, view, batch: queries, ladders: &ladders, rule };
+    let done = calls.answer(&units)?;
 
     let started = Instant::now();
     let group = view.shape.group();
@@ -96,7 +89,7 @@ pub(crate) fn attend(
     let (mut heads, mut tail_rows, mut timings) = (Vec::new(), 0, Timings::default());
     let (mut taus, mut capped, mut attempts) = (Vec::new(), Vec::new(), 0);
     let (mut important, mut demoted) = (view.watched.then(Vec::new), 0);
-    for ((_, unit), (position, head)) in done.into_iter().zip(units) {
+    for (unit, (position, head)) in done.into_iter().zip(units) {
         let first = position * view.shape.query_heads + head * group;
         predicted[first..first + group].copy_from_slice(&unit.predicted);
         output.put_finished(view, head, position, &unit.output, &unit.lse);
@@ -160,7 +153,9 @@ pub(crate) fn plan(
         .map_init(Vec::new, |scratch, unit| {
             let mut call = Call::open(kernels, view, queries, &ladders, unit, scratch)?;
             let mut threshold = Threshold::of(tau);
-            call.open_zone(&mut threshold)?;
+            call.open_clusters(&mut threshold);
+            call.reader.head.expect_sketches(&call.room.clusters.opened);
+            call.scan()?;
             let rough = call.rough();
             call.select_keys(&mut threshold, &rough)?;
             call.select_values(&mut threshold, &rough)?;

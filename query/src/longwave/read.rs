@@ -65,7 +65,6 @@ impl Reader<'_, '_> {
         known: Known,
     ) -> Result<(), Error> {
         let runs = runs(zone, keys);
-        self.expect(zone, &runs, Side::Keys)?;
         let read = zone.sharing.map(&runs, |&(resolution, run)| {
             let mut scores = self.score(zone, resolution, run)?;
             if known == Known::Code && resolution != Resolution::Full {
@@ -87,12 +86,15 @@ impl Reader<'_, '_> {
         Ok(())
     }
 
-    /// Asks for the rows of all runs before the first is waited for, unless somebody has. Codes of a segment are asked for
-    /// together, however much of them is read: where they lie next to each other they are one request.
-    fn expect(&self, zone: &Zone, runs: &[(Resolution, &[Chosen])], side: Side) -> Result<(), Error> {
-        if !self.ahead {
-            return Ok(());
+    /// Asks for the rows of a choice before the first is waited for, unless somebody has; says whether some of them have to come from
+    /// disk. Codes of a segment are asked for together, however much of them is read: where they lie next to each other they are one
+    /// request.
+    pub(super) fn expect(&self, zone: &Zone, choice: &Choice, side: Side) -> Result<bool, Error> {
+        let mut comes = false;
+        if !self.ahead || choice.is_empty() {
+            return Ok(comes);
         }
+        let runs = runs(zone, choice);
         for segment in &self.head.segments {
             for (of, full) in [(RowColumn::Code(side), false), (RowColumn::Row(side), true)] {
                 let mine = runs.iter().filter(|(resolution, run)| {
@@ -105,10 +107,10 @@ impl Reader<'_, '_> {
                 }
                 let (column, size) = segment.segment.row_column(&self.view.shape, of)?;
                 let first = self.kv_head * segment.segment.rows();
-                column.expect(rows.map(|row| (first + row) * size..(first + row + 1) * size));
+                comes |= column.expect(rows.map(|row| (first + row) * size..(first + row + 1) * size));
             }
         }
-        Ok(())
+        Ok(comes)
     }
 
     /// Scores of a run of rows of one segment, `[rows, group]`, before the soft-cap; of codes, what they add to those of the
@@ -197,7 +199,6 @@ impl Reader<'_, '_> {
         values.full.clear();
         values.full.resize(group * dim, 0.0);
         let runs = runs(zone, &zone.values);
-        self.expect(zone, &runs, Side::Values)?;
         let sums = zone.sharing.map(&runs, |&(resolution, run)| self.sum(zone, resolution, run));
         // Added in the order of the runs, whoever has summed them.
         for (&(resolution, run), sum) in runs.iter().zip(sums) {

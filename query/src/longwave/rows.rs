@@ -38,7 +38,7 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
     }
 
     /// Chooses the keys to read once more, by the answer `rough` as it stands with the codes that were read.
-    fn select_again(&mut self, threshold: &mut Threshold, rough: &Rough) -> Result<(), Error> {
+    pub(super) fn select_again(&mut self, threshold: &mut Threshold, rough: &Rough) -> Result<(), Error> {
         let started = Instant::now();
         self.measure_off(rough);
         let Room { clusters, zone, off, gains, .. } = &mut self.room;
@@ -92,32 +92,12 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         Ok(kept?)
     }
 
-    /// Chooses and reads rows.
-    pub(super) fn read(&mut self, threshold: &mut Threshold) -> Result<Rough, Error> {
-        let mut rough = self.rough();
-        self.select_keys(threshold, &rough)?;
-        if !self.room.zone.keys.is_empty() {
-            rough = self.read_keys(|zone| &mut zone.keys, Known::Sketch)?;
-            self.select_again(threshold, &rough)?;
-        }
-        if !self.room.zone.again.is_empty() {
-            rough = self.read_keys(|zone| &mut zone.again, Known::Code)?;
-        }
-        if !self.room.zone.missed.is_empty() {
-            rough = self.read_keys(|zone| &mut zone.missed, Known::Sketch)?;
-        }
-        self.select_values(threshold, &rough)?;
-
-        let started = Instant::now();
-        let Room { zone, values, .. } = &mut self.room;
-        self.reader.read_values(zone, values)?;
-        let answer = self.finished(threshold);
-        self.timings.add(Operator::Read, started.elapsed());
-        Ok(answer)
-    }
-
     /// Reads the keys of a choice, of whose rows `known` is known; returns the answer as it then stands.
-    fn read_keys(&mut self, of: fn(&mut Zone) -> &mut Choice, known: Known) -> Result<Rough, Error> {
+    pub(super) fn read_keys(
+        &mut self,
+        of: fn(&mut Zone) -> &mut Choice,
+        known: Known,
+    ) -> Result<Rough, Error> {
         let started = Instant::now();
         let Room { clusters, zone, changed, closed, .. } = &mut self.room;
         let tops = clusters.top.clone();
@@ -128,6 +108,16 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         let rough = self.rough();
         self.timings.add(Operator::Read, started.elapsed());
         Ok(rough)
+    }
+
+    /// Reads the values that were chosen; returns the answer.
+    pub(super) fn read_values(&mut self, threshold: &mut Threshold) -> Result<Rough, Error> {
+        let started = Instant::now();
+        let Room { zone, values, .. } = &mut self.room;
+        self.reader.read_values(zone, values)?;
+        let answer = self.finished(threshold);
+        self.timings.add(Operator::Read, started.elapsed());
+        Ok(answer)
     }
 
     /// The answer with all rows read. The sums over opened clusters are those that the values were chosen by; what rows read

@@ -9,13 +9,13 @@ use super::read::Reader;
 use super::select::Gains;
 use super::slope::Slopes;
 use super::softcap::Softcap;
+use super::steps::{Accepted, Step};
 use super::touched::{Touched, sketch_bytes};
 use super::zone::Zone;
 use crate::error::Error;
 use crate::importance::equal_share;
 use crate::plan::{ClusterId, HeadPlan, PlannedRows};
 use crate::report::{Operator, Timings, Traffic};
-use crate::rule::{Attempt, Next, TauRule};
 use crate::view::{LayerView, QueryBatch};
 use crate::work::{HeadQueries, Reading, Source, pieces, read_piece, reading};
 use longwave_kernels::codec::record_len;
@@ -44,6 +44,7 @@ pub(super) struct Unit {
 }
 
 /// Tau, and how far it gives way to a cap on the bytes.
+#[derive(Clone, Copy)]
 pub(super) struct Threshold {
     pub(super) tau: f32,
     pub(super) bytes_max: Option<u64>,
@@ -80,6 +81,9 @@ pub(super) struct Call<'a, 'v> {
     pub(super) room: Room,
     /// Where what comes from disk is capped.
     pub(super) fetches: Option<Fetches<'a, 'v>>,
+    /// Its position in the batch, and its KV head.
+    pub(super) unit: (usize, usize),
+    pub(super) at: Step,
 }
 
 /// Everything that a call works in. A thread keeps it from call to call, so that no call has to ask for memory.
@@ -139,14 +143,15 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         view: &'a LayerView<'v>,
         batch: &QueryBatch<'_>,
         ladders: &'a Ladders<'v>,
-        (position, kv_head): (usize, usize),
+        unit: (usize, usize),
         scratch: &mut Vec<f32>,
     ) -> Result<Self, Error> {
+        let (position, kv_head) = unit;
         let mut timings = Timings::default();
         let mut started = Instant::now();
         let queries = HeadQueries::gather(view, batch, kv_head, position..position + 1);
         let fetches = ladders.disk.as_ref();
-        let mut fetches = fetches.map(|disk| Fetches::new(disk, view, &ladders.numbers, (position, kv_head)));
+        let mut fetches = fetches.map(|disk| Fetches::new(disk, view, &ladders.numbers, unit));
         if let Some(fetches) = &mut fetches {
             fetches.count(queries.span, &ladders.plain)?;
         }
@@ -169,58 +174,13 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         room.zone.sharing = ladders.sharing;
         timings.add(Operator::Score, started.elapsed());
         let reader = Reader { kernels, view, head, queries, kv_head, ahead: fetches.is_none() };
-        Ok(Call { reader, steady, plain, timings, room, fetches })
+        let at = Step::default();
+        Ok(Call { reader, steady, plain, timings, room, fetches, unit, at })
     }
 
-    /// Answers one position and KV head, trying again with lower taus for as long as `rule` says so.
-    pub(super) fn answer(
-        kernels: &'a Kernels,
-        view: &'a LayerView<'v>,
-        batch: &QueryBatch<'_>,
-        ladders: &'a Ladders<'v>,
-        unit: (usize, usize),
-        rule: &dyn TauRule,
-        scratch: &mut Vec<f32>,
-    ) -> Result<Unit, Error> {
-        let (position, kv_head) = unit;
-        let mut call = Self::open(kernels, view, batch, ladders, unit, scratch)?;
-        let Some(start) = rule.start(position, kv_head) else { return call.read_all(0, scratch) };
-        let rows: usize = view.segments.iter().map(|segment| segment.rows()).sum();
-        let whole = (rows * 2 * (view.shape.key_dim + view.shape.value_dim)) as f64;
-        let bytes_max = rule.bytes_share_max().map(|share| (share * whole) as u64);
-        let mut threshold = Threshold { tau: start, bytes_max, raised: false };
-        for attempts in 1.. {
-            let answer = call.attempt(&mut threshold)?;
-            let started = Instant::now();
-            let Room { clusters, zone, prediction, closed, slopes, .. } = &mut call.room;
-            let sums = (&answer, &*closed, &*slopes);
-            let predicted = prediction.errors(kernels, &call.reader.head, clusters, zone, sums);
-            if !answer.is_known() || predicted.iter().any(|error| !error.is_finite()) {
-                return call.read_all(attempts, scratch);
-            }
-            let traffic = Self::traffic(&view.shape, &call.reader.head, &call.room.touched);
-            let bytes_share = traffic.bytes() as f64 / whole.max(1.0);
-            let attempt =
-                Attempt { position, kv_head, tau: threshold.tau, predicted: &predicted, bytes_share };
-            // Without a summary in use the answer is exact already.
-            let next = if call.reader.head.clusters == 0 { Next::Accept } else { rule.next(&attempt) };
-            call.timings.add(Operator::Estimate, started.elapsed());
-            match next {
-                Next::Lower(tau) if tau > 0.0 && tau < threshold.tau => threshold.tau = tau,
-                Next::Lower(_) | Next::Exact => return call.read_all(attempts, scratch),
-                Next::Accept => return Ok(call.finish(answer, predicted, (&threshold, attempts), traffic)),
-            }
-        }
-        unreachable!("the attempts end where tau no longer falls")
-    }
-
-    fn finish(
-        mut self,
-        mut answer: Rough,
-        predicted: Vec<f32>,
-        (threshold, attempts): (&Threshold, u64),
-        traffic: Traffic,
-    ) -> Unit {
+    /// The finished answer.
+    pub(super) fn finish(mut self, accepted: Accepted) -> Unit {
+        let Accepted { mut answer, predicted, threshold, attempts, traffic } = accepted;
         let started = Instant::now();
         rotate(&mut answer.output, self.reader.view.shape.value_dim, true);
         let tops = answer.total.iter().zip(&self.room.clusters.top);
@@ -265,20 +225,11 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         important
     }
 
-    /// Chooses and reads with one tau. Centroid scores of earlier attempts are used again.
-    fn attempt(&mut self, threshold: &mut Threshold) -> Result<Rough, Error> {
-        self.open_zone(threshold)?;
-        let answer = self.read(threshold)?;
-        let Room { clusters, zone, touched, slopes, .. } = &mut self.room;
-        touched.add(&self.reader.head, clusters, zone, slopes);
-        Ok(answer)
-    }
-
-    /// Opens clusters and scans their sketches.
-    pub(super) fn open_zone(&mut self, threshold: &mut Threshold) -> Result<(), Error> {
-        let mut started = Instant::now();
+    /// Opens clusters. Centroid scores of earlier attempts are used again.
+    pub(super) fn open_clusters(&mut self, threshold: &mut Threshold) {
+        let started = Instant::now();
         let (kernels, head, steady) = (self.reader.kernels, &self.reader.head, &self.steady);
-        let Room { clusters, zone, closed, .. } = &mut self.room;
+        let Room { clusters, closed, .. } = &mut self.room;
         let fixed = Self::fixed(&self.reader.view.shape, head).bytes();
         let record = record_len(self.reader.view.shape.value_dim) as u64;
         threshold.raise(fixed, 1, |tau| clusters.means_wanted(tau) * record);
@@ -291,14 +242,20 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
         });
         clusters.close(kernels, head, self.reader.view.shape.value_dim, closed);
         self.timings.add(Operator::Plan, started.elapsed());
-        started = Instant::now();
-        zone.scan(kernels, Softcap(self.reader.view.scoring.softcap), head, clusters)?;
+    }
+
+    /// Scans the sketches of the opened clusters.
+    pub(super) fn scan(&mut self) -> Result<(), Error> {
+        let started = Instant::now();
+        let softcap = Softcap(self.reader.view.scoring.softcap);
+        let Room { clusters, zone, .. } = &mut self.room;
+        zone.scan(self.reader.kernels, softcap, &self.reader.head, clusters)?;
         self.timings.add(Operator::Scan, started.elapsed());
         Ok(())
     }
 
     /// Reads every row, after `attempts` attempts that did not meet their bound.
-    fn read_all(mut self, attempts: u64, scratch: &mut Vec<f32>) -> Result<Unit, Error> {
+    pub(super) fn read_all(mut self, attempts: u64, scratch: &mut Vec<f32>) -> Result<Unit, Error> {
         let started = Instant::now();
         let (view, kv_head) = (self.reader.view, self.reader.kv_head);
         if let Some(fetches) = &mut self.fetches {

@@ -94,10 +94,6 @@ impl Zone {
         }
         self.sums.clear();
         self.sums.resize(self.opened.len() * group, RowSums::default());
-        for (number, run) in head.runs(&clusters.opened) {
-            let segment = &head.segments[number];
-            segment.ladder.expect_sketches(run.iter().map(|&cluster| cluster as usize - segment.first));
-        }
         let part = ScanPart {
             opened: &self.opened,
             score: &mut self.score,
