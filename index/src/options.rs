@@ -10,7 +10,8 @@ pub struct ClusterOptions {
     /// Rounds of assignment and update before the final assignment. With 0, rows go to the evenly strided start.
     pub iterations: u32,
     /// Clusters with more rows than this multiple of the mean cluster size are split, and rows far from the rest of their
-    /// cluster become clusters of their own, alone or, where they are many, with each other; `None` leaves clusters whole. At least 1.
+    /// cluster become clusters of their own, alone or, where they are many, with each other, and all are lined up so that near ones
+    /// follow each other; `None` leaves clusters whole and as k-means has numbered them. At least 1.
     pub split_factor: Option<f32>,
     /// Seed of the generator that re-seeds empty clusters.
     pub seed: u64,

@@ -13,14 +13,14 @@ pub(crate) fn line_up(all: &Clustering, points: &[f32], dim: usize) -> Clusterin
     let parts: Vec<&[u32]> = all.parts().collect();
     let (alone, mut left): (Vec<usize>, Vec<usize>) = (0..parts.len()).partition(|&c| parts[c].len() == 1);
     let means: Vec<f32> = parts.iter().flat_map(|rows| mean(rows, points, dim)).collect();
-    let mean = |c: usize| &means[c * dim..][..dim];
-    let squared: Vec<f64> = (0..parts.len()).map(|c| product(mean(c), mean(c))).collect();
+    let mean_of = |c: usize| &means[c * dim..][..dim];
+    let squared: Vec<f64> = (0..parts.len()).map(|c| product(mean_of(c), mean_of(c))).collect();
     let mut line = Clustering { order: Vec::with_capacity(all.order.len()), offsets: vec![0] };
     let mut at = place_of_least(&left, |c| -squared[c]);
     while let Some(place) = at {
         let last = left.remove(place);
         line.push(parts[last]);
-        at = place_of_least(&left, |c| squared[c] - 2.0 * product(mean(last), mean(c)));
+        at = place_of_least(&left, |c| squared[c] - 2.0 * product(mean_of(last), mean_of(c)));
     }
     alone.iter().for_each(|&c| line.push(parts[c]));
     line

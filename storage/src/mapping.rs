@@ -158,21 +158,26 @@ impl Deref for Mapping {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::Write as _;
     use std::os::fd::AsRawFd as _;
     use std::time::{Duration, Instant};
 
     use super::*;
 
+    /// Asks the system to drop the pages of a file that nobody has mapped.
+    pub(crate) fn drop_pages(file: &File) {
+        file.sync_all().unwrap();
+        // SAFETY: a hint about a file that is open; no memory is involved.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    }
+
     #[test]
     fn pages_that_are_asked_for_come_and_what_is_not_there_is_passed_over() {
         let mut file = tempfile::tempfile().unwrap();
         let bytes: Vec<u8> = (0..5 * PAGE + 10).map(|at| (at % 251) as u8).collect();
         file.write_all(&bytes).unwrap();
-        file.sync_all().unwrap();
-        // SAFETY: a hint about a file that is open; no memory is involved.
-        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        drop_pages(&file);
         let mapping = Mapping::new(&file, usize::MAX).unwrap().unwrap();
         for nothing in [0..0, bytes.len()..usize::MAX, usize::MAX - 1..usize::MAX] {
             mapping.will_need(nothing);

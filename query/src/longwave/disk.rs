@@ -184,7 +184,7 @@ pub(super) struct Fetches<'a, 'v> {
     before_values: Option<usize>,
     /// Whether rows were left to coarser resolutions.
     pub(super) is_cut: bool,
-    /// Whether pages were asked for since somebody wanted to know.
+    /// Whether pages of rows that were chosen were asked for since somebody wanted to know.
     has_asked: bool,
 }
 
@@ -231,7 +231,10 @@ impl<'a, 'v> Fetches<'a, 'v> {
                 Ok(())
             })?;
         }
-        self.take(cold)
+        self.take(cold)?;
+        // They are read at once.
+        self.has_asked = false;
+        Ok(())
     }
 
     /// Keeps of the rows that were chosen of a side those that can be had. Keys come first and leave some of the pages to
@@ -374,7 +377,7 @@ impl<'a, 'v> Fetches<'a, 'v> {
         Ok(())
     }
 
-    /// Whether cold pages were asked for since this was last called.
+    /// Whether cold pages of rows that were chosen were asked for since this was last called.
     pub(super) fn has_asked(&mut self) -> bool {
         std::mem::take(&mut self.has_asked)
     }

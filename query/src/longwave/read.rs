@@ -86,15 +86,15 @@ impl Reader<'_, '_> {
         Ok(())
     }
 
-    /// Asks for the rows of a choice before the first is waited for, unless somebody has; says whether some of them have to come from
+    /// Asks for the rows of these choices before the first is waited for, unless somebody has; says whether some of them have to come from
     /// disk. Codes of a segment are asked for together, however much of them is read: where they lie next to each other they are one
     /// request.
-    pub(super) fn expect(&self, zone: &Zone, choice: &Choice, side: Side) -> Result<bool, Error> {
+    pub(super) fn expect(&self, zone: &Zone, choices: &[&Choice], side: Side) -> Result<bool, Error> {
         let mut comes = false;
-        if !self.ahead || choice.is_empty() {
+        if !self.ahead || choices.iter().all(|choice| choice.is_empty()) {
             return Ok(comes);
         }
-        let runs = runs(zone, choice);
+        let runs: Vec<_> = choices.iter().flat_map(|choice| runs(zone, choice)).collect();
         for segment in &self.head.segments {
             for (of, full) in [(RowColumn::Code(side), false), (RowColumn::Row(side), true)] {
                 let mine = runs.iter().filter(|(resolution, run)| {

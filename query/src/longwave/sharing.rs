@@ -6,7 +6,7 @@ use rayon::prelude::*;
 pub(super) const PART: usize = 128;
 
 /// Whether idle threads share the work on one position and KV head. They do where a call has fewer of these than there are
-/// threads, and its thread has no other call waiting: with enough to do it would cost more than it gains.
+/// threads, and its thread has no other job waiting: with enough to do it would cost more than it gains.
 #[derive(Clone, Copy, Default, PartialEq)]
 pub(super) enum Sharing {
     #[default]

@@ -5,6 +5,7 @@ use super::answer::Rough;
 use super::disk::Fetches;
 use super::head::Ladders;
 use super::read::Known;
+use super::sharing::Sharing;
 use super::unit::{Call, Room, Threshold, Unit};
 use super::zone::{Choice, Zone};
 use crate::error::Error;
@@ -18,7 +19,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-/// Calls of a thread that wait for the disk while it begins another. Each has its room.
+/// Calls of a thread that may wait for the disk at a time. Each has its room.
 const WAITING_MAX: usize = 4;
 /// Positions of a KV head that one thread answers one after the other, at most: what one has read is in the caches for the next.
 const POSITIONS_TOGETHER: usize = 4;
@@ -95,10 +96,17 @@ impl<'a, 'v: 'a> Calls<'a, 'v> {
         let mut order: Vec<usize> = (0..units.len()).collect();
         order.sort_by_key(|&number| units[number].1);
         let threads = rayon::current_num_threads().clamp(1, units.len().max(1));
-        let together = self.batch.positions.clamp(1, POSITIONS_TOGETHER).min(units.len().div_ceil(threads));
-        let (parts, taken) = (order.chunks(together.max(1)).collect::<Vec<_>>(), AtomicUsize::new(0));
+        // Few enough for each thread to take several parts, so that all end at about the same time.
+        let together = (units.len() / (2 * threads)).clamp(1, POSITIONS_TOGETHER);
+        let of_heads = order.chunk_by(|&a, &b| units[a].1 == units[b].1);
+        let parts: Vec<&[usize]> = of_heads.flat_map(|positions| positions.chunks(together)).collect();
+        let taken = AtomicUsize::new(0);
+        let work = |_| {
+            // Where one fails, nothing more is begun.
+            self.work(units, &parts, &taken).inspect_err(|_| taken.store(parts.len(), Ordering::Relaxed))
+        };
         let done = (0..threads).into_par_iter().with_max_len(1);
-        let done: Vec<_> = done.map(|_| self.work(units, &parts, &taken)).collect::<Result<_, Error>>()?;
+        let done: Vec<_> = done.map(work).collect::<Result<_, Error>>()?;
         let mut done: Vec<(usize, Unit)> = done.into_iter().flatten().collect();
         done.sort_unstable_by_key(|(number, _)| *number);
         Ok(done.into_iter().map(|(_, unit)| unit).collect())
@@ -113,12 +121,14 @@ impl<'a, 'v: 'a> Calls<'a, 'v> {
     ) -> Result<Vec<(usize, Unit)>, Error> {
         let (mut done, mut waiting, mut scratch) = (Vec::new(), VecDeque::new(), Vec::new());
         let mut mine: &[usize] = &[];
+        // Where there are fewer units than threads, another has nothing else to do.
+        let most = if self.ladders.sharing == Sharing::Shared { 1 } else { WAITING_MAX };
         loop {
-            if mine.is_empty() && waiting.len() < WAITING_MAX {
+            if mine.is_empty() && waiting.len() < most {
                 mine = parts.get(taken.fetch_add(1, Ordering::Relaxed)).copied().unwrap_or_default();
             }
             let (number, call) = match mine.split_first() {
-                Some((&number, rest)) if waiting.len() < WAITING_MAX => {
+                Some((&number, rest)) if waiting.len() < most => {
                     mine = rest;
                     (number, Box::new(self.open(units[number], &mut scratch)?))
                 }
@@ -171,8 +181,10 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
             Step::Open(mut attempted) => {
                 self.open_clusters(&mut attempted.threshold);
                 self.at = Step::Scan(attempted);
-                let sketches = self.reader.head.expect_sketches(&self.room.clusters.opened);
-                Ok(After::of(sketches))
+                let started = Instant::now();
+                let comes = self.reader.head.expect_sketches(&self.room.clusters.opened);
+                self.timings.add(Operator::Scan, started.elapsed());
+                Ok(After::of(comes))
             }
             Step::Scan(attempted) => self.scan_and_choose(attempted),
             Step::Keys(attempted, rough) => self.read_and_choose_again(attempted, rough),
@@ -221,9 +233,8 @@ impl<'a, 'v: 'a> Call<'a, 'v> {
     fn expect(&mut self, choices: &[fn(&Zone) -> &Choice], side: Side) -> Result<bool, Error> {
         let started = Instant::now();
         let mut comes = self.fetches.as_mut().is_some_and(Fetches::has_asked);
-        for choice in choices {
-            comes |= self.reader.expect(&self.room.zone, choice(&self.room.zone), side)?;
-        }
+        let choices: Vec<&Choice> = choices.iter().map(|choice| choice(&self.room.zone)).collect();
+        comes |= self.reader.expect(&self.room.zone, &choices, side)?;
         self.timings.add(Operator::Read, started.elapsed());
         Ok(comes)
     }

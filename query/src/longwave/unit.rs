@@ -86,7 +86,8 @@ pub(super) struct Call<'a, 'v> {
     pub(super) at: Step,
 }
 
-/// Everything that a call works in. A thread keeps it from call to call, so that no call has to ask for memory.
+/// Everything that a call works in. A thread keeps it from call to call, so that no call has to ask for memory whose rows are in
+/// memory; where several wait for the disk, each has its own.
 #[derive(Default)]
 pub(super) struct Room {
     pub(super) clusters: Clusters,
