@@ -24,7 +24,7 @@ pub(crate) const SLOPE_DOUBT: f32 = 0.1;
 pub const Z_PROBE: [f32; 2] = [2.5, 3.3];
 /// Or so many standard deviations, if the row would weigh `exp` of the second times what it has to elsewhere: few rows lie so far up,
 /// but the largest errors are those of one that is missed there.
-pub const Z_FAR: [f32; 2] = [5.2, 4.3];
+pub const Z_FAR: [f32; 2] = [5.2, 5.5];
 /// How far above its estimate a score is allowed for elsewhere, in standard deviations. In sharp heads the row that matters
 /// lies 2 to 4 deviations above its cluster's centre; with expected instead of upper estimates such heads fail.
 pub const Z_CLUSTER: f32 = 3.0;

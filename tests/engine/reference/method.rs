@@ -257,7 +257,7 @@ impl<'a> Attempt<'a> {
 
     fn choose_clusters(&mut self) {
         let near = |within: f64| within.clamp(2.5 * within.sqrt(), 3.3 * within.sqrt());
-        let above = |within: f64| near(within).max(5.2 * within.sqrt() - 4.3).min(80.0);
+        let above = |within: f64| near(within).max(5.2 * within.sqrt() - 5.5).min(80.0);
         let clusters = 0..self.ask.head.clusters.len();
         let standing = self.all_standing();
         for c in clusters.clone() {
