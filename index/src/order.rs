@@ -4,7 +4,8 @@
 //! pages, and is asked for in fewer and longer pieces.
 
 use crate::clustering::Clustering;
-use crate::outliers::product;
+use crate::outliers::{point, product};
+use crate::split::mean;
 
 /// Lines up the clusters of `all` (rows of `points`, `[rows, dim]`), each behind the one whose mean is nearest to its own of those that
 /// are left. It begins with the mean that is farthest from the origin: an end. Rows alone in their clusters stay behind all others: they
@@ -12,7 +13,8 @@ use crate::outliers::product;
 pub(crate) fn line_up(all: &Clustering, points: &[f32], dim: usize) -> Clustering {
     let parts: Vec<&[u32]> = all.parts().collect();
     let (alone, mut left): (Vec<usize>, Vec<usize>) = (0..parts.len()).partition(|&c| parts[c].len() == 1);
-    let means: Vec<f32> = parts.iter().flat_map(|rows| mean(rows, points, dim)).collect();
+    let of_part = |rows: &&[u32]| mean(rows.iter().map(|&row| point(points, row, dim)), dim);
+    let means: Vec<f32> = parts.iter().flat_map(of_part).map(|x| x as f32).collect();
     let mean_of = |c: usize| &means[c * dim..][..dim];
     let squared: Vec<f64> = (0..parts.len()).map(|c| product(mean_of(c), mean_of(c))).collect();
     let mut line = Clustering { order: Vec::with_capacity(all.order.len()), offsets: vec![0] };
@@ -30,15 +32,6 @@ pub(crate) fn line_up(all: &Clustering, points: &[f32], dim: usize) -> Clusterin
 fn place_of_least(clusters: &[usize], of: impl Fn(usize) -> f64) -> Option<usize> {
     let numbers = clusters.iter().map(|&c| of(c)).enumerate();
     numbers.min_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(place, _)| place)
-}
-
-fn mean(rows: &[u32], points: &[f32], dim: usize) -> Vec<f32> {
-    let mut sum = vec![0.0f64; dim];
-    for &row in rows {
-        let point = &points[row as usize * dim..][..dim];
-        sum.iter_mut().zip(point).for_each(|(sum, &x)| *sum += f64::from(x));
-    }
-    sum.into_iter().map(|sum| (sum / rows.len() as f64) as f32).collect()
 }
 
 #[cfg(test)]

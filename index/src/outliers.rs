@@ -191,7 +191,7 @@ impl Around {
     }
 }
 
-fn point(points: &[f32], row: u32, dim: usize) -> &[f32] {
+pub(crate) fn point(points: &[f32], row: u32, dim: usize) -> &[f32] {
     &points[row as usize * dim..][..dim]
 }
 

@@ -103,7 +103,8 @@ fn widened(point: &[f32]) -> Vec<f64> {
     point.iter().map(|&x| f64::from(x)).collect()
 }
 
-fn mean<'a>(points: impl Iterator<Item = &'a [f32]>, dim: usize) -> Vec<f64> {
+/// The mean of points of dimension `dim`.
+pub(crate) fn mean<'a>(points: impl Iterator<Item = &'a [f32]>, dim: usize) -> Vec<f64> {
     let (mut sum, mut count) = (vec![0.0; dim], 0.0);
     for point in points {
         sum.iter_mut().zip(point).for_each(|(sum, &x)| *sum += f64::from(x));
