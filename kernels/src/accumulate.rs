@@ -44,10 +44,10 @@ impl Kernels {
         check_heads(heads, out.len(), rows.dim(), "output");
         check_per_row(weights.len(), rows.len(), heads, "weights");
         let mut start = 0;
-        let mut next = rows.first();
+        let mut next = rows.from(0);
         while let Some(block) = next {
-            next = rows.after(start);
-            let ahead = rows.ahead(next.as_ref());
+            next = rows.from(start + BLOCK_ROWS);
+            let ahead = Matrix::ahead(next.as_ref());
             let weights = &weights[start * heads..][..block.count * heads];
             (self.accumulate)(weights, heads, &block, ahead, out);
             start += BLOCK_ROWS;

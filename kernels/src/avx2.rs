@@ -1,4 +1,4 @@
-//! AVX2, FMA and F16C: the lanes, and one thin shell per operation.
+//! AVX2, FMA and F16C: eight lanes, and one thin shell per operation.
 //!
 //! Safety rests on one fact: an [`Avx2`] exists only where the processor has all three extensions. [`Avx2::detect`]
 //! makes one after asking the processor, and the shells make one inside functions that the compiler knows to be
@@ -33,6 +33,7 @@ use crate::ladder::{
 };
 use crate::lanes::Lanes;
 use crate::rows::Rows;
+use crate::shells::{lane_ops, shells};
 use crate::weigh::PerLane;
 use crate::{accumulate, codec, convert, exp, ladder, lanes, score, weigh};
 
@@ -48,20 +49,14 @@ impl Avx2 {
             && is_x86_feature_detected!("f16c");
         all.then_some(Avx2(()))
     }
-}
 
-/// The lanes' operations: `lane_ops! { name(arguments) -> result = expression; }`.
-macro_rules! lane_ops {
-    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? = $body:expr;)*) => {$(
-        $(#[$doc])*
-        #[inline(always)]
-        fn $name(self, $($arg: $type),*) $(-> $out)? {
-            // SAFETY: `self` proves that the processor has the instructions. Loads and stores are unaligned and go
-            // through references to arrays of exactly their width, or to
-            // one half of a constant table of two.
-            unsafe { $body }
-        }
-    )*};
+    /// The proof, for who has it already.
+    ///
+    /// # Safety
+    /// The processor must have all three extensions.
+    pub(crate) unsafe fn assume() -> Avx2 {
+        Avx2(())
+    }
 }
 
 impl Lanes for Avx2 {
@@ -227,22 +222,8 @@ impl Lookup for Avx2 {
     }
 }
 
-/// One shell per operation: the portable body, compiled with the extensions enabled, behind an ordinary function.
-macro_rules! shells {
-    ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? = $body:path;)*) => {$(
-        fn $name($($arg: $type),*) $(-> $out)? {
-            #[target_feature(enable = "avx2,fma,f16c")]
-            fn shell($($arg: $type),*) $(-> $out)? {
-                $body(Avx2(()), $($arg),*)
-            }
-            // SAFETY: this function is private and found only in the table that `kernels` gives for an `Avx2`, which
-            // proves that the processor has the extensions.
-            unsafe { shell($($arg),*) }
-        }
-    )*};
-}
-
 shells! {
+    Avx2 = Avx2(()), "avx2,fma,f16c";
     fn prefetch(bytes: &[u8]) = lanes::prefetch;
     fn score(queries: &[f32], heads: usize, block: &Block<'_>, ahead: Ahead<'_>, scores: &mut [f32])
         = score::score_block;
@@ -296,6 +277,7 @@ shells! {
 pub(crate) fn kernels(_: Avx2) -> &'static Kernels {
     static KERNELS: Kernels = Kernels {
         isa: Isa::Avx2,
+        lead: 0,
         prefetch,
         score,
         accumulate,

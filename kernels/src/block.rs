@@ -152,7 +152,12 @@ impl<'a> Ahead<'a> {
     pub(crate) fn whole(block: &'a Block<'a>) -> Ahead<'a> {
         let Place::From(first) = block.place else { return Ahead::scattered(block) };
         let size = block.row_size();
-        Ahead { bytes: &block.rows.as_bytes()[first * size..][..block.count * size], ..Ahead::NOTHING }
+        Ahead::following(&block.rows.as_bytes()[first * size..][..block.count * size])
+    }
+
+    /// Bytes that follow each other.
+    pub(crate) fn following(bytes: &'a [u8]) -> Ahead<'a> {
+        Ahead { bytes, ..Ahead::NOTHING }
     }
 
     /// The rows of `block` one by one.
@@ -177,6 +182,14 @@ impl<'a> Ahead<'a> {
         let lines = left.div_ceil(steps);
         Fetch { next: self.bytes.as_ptr(), left, lines, scattered: self.scattered, step: 0, steps }
     }
+
+    /// The same, in `steps` steps of which each has `shares` of the bytes that follow each other: rows that lie anywhere are asked
+    /// for in steps, since looking for them takes longer than asking.
+    #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn fetch_in_shares(self, steps: usize, shares: usize) -> Fetch<'a> {
+        Fetch { steps, ..self.fetch(steps * shares) }
+    }
 }
 
 /// What is asked for step by step.
@@ -193,15 +206,27 @@ pub(crate) struct Fetch<'a> {
 }
 
 impl Fetch<'_> {
-    /// Asks for the next share.
+    /// Asks for what the next step has.
     #[inline(always)]
     pub(crate) fn step<L: Lanes>(&mut self, isa: L) {
+        self.share(isa);
+        self.step_rows(isa);
+    }
+
+    /// Asks for the next lines of those that follow each other.
+    #[inline(always)]
+    pub(crate) fn share<L: Lanes>(&mut self, isa: L) {
         let lines = self.lines.min(self.left);
         self.left -= lines;
         for _ in 0..lines {
             isa.prefetch_address(self.next);
             self.next = self.next.wrapping_add(LINE);
         }
+    }
+
+    /// Asks for the next rows of those that lie anywhere.
+    #[inline(always)]
+    pub(crate) fn step_rows<L: Lanes>(&mut self, isa: L) {
         if self.scattered[0].is_some() {
             self.step_scattered(isa);
         }

@@ -77,17 +77,20 @@ impl Kernels {
         aligned_queries.copy_from_slice(queries);
         let queries = &*aligned_queries;
 
-        let mut next = keys.first().zip(values.first());
+        let listed = keys.is_listed();
+        let mut next = keys.from(0).zip(values.from(0));
         let mut start = 0;
         span.reset();
         let mut lanes = LaneSums::new();
         while let Some((key_block, value_block)) = next {
             let scores = &mut scores[..key_block.count * heads];
-            next = keys.after(start).zip(values.after(start));
-            let (during_scores, during_values) = match (&next, keys.is_listed()) {
-                (Some((keys, values)), true) => Ahead::halves(keys, values),
-                (Some((keys, _)), false) => (Ahead::whole(&value_block), Ahead::whole(keys)),
-                (None, _) => (Ahead::whole(&value_block), Ahead::NOTHING),
+            next = keys.from(start + BLOCK_ROWS).zip(values.from(start + BLOCK_ROWS));
+            // Values are asked for while scores are computed, and the keys of the block after them while these are summed.
+            let asked = start + self.lead * BLOCK_ROWS;
+            let (during_scores, during_values) = match &next {
+                Some((keys, values)) if listed => Ahead::halves(keys, values),
+                None if listed => (Ahead::NOTHING, Ahead::NOTHING),
+                _ => (values.ahead_at(asked), keys.ahead_at(asked + BLOCK_ROWS)),
             };
             (self.score)(queries, heads, &key_block, during_scores, scores);
             if let Some(cap) = softcap {

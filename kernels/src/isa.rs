@@ -21,11 +21,13 @@ pub enum Isa {
     Portable,
     /// AVX2, FMA and F16C, on x86-64.
     Avx2,
+    /// AVX-512 for what reads rows, and AVX2 for all else, on x86-64.
+    Avx512,
 }
 
 impl Isa {
     /// Every instruction set, the slowest first.
-    pub const ALL: [Isa; 2] = [Isa::Portable, Isa::Avx2];
+    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
 
     /// Whether this processor has it.
     pub fn is_available(self) -> bool {
@@ -38,6 +40,7 @@ impl fmt::Display for Isa {
         f.pad(match self {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2+fma+f16c",
+            Isa::Avx512 => "avx512f+avx2+fma+f16c",
         })
     }
 }
@@ -46,7 +49,7 @@ impl fmt::Display for Isa {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IsaError {
     /// The name is not one of an instruction set.
-    #[error("LONGWAVE_ISA is `{0}`: expected portable or avx2")]
+    #[error("LONGWAVE_ISA is `{0}`: expected portable, avx2 or avx512")]
     Unknown(String),
     /// The processor does not have it.
     #[error("LONGWAVE_ISA asks for {0}, which this processor does not have")]
@@ -62,6 +65,9 @@ pub(crate) type Scan = fn(&SketchQuery, &[u8], usize, &ScanOf<'_>, &mut ScanPlan
 /// No kernel allocates.
 pub struct Kernels {
     pub(crate) isa: Isa,
+    /// Blocks from the one that is worked on to the one whose values are asked for in attention over rows that follow each other: as
+    /// many as take the time that memory takes to answer.
+    pub(crate) lead: usize,
     pub(crate) prefetch: fn(&[u8]),
     /// queries, heads, block of rows, rows to prefetch, scores `[row][head]`
     pub(crate) score: fn(&[f32], usize, &Block<'_>, Ahead<'_>, &mut [f32]),
@@ -117,7 +123,7 @@ impl fmt::Debug for Kernels {
 
 impl Kernels {
     /// The kernels of the best instruction set that this processor has, chosen on the first call. The environment
-    /// variable `LONGWAVE_ISA` (`portable` or `avx2`) forces one.
+    /// variable `LONGWAVE_ISA` (`portable`, `avx2` or `avx512`) forces one.
     ///
     /// # Panics
     /// If `LONGWAVE_ISA` names an instruction set that is unknown or not available; see [`Kernels::try_get`].
@@ -148,8 +154,10 @@ impl Kernels {
             Isa::Portable => Some(portable::kernels()),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => crate::avx2::Avx2::detect().map(crate::avx2::kernels),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => crate::avx512::Avx512::detect().map(crate::avx512::kernels),
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 => None,
+            Isa::Avx2 | Isa::Avx512 => None,
         }
     }
 
@@ -173,6 +181,7 @@ fn select(forced: Option<&str>) -> Result<&'static Kernels, IsaError> {
         }
         Some("portable") => Isa::Portable,
         Some("avx2") => Isa::Avx2,
+        Some("avx512") => Isa::Avx512,
         Some(other) => return Err(IsaError::Unknown(other.to_owned())),
     };
     Kernels::of(isa).ok_or(IsaError::Unavailable(isa))
@@ -185,14 +194,12 @@ mod tests {
     #[test]
     fn the_variable_forces_an_instruction_set_or_is_an_error() {
         assert_eq!(select(Some("portable")).map(Kernels::isa), Ok(Isa::Portable));
-        let avx2 = select(Some("avx2")).map(Kernels::isa);
-        if Isa::Avx2.is_available() {
-            assert_eq!(avx2, Ok(Isa::Avx2));
-            assert_eq!(select(None).map(Kernels::isa), Ok(Isa::Avx2));
-        } else {
-            assert_eq!(avx2, Err(IsaError::Unavailable(Isa::Avx2)));
-            assert_eq!(select(None).map(Kernels::isa), Ok(Isa::Portable));
+        for (name, isa) in [("avx2", Isa::Avx2), ("avx512", Isa::Avx512)] {
+            let expected = if isa.is_available() { Ok(isa) } else { Err(IsaError::Unavailable(isa)) };
+            assert_eq!(select(Some(name)).map(Kernels::isa), expected);
         }
+        let best = Isa::ALL.into_iter().rfind(|isa| isa.is_available());
+        assert_eq!(select(None).map(Kernels::isa).ok(), best);
         let unknown = select(Some("avx3")).map(Kernels::isa);
         assert_eq!(unknown, Err(IsaError::Unknown("avx3".to_owned())));
     }

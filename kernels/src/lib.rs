@@ -1,7 +1,8 @@
 //! Arithmetic of Longwave.
 //!
 //! Every operation is written once, over eight lanes of `f32`, and compiled once for each instruction set behind a
-//! thin shell; [`Kernels`] is the table of them that is chosen when the process first asks. Rows are read in the type
+//! thin shell; those that read rows are written for sixteen lanes as well. [`Kernels`] is the table of them that is chosen when the
+//! process first asks. Rows are read in the type
 //! they are stored in (f16, bf16, f32); arithmetic is in `f32`. [`oracle`] has the same operations in `f64`, with
 //! bounds on how far the kernels may be off.
 //!
@@ -12,6 +13,9 @@ mod accumulate;
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "intrinsics need it; the module says what safety rests on")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "intrinsics need it; the module says what safety rests on")]
+mod avx512;
 mod block;
 pub mod codec;
 mod convert;
@@ -25,8 +29,12 @@ pub mod oracle;
 mod portable;
 mod rows;
 mod score;
+#[cfg(target_arch = "x86_64")]
+mod shells;
 mod state;
 mod weigh;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
 pub use half::{bf16, f16};
 

@@ -74,6 +74,7 @@ shells! {
 pub(crate) fn kernels() -> &'static Kernels {
     static KERNELS: Kernels = Kernels {
         isa: Isa::Portable,
+        lead: 0,
         prefetch,
         score,
         accumulate,

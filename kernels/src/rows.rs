@@ -198,24 +198,22 @@ impl<'a> Matrix<'a> {
         matches!(self.pick, Pick::Listed(_))
     }
 
-    /// The first block, where there are rows.
-    pub(crate) fn first(&self) -> Option<Block<'a>> {
-        (self.len > 0).then(|| self.block(0))
-    }
-
-    /// The block after the one that begins at row `start`, where there are rows.
-    pub(crate) fn after(&self, start: usize) -> Option<Block<'a>> {
-        let start = start + BLOCK_ROWS;
+    /// The block that begins at row `start`, where there are rows.
+    pub(crate) fn from(&self, start: usize) -> Option<Block<'a>> {
         (start < self.len).then(|| self.block(start))
     }
 
-    /// What to prefetch of the `next` block while a kernel works on one: nothing where rows follow each other, since
-    /// the processor sees that by itself.
-    pub(crate) fn ahead<'b>(&self, next: Option<&'b Block<'b>>) -> Ahead<'b> {
-        match next {
-            Some(block) if self.is_listed() => Ahead::scattered(block),
-            _ => Ahead::NOTHING,
-        }
+    /// What to prefetch of the `next` block while a kernel works on one.
+    pub(crate) fn ahead<'b>(next: Option<&'b Block<'b>>) -> Ahead<'b> {
+        next.map_or(Ahead::NOTHING, Ahead::whole)
+    }
+
+    /// The same of the block that begins at row `start`, if there is one, where rows follow each other.
+    #[inline]
+    pub(crate) fn ahead_at(&self, start: usize) -> Ahead<'a> {
+        let size = self.dim * self.rows.dtype().size_of();
+        let end = (start + BLOCK_ROWS).min(self.len);
+        Ahead::following(self.rows.as_bytes().get(start * size..end * size).unwrap_or(&[]))
     }
 
     /// The block of picked rows that begins at row `start`, which must be less than [`Matrix::len`].

@@ -51,10 +51,10 @@ impl Kernels {
         check_heads(heads, queries.len(), rows.dim(), "queries");
         check_per_row(scores.len(), rows.len(), heads, "scores");
         let mut start = 0;
-        let mut next = rows.first();
+        let mut next = rows.from(0);
         while let Some(block) = next {
-            next = rows.after(start);
-            let ahead = rows.ahead(next.as_ref());
+            next = rows.from(start + BLOCK_ROWS);
+            let ahead = Matrix::ahead(next.as_ref());
             let scores = &mut scores[start * heads..][..block.count * heads];
             (self.score)(queries, heads, &block, ahead, scores);
             start += BLOCK_ROWS;

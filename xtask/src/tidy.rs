@@ -16,6 +16,7 @@ const UNSAFE_FILES: &[&str] = &[
     "gpu/emulation/src/lib.rs",
     "gpu/src/launch.rs",
     "kernels/src/avx2.rs",
+    "kernels/src/avx512.rs",
     "src/published.rs",
     "storage/src/mapping.rs",
 ];

@@ -4,13 +4,14 @@ use longwave_kernels::{Isa, Kernels};
 
 /// The kernels of every instruction set that this processor has.
 ///
-/// `LONGWAVE_REQUIRE_ISA` (`portable` or `avx2`) names the one that must be among them; without it that is AVX2 on
+/// `LONGWAVE_REQUIRE_ISA` (`portable`, `avx2` or `avx512`) names the one that must be among them; without it that is AVX2 on
 /// x86-64. Every test goes through here, so none can pass without having run on it.
 pub fn every_isa() -> Vec<&'static Kernels> {
     let required = match std::env::var("LONGWAVE_REQUIRE_ISA").as_deref() {
         Ok("portable") => Isa::Portable,
         Ok("avx2") => Isa::Avx2,
-        Ok(other) => panic!("LONGWAVE_REQUIRE_ISA is `{other}`: expected portable or avx2"),
+        Ok("avx512") => Isa::Avx512,
+        Ok(other) => panic!("LONGWAVE_REQUIRE_ISA is `{other}`: expected portable, avx2 or avx512"),
         Err(_) if cfg!(target_arch = "x86_64") => Isa::Avx2,
         Err(_) => Isa::Portable,
     };

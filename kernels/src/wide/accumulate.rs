@@ -1,0 +1,157 @@
+//! Weighted sums of blocks of rows, sixteen lanes at a time.
+
+use super::{Wide, WideElement};
+use crate::block::{Ahead, BLOCK_ROWS, Block, BlockRows, Fetch, OfAnyDim, with_rows};
+use crate::lanes::Lanes;
+use crate::rows::Rows;
+
+/// Adds one block's weighted rows to the output of all heads, `[head][dim]`.
+#[inline(always)]
+pub(crate) fn accumulate_block<I: Wide>(
+    isa: I,
+    weights: &[f32],
+    heads: usize,
+    block: &Block<'_>,
+    ahead: Ahead<'_>,
+    out: &mut [f32],
+) {
+    match block.rows {
+        Rows::F16(all) => {
+            with_rows!(block, all, rows => accumulate_heads(isa, weights, heads, rows, ahead, out))
+        }
+        Rows::Bf16(all) => {
+            with_rows!(block, all, rows => accumulate_heads(isa, weights, heads, rows, ahead, out))
+        }
+        Rows::F32(all) => {
+            let rows = block.slices(all);
+            accumulate_heads(isa, weights, heads, OfAnyDim(&rows[..block.count]), ahead, out);
+        }
+    }
+}
+
+#[inline(always)]
+fn accumulate_heads<'a, I: Wide, T: WideElement + 'a>(
+    isa: I,
+    weights: &[f32],
+    heads: usize,
+    rows: impl BlockRows<'a, T>,
+    mut ahead: Ahead<'_>,
+    out: &mut [f32],
+) {
+    let mut head = 0;
+    while head < heads {
+        let group = (heads - head).min(4);
+        let out = &mut out[head * rows.vectors() * 8..];
+        match group {
+            4 => accumulate_group::<I, T, _, 4>(isa, weights, (heads, head), rows, ahead, out),
+            3 => accumulate_group::<I, T, _, 3>(isa, weights, (heads, head), rows, ahead, out),
+            2 => accumulate_group::<I, T, _, 2>(isa, weights, (heads, head), rows, ahead, out),
+            _ => accumulate_group::<I, T, _, 1>(isa, weights, (heads, head), rows, ahead, out),
+        }
+        ahead = Ahead::NOTHING;
+        head += group;
+    }
+}
+
+/// Sums of `H` heads over the block, from head `head` of `heads` on.
+#[inline(always)]
+fn accumulate_group<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const H: usize>(
+    isa: I,
+    weights: &[f32],
+    (heads, head): (usize, usize),
+    rows: R,
+    ahead: Ahead<'_>,
+    out: &mut [f32],
+) {
+    if heads == H {
+        let (weights, _) = weights.as_chunks::<H>();
+        return sweep::<I, T, R, H>(isa, weights, rows, ahead, out);
+    }
+    let mut mine = [[0.0; H]; BLOCK_ROWS];
+    for (mine, all) in mine.iter_mut().zip(weights.chunks_exact(heads)) {
+        mine.copy_from_slice(&all[head..][..H]);
+    }
+    sweep::<I, T, R, H>(isa, &mine, rows, ahead, out);
+}
+
+/// Sweeps four vectors wide over the dimensions, then one vector wide over the rest, whose last may be of eight lanes.
+#[inline(always)]
+fn sweep<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const H: usize>(
+    isa: I,
+    weights: &[[f32; H]],
+    rows: R,
+    ahead: Ahead<'_>,
+    out: &mut [f32],
+) {
+    let (vectors, weights) = (rows.vectors(), &weights[..rows.count()]);
+    let wide = vectors.div_ceil(2);
+    let fours = vectors / 8;
+    let mut fetch = ahead.fetch_in_shares(fours + wide - fours * 4, rows.count());
+    let (out, _) = out.as_chunks_mut::<8>();
+    let out = &mut out[..H * vectors];
+    for step in 0..fours {
+        let sums = sum_rows::<I, T, R, H, 4>(isa, weights, rows, step * 4, &mut fetch);
+        add_sums(isa, sums, &mut out[step * 8..], vectors);
+    }
+    for w in fours * 4..wide {
+        let sums = sum_rows::<I, T, R, H, 1>(isa, weights, rows, w, &mut fetch);
+        if 2 * w + 1 < vectors {
+            add_sums(isa, sums, &mut out[2 * w..], vectors);
+        } else {
+            for (h, [sum]) in sums.into_iter().enumerate() {
+                let (eight, out) = (isa.eight(), &mut out[h * vectors + 2 * w]);
+                eight.store(eight.add(eight.load(out), isa.lower(sum)), out);
+            }
+        }
+    }
+}
+
+/// Sums of `W` vectors of the rows from vector `first` on, weighted for `H` heads, in as many registers. Each row asks for a share of
+/// what is needed next: asked for all at once, lines wait for each other.
+#[inline(always)]
+fn sum_rows<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const H: usize, const W: usize>(
+    isa: I,
+    weights: &[[f32; H]],
+    rows: R,
+    first: usize,
+    fetch: &mut Fetch<'_>,
+) -> [[I::W; W]; H] {
+    fetch.step_rows(isa.eight());
+    let mut sums = [[isa.splat(0.0); W]; H];
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "so that neither rows nor weights are checked within the loop"
+    )]
+    for row in 0..rows.count() {
+        fetch.share(isa.eight());
+        let vectors = rows.row(row);
+        let mut x = [isa.splat(0.0); W];
+        for w in 0..W {
+            x[w] = T::load_of(isa, vectors, first + w);
+        }
+        for h in 0..H {
+            let weight = isa.splat(weights[row][h]);
+            for w in 0..W {
+                sums[h][w] = isa.mul_add(weight, x[w], sums[h][w]);
+            }
+        }
+    }
+    sums
+}
+
+/// Adds the sums to the outputs of `H` heads, which are `pitch` vectors of eight apart.
+#[inline(always)]
+fn add_sums<I: Wide, const H: usize, const W: usize>(
+    isa: I,
+    sums: [[I::W; W]; H],
+    out: &mut [[f32; 8]],
+    pitch: usize,
+) {
+    for h in 0..H {
+        let (out, _) = out[h * pitch..][..2 * W].as_chunks_mut::<2>();
+        for w in 0..W {
+            let total = isa.add(isa.load(&out[w]), sums[h][w]);
+            isa.store(total, &mut out[w]);
+        }
+    }
+}

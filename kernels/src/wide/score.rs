@@ -1,0 +1,124 @@
+//! Scores of blocks of rows, sixteen lanes at a time.
+
+use super::{Wide, WideElement};
+use crate::block::{Ahead, Block, BlockRows, OfAnyDim, with_rows};
+use crate::rows::Rows;
+
+/// Scores of all heads against one block, `[row][head]`.
+#[inline(always)]
+pub(crate) fn score_block<I: Wide>(
+    isa: I,
+    queries: &[f32],
+    heads: usize,
+    block: &Block<'_>,
+    ahead: Ahead<'_>,
+    scores: &mut [f32],
+) {
+    match block.rows {
+        Rows::F16(all) => {
+            with_rows!(block, all, rows => score_heads(isa, queries, heads, rows, ahead, scores))
+        }
+        Rows::Bf16(all) => {
+            with_rows!(block, all, rows => score_heads(isa, queries, heads, rows, ahead, scores))
+        }
+        Rows::F32(all) => {
+            let rows = block.slices(all);
+            score_heads(isa, queries, heads, OfAnyDim(&rows[..block.count]), ahead, scores);
+        }
+    }
+}
+
+/// Takes the heads four at a time, then the rest at once: a row is loaded and widened once for each group.
+#[inline(always)]
+fn score_heads<'a, I: Wide, T: WideElement + 'a>(
+    isa: I,
+    queries: &[f32],
+    heads: usize,
+    rows: impl BlockRows<'a, T>,
+    mut ahead: Ahead<'_>,
+    scores: &mut [f32],
+) {
+    let mut head = 0;
+    while head < heads {
+        let group = (heads - head).min(4);
+        match group {
+            4 => score_group::<I, T, _, 4>(isa, queries, (heads, head), rows, ahead, scores),
+            3 => score_group::<I, T, _, 3>(isa, queries, (heads, head), rows, ahead, scores),
+            2 => score_group::<I, T, _, 2>(isa, queries, (heads, head), rows, ahead, scores),
+            _ => score_group::<I, T, _, 1>(isa, queries, (heads, head), rows, ahead, scores),
+        }
+        ahead = Ahead::NOTHING;
+        head += group;
+    }
+}
+
+/// Scores of heads `head..head + H`, four rows at a time and the rest one by one.
+#[inline(always)]
+fn score_group<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const H: usize>(
+    isa: I,
+    queries: &[f32],
+    (heads, head): (usize, usize),
+    rows: R,
+    ahead: Ahead<'_>,
+    scores: &mut [f32],
+) {
+    let (vectors, count) = (rows.vectors(), rows.count());
+    let (queries, _) = queries.as_chunks::<8>();
+    let mut query: [&[[f32; 8]]; H] = [&[]; H];
+    for h in 0..H {
+        query[h] = &queries[(head + h) * vectors..][..vectors];
+    }
+    let mut fetch = ahead.fetch(count.div_ceil(4));
+    let mut first = 0;
+    while first < count {
+        let taken = if count - first < 4 { 1 } else { 4 };
+        if first.is_multiple_of(4) {
+            fetch.step(isa.eight());
+        }
+        let mut totals = [[0.0; 8]; 2];
+        if taken == 4 {
+            products::<I, T, R, H, 4>(isa, &query, rows, first, &mut totals);
+        } else {
+            products::<I, T, R, H, 1>(isa, &query, rows, first, &mut totals);
+        }
+        for (row, totals) in totals.as_flattened().chunks_exact(H).enumerate().take(taken) {
+            scores[(first + row) * heads + head..][..H].copy_from_slice(totals);
+        }
+        first += taken;
+    }
+}
+
+/// Products of `N` rows from row `first` on with the queries of `H` heads, `[row][head]`, in as many accumulators.
+#[inline(always)]
+fn products<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const H: usize, const N: usize>(
+    isa: I,
+    query: &[&[[f32; 8]]; H],
+    rows: R,
+    first: usize,
+    totals: &mut [[f32; 8]; 2],
+) {
+    let mut row: [&[[T; 8]]; N] = [&[]; N];
+    for (r, row) in row.iter_mut().enumerate() {
+        *row = rows.row(first + r);
+    }
+    let mut sums = [[isa.splat(0.0); H]; N];
+    for w in 0..rows.vectors().div_ceil(2) {
+        let mut x = [isa.splat(0.0); N];
+        for r in 0..N {
+            x[r] = T::load_of(isa, row[r], w);
+        }
+        for h in 0..H {
+            let q = f32::load_of(isa, query[h], w);
+            for r in 0..N {
+                sums[r][h] = isa.mul_add(x[r], q, sums[r][h]);
+            }
+        }
+    }
+    let mut flat = [isa.splat(0.0); 16];
+    for r in 0..N {
+        for h in 0..H {
+            flat[r * H + h] = sums[r][h];
+        }
+    }
+    isa.store(isa.sum_each(flat), totals);
+}
