@@ -31,7 +31,7 @@ use crate::isa::{Isa, Kernels};
 use crate::ladder::{
     ClusterWeights, Estimated, GainOf, Limits, Probed, Rest, RestSums, Risen, RowSums, Spread, Uncertain,
 };
-use crate::lanes::Lanes;
+use crate::lanes::{EightLanes, Lanes};
 use crate::rows::Rows;
 use crate::shells::{lane_ops, shells};
 use crate::weigh::PerLane;
@@ -70,6 +70,44 @@ impl Lanes for Avx2 {
             let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
         };
+        fn store(x: __m256, to: &mut [f32; 8]) = _mm256_storeu_ps(to.as_mut_ptr(), x);
+        fn add(a: __m256, b: __m256) -> __m256 = _mm256_add_ps(a, b);
+        fn sub(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps(a, b);
+        fn mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
+        fn div(a: __m256, b: __m256) -> __m256 = _mm256_div_ps(a, b);
+        fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);
+        fn max(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
+        fn min(a: __m256, b: __m256) -> __m256 = _mm256_min_ps(a, b);
+        fn sqrt(x: __m256) -> __m256 = _mm256_sqrt_ps(x);
+        fn where_less(a: __m256, b: __m256, yes: __m256, no: __m256) -> __m256 = {
+            _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
+        };
+        fn any_less(a: __m256, b: __m256) -> bool = {
+            _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b)) != 0
+        };
+        fn power_of_low_bits(x: __m256) -> __m256 = {
+            let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(x));
+            _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3f80_0000)))
+        };
+        fn sum_each(x: [__m256; 8]) -> __m256 = {
+            // Adjacent pairs, then pairs of pairs, leave each vector's two half sums in the two halves.
+            let first = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+            let second = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
+            let low = _mm256_permute2f128_ps::<0x20>(first, second);
+            let high = _mm256_permute2f128_ps::<0x31>(first, second);
+            _mm256_add_ps(low, high)
+        };
+    }
+
+    #[inline(always)]
+    fn prefetch_address(self, address: *const u8) {
+        // SAFETY: a prefetch of any address has no effect but on time, and SSE is part of the architecture.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+}
+
+impl EightLanes for Avx2 {
+    lane_ops! {
         fn load_i8(from: &[i8; 8]) -> __m256 = {
             _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().cast())))
         };
@@ -97,7 +135,6 @@ impl Lanes for Avx2 {
             let upper = _mm256_permutevar8x32_ps(_mm256_loadu_ps(LEVELS4.as_ptr().add(8)), codes);
             _mm256_blendv_ps(lower, upper, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes)))
         };
-        fn store(x: __m256, to: &mut [f32; 8]) = _mm256_storeu_ps(to.as_mut_ptr(), x);
         fn store_f16(x: __m256, to: &mut [f16; 8]) = {
             _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x))
         };
@@ -117,36 +154,9 @@ impl Lanes for Avx2 {
             );
             _mm_storeu_si128(to.as_mut_ptr().cast(), packed)
         };
-
-        fn add(a: __m256, b: __m256) -> __m256 = _mm256_add_ps(a, b);
-        fn sub(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps(a, b);
-        fn mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
-        fn div(a: __m256, b: __m256) -> __m256 = _mm256_div_ps(a, b);
-        fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);
-        fn max(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
-        fn min(a: __m256, b: __m256) -> __m256 = _mm256_min_ps(a, b);
         fn abs(x: __m256) -> __m256 = _mm256_andnot_ps(_mm256_set1_ps(-0.0), x);
-        fn sqrt(x: __m256) -> __m256 = _mm256_sqrt_ps(x);
         fn with_sign(magnitude: __m256, sign: __m256) -> __m256 = {
             _mm256_or_ps(magnitude, _mm256_and_ps(_mm256_set1_ps(-0.0), sign))
-        };
-        fn where_less(a: __m256, b: __m256, yes: __m256, no: __m256) -> __m256 = {
-            _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
-        };
-        fn any_less(a: __m256, b: __m256) -> bool = {
-            _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b)) != 0
-        };
-        fn power_of_low_bits(x: __m256) -> __m256 = {
-            let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(x));
-            _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3f80_0000)))
-        };
-        fn sum_each(x: [__m256; 8]) -> __m256 = {
-            // Adjacent pairs, then pairs of pairs, leave each vector's two half sums in the two halves.
-            let first = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
-            let second = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
-            let low = _mm256_permute2f128_ps::<0x20>(first, second);
-            let high = _mm256_permute2f128_ps::<0x31>(first, second);
-            _mm256_add_ps(low, high)
         };
         fn sum_four(x: [__m256; 4]) -> [f32; 4] = {
             let halves = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
@@ -155,12 +165,6 @@ impl Lanes for Avx2 {
             _mm_storeu_ps(sums.as_mut_ptr(), sum);
             sums
         };
-    }
-
-    #[inline(always)]
-    fn prefetch_address(self, address: *const u8) {
-        // SAFETY: a prefetch of any address has no effect but on time, and SSE is part of the architecture.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
 }
 

@@ -3,10 +3,13 @@
 //! Safety rests on the same fact as there: an [`Avx512`] exists only where the processor has the extensions.
 
 use std::arch::x86_64::{
-    __m512, _mm256_loadu_si256, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps512_ps256,
-    _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_set1_ps, _mm512_shuffle_f32x4, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_unpackhi_pd,
-    _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps, _mm512_zextps256_ps512,
+    __m256, __m512, _CMP_LT_OQ, _mm256_castps_pd, _mm256_loadu_si256, _mm512_add_epi32, _mm512_add_ps,
+    _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps_si512, _mm512_castps256_ps512, _mm512_castps512_ps256,
+    _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_div_ps,
+    _mm512_fmadd_ps, _mm512_insertf64x4, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps,
+    _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_shuffle_f32x4, _mm512_slli_epi32,
+    _mm512_sqrt_ps, _mm512_storeu_ps, _mm512_sub_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps,
+    _mm512_unpacklo_pd, _mm512_unpacklo_ps, _mm512_zextps256_ps512,
 };
 use std::sync::OnceLock;
 
@@ -14,10 +17,16 @@ use half::{bf16, f16};
 
 use crate::avx2::{self, Avx2};
 use crate::block::{Ahead, Block};
+use crate::codec::{self, ScanOf, ScanPlanes, Scanning, SketchQuery};
 use crate::isa::{Isa, Kernels};
+use crate::ladder::{
+    ClusterWeights, Estimated, GainOf, Limits, Probed, Rest, RestSums, Risen, RowSums, Spread, Uncertain,
+};
 use crate::lanes::Lanes;
 use crate::shells::{lane_ops, shells};
+use crate::weigh::PerLane;
 use crate::wide::{self, Wide};
+use crate::{exp, ladder, weigh};
 
 /// Proof that the processor has AVX-512 (its foundation), and what AVX2 kernels need.
 #[derive(Clone, Copy)]
@@ -30,27 +39,35 @@ impl Avx512 {
     }
 }
 
-impl Wide for Avx512 {
-    type W = __m512;
-    type Eight = Avx2;
-
-    fn eight(self) -> Avx2 {
-        self.0
-    }
+impl Lanes<16> for Avx512 {
+    type V = __m512;
 
     lane_ops! {
         fn splat(x: f32) -> __m512 = _mm512_set1_ps(x);
-        fn load(from: &[[f32; 8]; 2]) -> __m512 = _mm512_loadu_ps(from.as_ptr().cast());
-        fn load_f16(from: &[[f16; 8]; 2]) -> __m512 = _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast()));
-        fn load_bf16(from: &[[bf16; 8]; 2]) -> __m512 = {
+        fn load(from: &[f32; 16]) -> __m512 = _mm512_loadu_ps(from.as_ptr());
+        fn load_f16(from: &[f16; 16]) -> __m512 = _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast()));
+        fn load_bf16(from: &[bf16; 16]) -> __m512 = {
             let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
         };
-        fn store(x: __m512, to: &mut [[f32; 8]; 2]) = _mm512_storeu_ps(to.as_mut_ptr().cast(), x);
-        fn above_zeros(x: <Avx2 as Lanes>::V) -> __m512 = _mm512_zextps256_ps512(x);
-        fn lower(x: __m512) -> <Avx2 as Lanes>::V = _mm512_castps512_ps256(x);
+        fn store(x: __m512, to: &mut [f32; 16]) = _mm512_storeu_ps(to.as_mut_ptr(), x);
+
         fn add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
+        fn sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
+        fn mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+        fn div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
         fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+        fn max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+        fn min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
+        fn sqrt(x: __m512) -> __m512 = _mm512_sqrt_ps(x);
+        fn where_less(a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 = {
+            _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes)
+        };
+        fn any_less(a: __m512, b: __m512) -> bool = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b) != 0;
+        fn power_of_low_bits(x: __m512) -> __m512 = {
+            let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(x));
+            _mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(0x3f80_0000)))
+        };
         fn sum_each(x: [__m512; 16]) -> __m512 = {
             // Two vectors, then four, share one that has their sums in each of its quarters; the quarters of four are then added up.
             macro_rules! four {
@@ -72,6 +89,52 @@ impl Wide for Avx512 {
             quarters!(quarters!(four!(0), four!(4)), quarters!(four!(8), four!(12)))
         };
     }
+
+    #[inline(always)]
+    fn prefetch_address(self, address: *const u8) {
+        self.0.prefetch_address(address);
+    }
+}
+
+impl Scanning<16> for Avx512 {
+    type Eight = Avx2;
+
+    #[inline(always)]
+    fn eight(self) -> Avx2 {
+        self.0
+    }
+
+    lane_ops! {
+        fn part(of: &[__m256; 4], part: usize) -> __m512 = {
+            let low = _mm512_castps_pd(_mm512_castps256_ps512(of[2 * part]));
+            _mm512_castpd_ps(_mm512_insertf64x4::<1>(low, _mm256_castps_pd(of[2 * part + 1])))
+        };
+    }
+
+    #[inline(always)]
+    fn store_rows(self, x: __m512, rows: usize, to: &mut [f32]) {
+        if rows > 8 {
+            if let Some(all) = to.first_chunk_mut() {
+                self.store(x, all);
+            }
+        } else if let Some(lower) = to.first_chunk_mut() {
+            self.0.store(self.lower(x), lower);
+        }
+    }
+}
+
+impl Wide for Avx512 {
+    type Eight = Avx2;
+
+    #[inline(always)]
+    fn eight(self) -> Avx2 {
+        self.0
+    }
+
+    lane_ops! {
+        fn above_zeros(x: <Avx2 as Lanes>::V) -> __m512 = _mm512_zextps256_ps512(x);
+        fn lower(x: __m512) -> <Avx2 as Lanes>::V = _mm512_castps512_ps256(x);
+    }
 }
 
 shells! {
@@ -80,10 +143,53 @@ shells! {
         = wide::score_block;
     fn accumulate(weights: &[f32], heads: usize, block: &Block<'_>, ahead: Ahead<'_>, out: &mut [f32])
         = wide::accumulate_block;
+    fn max_per_head(scores: &[f32], heads: usize, max: &mut [f32]) = exp::max_per_head;
+    fn exp_weights(scores: &mut [f32], heads: usize, shift: &[f32], sums: &mut [f32]) = exp::exp_weights;
+    fn weigh(scores: &mut [f32], heads: usize, max: &PerLane, sum: &mut PerLane) -> bool = weigh::weigh;
+    fn sum_masses(spread: &Spread<'_>, limits: &Limits) -> f32 = ladder::sum_masses;
+    fn weigh_clusters(spread: &Spread<'_>, limits: &Limits, weights: &mut ClusterWeights<'_>)
+        = ladder::weigh_clusters;
+    fn sum_rest(spread: &Spread<'_>, limits: &Limits, rest: &Rest<'_>) -> RestSums = ladder::sum_rest;
+    fn raise_most(spread: &Spread<'_>, limits: &Limits, base: f32, most: &mut [f32]) = ladder::raise_most;
+    fn probe_gains(probed: &Probed<'_>, limits: &Limits, gains: &mut [f32]) = ladder::probe_gains;
+    fn cluster_noise(clusters: &Estimated<'_>) -> f32 = ladder::cluster_noise;
+    fn scan_sketch(
+        query: &SketchQuery,
+        record: &[u8],
+        rows: usize,
+        of: &ScanOf<'_>,
+        planes: &mut ScanPlanes<'_>,
+        sums: &mut [RowSums],
+    ) = codec::scan_sketch;
+    fn weigh_rows(scores: &mut [f32], deviations: &[f32], top: f32, most: f32) -> RowSums = ladder::weigh_rows;
+    fn sum_rows(weights: &[f32], deviations: &[f32], len: usize, stride: usize, sums: &mut [RowSums])
+        = ladder::sum_rows;
+    fn row_gains(rows: Uncertain<'_>, kind: GainOf, gains: &mut [f32]) = ladder::row_gains;
+    fn sum_rises(rows: &Risen<'_>) -> [f32; 2] = ladder::sum_rises;
 }
 
 /// The kernels, for who can prove that they may run.
 pub(crate) fn kernels(isa: Avx512) -> &'static Kernels {
     static KERNELS: OnceLock<Kernels> = OnceLock::new();
-    KERNELS.get_or_init(|| Kernels { isa: Isa::Avx512, lead: 1, score, accumulate, ..*avx2::kernels(isa.0) })
+    KERNELS.get_or_init(|| Kernels {
+        isa: Isa::Avx512,
+        lead: 1,
+        score,
+        accumulate,
+        max_per_head,
+        exp_weights,
+        weigh,
+        sum_masses,
+        weigh_clusters,
+        sum_rest,
+        raise_most,
+        probe_gains,
+        cluster_noise,
+        scan_sketch,
+        weigh_rows,
+        sum_rows,
+        row_gains,
+        sum_rises,
+        ..*avx2::kernels(isa.0)
+    })
 }

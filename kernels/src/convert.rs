@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use crate::isa::Kernels;
-use crate::lanes::Lanes;
+use crate::lanes::EightLanes;
 use crate::rows::{Element, Rows};
 
 impl Kernels {
@@ -41,7 +41,7 @@ fn check_lengths(from: usize, to: usize) {
 }
 
 #[inline(always)]
-pub(crate) fn widen<L: Lanes>(isa: L, rows: Rows<'_>, out: &mut [f32]) {
+pub(crate) fn widen<L: EightLanes>(isa: L, rows: Rows<'_>, out: &mut [f32]) {
     match rows {
         Rows::F16(elements) => widen_elements(isa, elements, f16::ZERO, out),
         Rows::Bf16(elements) => widen_elements(isa, elements, bf16::ZERO, out),
@@ -50,7 +50,7 @@ pub(crate) fn widen<L: Lanes>(isa: L, rows: Rows<'_>, out: &mut [f32]) {
 }
 
 #[inline(always)]
-fn widen_elements<L: Lanes, T: Element>(isa: L, elements: &[T], zero: T, out: &mut [f32]) {
+fn widen_elements<L: EightLanes, T: Element>(isa: L, elements: &[T], zero: T, out: &mut [f32]) {
     let (vectors, rest) = elements.as_chunks::<8>();
     let (out, out_rest) = out.as_chunks_mut::<8>();
     for (from, to) in vectors.iter().zip(out) {
@@ -65,7 +65,7 @@ fn widen_elements<L: Lanes, T: Element>(isa: L, elements: &[T], zero: T, out: &m
 macro_rules! narrow {
     ($name:ident, $type:ident, $store:ident) => {
         #[inline(always)]
-        pub(crate) fn $name<L: Lanes>(isa: L, from: &[f32], to: &mut [$type]) {
+        pub(crate) fn $name<L: EightLanes>(isa: L, from: &[f32], to: &mut [$type]) {
             let (vectors, rest) = from.as_chunks::<8>();
             let (to, to_rest) = to.as_chunks_mut::<8>();
             for (from, to) in vectors.iter().zip(to) {

@@ -1,7 +1,7 @@
 //! From scores to weights: running maxima, exponentials, the soft cap.
 
 use crate::isa::Kernels;
-use crate::lanes::{Lanes, Portable};
+use crate::lanes::{EightLanes, Lanes, Portable};
 use crate::score::check_per_row;
 
 /// Rows whose weights are summed before they are added to the running sum, so that rounding grows with the number of
@@ -66,7 +66,7 @@ pub(crate) fn exp_one(x: f32) -> f32 {
 /// sums (2^-26 and, the last, 2^-25 below 1 or 2^-24 above) adds up, relative to exp(r), to less than
 /// 2^-23.3; what is lost to a second rounding where there is no fused operation is in it.
 #[inline(always)]
-pub(crate) fn exp<L: Lanes>(isa: L, x: L::V) -> L::V {
+pub(crate) fn exp<L: Lanes<N>, const N: usize>(isa: L, x: L::V) -> L::V {
     const LN_2_LARGE: f32 = 0.693_359_4;
     const LN_2_SMALL: f32 = -2.121_944_4e-4;
     // Adding 1.5 · 2^23 leaves the nearest integer in the low bits of the sum.
@@ -87,7 +87,7 @@ pub(crate) fn exp<L: Lanes>(isa: L, x: L::V) -> L::V {
 
 /// `exp(x) - 1` for x from 0 to 1/2, within a relative 4e-7: the series, whose first left-out term is less than 1e-7.
 #[inline(always)]
-pub(crate) fn small_exp_m1<L: Lanes>(isa: L, x: L::V) -> L::V {
+pub(crate) fn small_exp_m1<L: Lanes<N>, const N: usize>(isa: L, x: L::V) -> L::V {
     let mut sum = isa.splat(1.0 / 5040.0);
     for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0] {
         sum = isa.mul_add(sum, x, isa.splat(coefficient));
@@ -102,7 +102,7 @@ pub(crate) const RELATIVE_VARIANCE_MAX: f32 = 4.0;
 /// relative variance, within a relative 1.1e-5: x times the polynomial of degree 7 of least relative error (Remez), whose
 /// own is 9.7e-6. It goes into what is said of an error, which is not known to more digits, and costs half of an exponential.
 #[inline(always)]
-pub(crate) fn relative_variance<L: Lanes>(isa: L, x: L::V) -> L::V {
+pub(crate) fn relative_variance<L: Lanes<N>, const N: usize>(isa: L, x: L::V) -> L::V {
     let mut sum = isa.splat(0.000_144_554);
     for coefficient in [
         -0.000_727_251_8,
@@ -120,33 +120,43 @@ pub(crate) fn relative_variance<L: Lanes>(isa: L, x: L::V) -> L::V {
 
 /// Running maxima of all heads over `[row][head]` scores.
 #[inline(always)]
-pub(crate) fn max_per_head<L: Lanes>(isa: L, scores: &[f32], heads: usize, max: &mut [f32]) {
+pub(crate) fn max_per_head<L: Lanes<N>, const N: usize>(
+    isa: L,
+    scores: &[f32],
+    heads: usize,
+    max: &mut [f32],
+) {
     match heads {
-        1 | 2 | 4 | 8 => max_interleaved::<L, 1>(isa, scores, heads, max),
-        3 | 6 => max_interleaved::<L, 3>(isa, scores, heads, max),
-        5 => max_interleaved::<L, 5>(isa, scores, heads, max),
-        7 => max_interleaved::<L, 7>(isa, scores, heads, max),
+        1 | 2 | 4 | 8 => max_interleaved::<L, N, 1>(isa, scores, heads, max),
+        3 | 6 => max_interleaved::<L, N, 3>(isa, scores, heads, max),
+        5 => max_interleaved::<L, N, 5>(isa, scores, heads, max),
+        7 => max_interleaved::<L, N, 7>(isa, scores, heads, max),
         _ => max_strided(isa, scores, heads, max),
     }
 }
 
-/// Up to eight heads: `P` vectors hold a whole number of rows, and lane l of vector p always belongs to head
-/// `(8 p + l) mod heads`.
+/// Up to eight heads: `P` vectors of `N` hold a whole number of rows, and lane l of vector p always belongs to head
+/// `(N p + l) mod heads`.
 #[inline(always)]
-fn max_interleaved<L: Lanes, const P: usize>(isa: L, scores: &[f32], heads: usize, max: &mut [f32]) {
+fn max_interleaved<L: Lanes<N>, const N: usize, const P: usize>(
+    isa: L,
+    scores: &[f32],
+    heads: usize,
+    max: &mut [f32],
+) {
     let mut largest = [isa.splat(f32::NEG_INFINITY); P];
-    let (vectors, _) = scores.as_chunks::<8>();
+    let (vectors, _) = scores.as_chunks::<N>();
     let periods = vectors.chunks_exact(P);
-    let whole = periods.len() * P * 8;
+    let whole = periods.len() * P * N;
     for period in periods {
         for p in 0..P {
             largest[p] = isa.max(isa.load(&period[p]), largest[p]);
         }
     }
-    for (p, rest) in scores[whole..].chunks(8).enumerate() {
+    for (p, rest) in scores[whole..].chunks(N).enumerate() {
         largest[p] = isa.max(isa.load(&padded(rest)), largest[p]);
     }
-    let mut lanes = [[0.0; 8]; P];
+    let mut lanes = [[0.0; N]; P];
     for (largest, lanes) in largest.into_iter().zip(&mut lanes) {
         isa.store(largest, lanes);
     }
@@ -159,15 +169,15 @@ fn max_interleaved<L: Lanes, const P: usize>(isa: L, scores: &[f32], heads: usiz
     }
 }
 
-/// Many heads: eight at a time, row by row.
+/// Many heads: as many at a time as there are lanes, row by row.
 #[inline(always)]
-fn max_strided<L: Lanes>(isa: L, scores: &[f32], heads: usize, max: &mut [f32]) {
-    for (group, max) in max.chunks_mut(8).enumerate() {
+fn max_strided<L: Lanes<N>, const N: usize>(isa: L, scores: &[f32], heads: usize, max: &mut [f32]) {
+    for (group, max) in max.chunks_mut(N).enumerate() {
         let mut largest = isa.load(&padded(max));
         for row in scores.chunks_exact(heads) {
-            largest = isa.max(load_padded(isa, &row[group * 8..][..max.len()]), largest);
+            largest = isa.max(load_padded(isa, &row[group * N..][..max.len()]), largest);
         }
-        let mut lanes = [0.0; 8];
+        let mut lanes = [0.0; N];
         isa.store(largest, &mut lanes);
         max.copy_from_slice(&lanes[..max.len()]);
     }
@@ -175,7 +185,7 @@ fn max_strided<L: Lanes>(isa: L, scores: &[f32], heads: usize, max: &mut [f32]) 
 
 /// Weights of all heads from `[row][head]` scores, in place, and their sums.
 #[inline(always)]
-pub(crate) fn exp_weights<L: Lanes>(
+pub(crate) fn exp_weights<L: Lanes<N>, const N: usize>(
     isa: L,
     scores: &mut [f32],
     heads: usize,
@@ -183,23 +193,23 @@ pub(crate) fn exp_weights<L: Lanes>(
     sums: &mut [f32],
 ) {
     match heads {
-        1 | 2 | 4 | 8 => exp_interleaved::<L, 1>(isa, scores, heads, shift, sums),
-        3 | 6 => exp_interleaved::<L, 3>(isa, scores, heads, shift, sums),
-        5 => exp_interleaved::<L, 5>(isa, scores, heads, shift, sums),
-        7 => exp_interleaved::<L, 7>(isa, scores, heads, shift, sums),
+        1 | 2 | 4 | 8 => exp_interleaved::<L, N, 1>(isa, scores, heads, shift, sums),
+        3 | 6 => exp_interleaved::<L, N, 3>(isa, scores, heads, shift, sums),
+        5 => exp_interleaved::<L, N, 5>(isa, scores, heads, shift, sums),
+        7 => exp_interleaved::<L, N, 7>(isa, scores, heads, shift, sums),
         _ => exp_strided(isa, scores, heads, shift, sums),
     }
 }
 
 #[inline(always)]
-fn exp_interleaved<L: Lanes, const P: usize>(
+fn exp_interleaved<L: Lanes<N>, const N: usize, const P: usize>(
     isa: L,
     scores: &mut [f32],
     heads: usize,
     shift: &[f32],
     sums: &mut [f32],
 ) {
-    let mut lanes = [[0.0; 8]; P];
+    let mut lanes = [[0.0; N]; P];
     for row in lanes.as_flattened_mut().chunks_exact_mut(heads) {
         for (lane, &shift) in row.iter_mut().zip(shift) {
             *lane = finite_shift(shift);
@@ -210,9 +220,9 @@ fn exp_interleaved<L: Lanes, const P: usize>(
         *shifts = isa.load(lanes);
     }
     let mut totals = [isa.splat(0.0); P];
-    let whole = scores.len() / (P * 8) * (P * 8);
+    let whole = scores.len() / (P * N) * (P * N);
     let (periods, rest) = scores.split_at_mut(whole);
-    let (vectors, _) = periods.as_chunks_mut::<8>();
+    let (vectors, _) = periods.as_chunks_mut::<N>();
     for period in vectors.chunks_exact_mut(P) {
         for p in 0..P {
             let weights = exp(isa, isa.sub(isa.load(&period[p]), shifts[p]));
@@ -220,7 +230,7 @@ fn exp_interleaved<L: Lanes, const P: usize>(
             totals[p] = isa.add(totals[p], weights);
         }
     }
-    for (p, rest) in rest.chunks_mut(8).enumerate() {
+    for (p, rest) in rest.chunks_mut(N).enumerate() {
         let weights = exp(isa, isa.sub(isa.load(&padded(rest)), shifts[p]));
         store_padded(isa, weights, rest);
         totals[p] = isa.add(totals[p], weights);
@@ -240,16 +250,22 @@ fn exp_interleaved<L: Lanes, const P: usize>(
 }
 
 #[inline(always)]
-fn exp_strided<L: Lanes>(isa: L, scores: &mut [f32], heads: usize, shift: &[f32], sums: &mut [f32]) {
-    for (group, (shift, sums)) in shift.chunks(8).zip(sums.chunks_mut(8)).enumerate() {
-        let mut lanes = [0.0; 8];
+fn exp_strided<L: Lanes<N>, const N: usize>(
+    isa: L,
+    scores: &mut [f32],
+    heads: usize,
+    shift: &[f32],
+    sums: &mut [f32],
+) {
+    for (group, (shift, sums)) in shift.chunks(N).zip(sums.chunks_mut(N)).enumerate() {
+        let mut lanes = [0.0; N];
         for (lane, &shift) in lanes.iter_mut().zip(shift) {
             *lane = finite_shift(shift);
         }
         let shifts = isa.load(&lanes);
         let mut totals = isa.splat(0.0);
         for row in scores.chunks_exact_mut(heads) {
-            let row = &mut row[group * 8..][..shift.len()];
+            let row = &mut row[group * N..][..shift.len()];
             let weights = exp(isa, isa.sub(load_padded(isa, row), shifts));
             store_padded(isa, weights, row);
             totals = isa.add(totals, weights);
@@ -267,16 +283,16 @@ fn finite_shift(shift: f32) -> f32 {
     if shift == f32::NEG_INFINITY { 0.0 } else { shift }
 }
 
-/// Up to eight scores, and minus infinity, which weighs nothing, in the lanes after them.
+/// Up to as many scores as lanes, and minus infinity, which weighs nothing, in the lanes after them.
 #[inline(always)]
-pub(crate) fn padded(scores: &[f32]) -> [f32; 8] {
-    let mut lanes = [f32::NEG_INFINITY; 8];
+pub(crate) fn padded<const N: usize>(scores: &[f32]) -> [f32; N] {
+    let mut lanes = [f32::NEG_INFINITY; N];
     lanes[..scores.len()].copy_from_slice(scores);
     lanes
 }
 
 #[inline(always)]
-fn load_padded<L: Lanes>(isa: L, scores: &[f32]) -> L::V {
+fn load_padded<L: Lanes<N>, const N: usize>(isa: L, scores: &[f32]) -> L::V {
     match scores.try_into() {
         Ok(lanes) => isa.load(lanes),
         Err(_) => isa.load(&padded(scores)),
@@ -284,8 +300,8 @@ fn load_padded<L: Lanes>(isa: L, scores: &[f32]) -> L::V {
 }
 
 #[inline(always)]
-pub(crate) fn store_padded<L: Lanes>(isa: L, x: L::V, to: &mut [f32]) {
-    let mut lanes = [0.0; 8];
+pub(crate) fn store_padded<L: Lanes<N>, const N: usize>(isa: L, x: L::V, to: &mut [f32]) {
+    let mut lanes = [0.0; N];
     isa.store(x, &mut lanes);
     to.copy_from_slice(&lanes[..to.len()]);
 }
@@ -295,7 +311,7 @@ pub(crate) fn store_padded<L: Lanes>(isa: L, x: L::V, to: &mut [f32]) {
 /// e is off by at most 2^-23 + 2^-24 of itself, which tanh takes at most half of; the five roundings that follow are
 /// of numbers up to 1: less than 2^-21 in all.
 #[inline(always)]
-pub(crate) fn softcap<L: Lanes>(isa: L, scores: &mut [f32], cap: f32) {
+pub(crate) fn softcap<L: EightLanes>(isa: L, scores: &mut [f32], cap: f32) {
     let one = isa.splat(1.0);
     for scores in scores.chunks_mut(8) {
         let x = load_padded(isa, scores);

@@ -1,34 +1,23 @@
-//! Eight `f32` lanes: what the kernels are written in, and the portable form of it.
+//! Lanes of `f32`, eight or sixteen: what the kernels are written in, and the portable form of eight.
 
 use half::{bf16, f16};
 
 use crate::codec::{HALF_LEVELS4, LEVELS4};
 
-/// Eight lanes of `f32` on one instruction set.
+/// `N` lanes of `f32` on one instruction set.
 ///
 /// A value of the implementing type is the proof that the processor has that instruction set, so every method is
 /// safe to call. All methods are inlined into the shell that enables the instruction set; for that to work, no kernel
 /// may pass them through a closure, which would be compiled without it.
-pub(crate) trait Lanes: Copy {
-    /// The eight lanes.
+pub(crate) trait Lanes<const N: usize = 8>: Copy {
+    /// The lanes.
     type V: Copy;
 
     fn splat(self, x: f32) -> Self::V;
-    fn load(self, from: &[f32; 8]) -> Self::V;
-    fn load_f16(self, from: &[f16; 8]) -> Self::V;
-    fn load_bf16(self, from: &[bf16; 8]) -> Self::V;
-    fn load_i8(self, from: &[i8; 8]) -> Self::V;
-    /// The levels of eight 4-bit codes, the first in the low half of the first byte.
-    fn load_levels4(self, codes: &[u8; 4]) -> Self::V;
-    /// The levels that eight codes of 2 bits stand for where they are the upper ones of four, the first in the lowest bits.
-    fn load_half(self, high: &[u8; 2]) -> Self::V;
-    /// The levels of eight 4-bit codes whose upper and lower two bits lie apart.
-    fn load_whole(self, high: &[u8; 2], low: &[u8; 2]) -> Self::V;
-    fn store(self, x: Self::V, to: &mut [f32; 8]);
-    /// Rounds to nearest, ties to even.
-    fn store_f16(self, x: Self::V, to: &mut [f16; 8]);
-    /// Rounds to nearest, ties to even.
-    fn store_bf16(self, x: Self::V, to: &mut [bf16; 8]);
+    fn load(self, from: &[f32; N]) -> Self::V;
+    fn load_f16(self, from: &[f16; N]) -> Self::V;
+    fn load_bf16(self, from: &[bf16; N]) -> Self::V;
+    fn store(self, x: Self::V, to: &mut [f32; N]);
 
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
@@ -40,29 +29,44 @@ pub(crate) trait Lanes: Copy {
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     /// The smaller; `b` where they are equal or either is not a number.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
-    fn abs(self, x: Self::V) -> Self::V;
     /// The square root; no number where `x` is negative.
     fn sqrt(self, x: Self::V) -> Self::V;
-    /// `magnitude`, which is not negative, with the sign of `sign`.
-    fn with_sign(self, magnitude: Self::V, sign: Self::V) -> Self::V;
     /// `yes` where `a < b`, else `no`: also where either is not a number.
     fn where_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
     /// Whether `a < b` in any lane.
     fn any_less(self, a: Self::V, b: Self::V) -> bool;
     /// 2 to the power n, where the lowest nine bits of `x` are n, from -126 to 127.
     fn power_of_low_bits(self, x: Self::V) -> Self::V;
-    /// The sum over the lanes of each of eight vectors, every one in the same order of additions.
-    fn sum_each(self, x: [Self::V; 8]) -> Self::V;
-    /// The same of four vectors.
-    fn sum_four(self, x: [Self::V; 4]) -> [f32; 4];
+    /// The sum over the lanes of each of as many vectors, every one in the same order of additions.
+    fn sum_each(self, x: [Self::V; N]) -> Self::V;
 
     /// Asks for the cache line at `address`, which may be any: it is a hint, and reads nothing.
     fn prefetch_address(self, address: *const u8);
 }
 
+/// What eight lanes have besides: codes, and what is done too seldom to be worth more lanes.
+pub(crate) trait EightLanes: Lanes {
+    fn load_i8(self, from: &[i8; 8]) -> Self::V;
+    /// The levels of eight 4-bit codes, the first in the low half of the first byte.
+    fn load_levels4(self, codes: &[u8; 4]) -> Self::V;
+    /// The levels that eight codes of 2 bits stand for where they are the upper ones of four, the first in the lowest bits.
+    fn load_half(self, high: &[u8; 2]) -> Self::V;
+    /// The levels of eight 4-bit codes whose upper and lower two bits lie apart.
+    fn load_whole(self, high: &[u8; 2], low: &[u8; 2]) -> Self::V;
+    /// Rounds to nearest, ties to even.
+    fn store_f16(self, x: Self::V, to: &mut [f16; 8]);
+    /// Rounds to nearest, ties to even.
+    fn store_bf16(self, x: Self::V, to: &mut [bf16; 8]);
+    fn abs(self, x: Self::V) -> Self::V;
+    /// `magnitude`, which is not negative, with the sign of `sign`.
+    fn with_sign(self, magnitude: Self::V, sign: Self::V) -> Self::V;
+    /// As [`Lanes::sum_each`], of four vectors.
+    fn sum_four(self, x: [Self::V; 4]) -> [f32; 4];
+}
+
 /// Asks for the cache lines that `bytes` lie in.
 #[inline(always)]
-pub(crate) fn prefetch<L: Lanes>(isa: L, bytes: &[u8]) {
+pub(crate) fn prefetch<L: Lanes<N>, const N: usize>(isa: L, bytes: &[u8]) {
     for byte in bytes.iter().step_by(64) {
         isa.prefetch_address(byte);
     }
@@ -109,45 +113,8 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn load_i8(self, from: &[i8; 8]) -> [f32; 8] {
-        by_lane!(i => f32::from(from[i]))
-    }
-
-    #[inline(always)]
-    fn load_levels4(self, codes: &[u8; 4]) -> [f32; 8] {
-        by_lane!(i => LEVELS4[usize::from(codes[i / 2] >> (i % 2 * 4) & 15)])
-    }
-
-    #[inline(always)]
-    fn load_half(self, high: &[u8; 2]) -> [f32; 8] {
-        by_lane!(i => HALF_LEVELS4[usize::from(high[i / 4] >> (i % 4 * 2) & 3)])
-    }
-
-    #[inline(always)]
-    fn load_whole(self, high: &[u8; 2], low: &[u8; 2]) -> [f32; 8] {
-        by_lane!(i => {
-            let shift = i % 4 * 2;
-            LEVELS4[usize::from((high[i / 4] >> shift & 3) << 2 | low[i / 4] >> shift & 3)]
-        })
-    }
-
-    #[inline(always)]
     fn store(self, x: [f32; 8], to: &mut [f32; 8]) {
         *to = x;
-    }
-
-    #[inline(always)]
-    fn store_f16(self, x: [f32; 8], to: &mut [f16; 8]) {
-        for (to, x) in to.iter_mut().zip(x) {
-            *to = f16::from_f32_const(x);
-        }
-    }
-
-    #[inline(always)]
-    fn store_bf16(self, x: [f32; 8], to: &mut [bf16; 8]) {
-        for (to, x) in to.iter_mut().zip(x) {
-            *to = bf16::from_f32_const(x);
-        }
     }
 
     #[inline(always)]
@@ -187,18 +154,8 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn abs(self, x: [f32; 8]) -> [f32; 8] {
-        by_lane!(i => x[i].abs())
-    }
-
-    #[inline(always)]
     fn sqrt(self, x: [f32; 8]) -> [f32; 8] {
         by_lane!(i => x[i].sqrt())
-    }
-
-    #[inline(always)]
-    fn with_sign(self, magnitude: [f32; 8], sign: [f32; 8]) -> [f32; 8] {
-        by_lane!(i => magnitude[i].copysign(sign[i]))
     }
 
     #[inline(always)]
@@ -229,13 +186,62 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn prefetch_address(self, _: *const u8) {}
+}
+
+impl EightLanes for Portable {
+    #[inline(always)]
+    fn load_i8(self, from: &[i8; 8]) -> [f32; 8] {
+        by_lane!(i => f32::from(from[i]))
+    }
+
+    #[inline(always)]
+    fn load_levels4(self, codes: &[u8; 4]) -> [f32; 8] {
+        by_lane!(i => LEVELS4[usize::from(codes[i / 2] >> (i % 2 * 4) & 15)])
+    }
+
+    #[inline(always)]
+    fn load_half(self, high: &[u8; 2]) -> [f32; 8] {
+        by_lane!(i => HALF_LEVELS4[usize::from(high[i / 4] >> (i % 4 * 2) & 3)])
+    }
+
+    #[inline(always)]
+    fn load_whole(self, high: &[u8; 2], low: &[u8; 2]) -> [f32; 8] {
+        by_lane!(i => {
+            let shift = i % 4 * 2;
+            LEVELS4[usize::from((high[i / 4] >> shift & 3) << 2 | low[i / 4] >> shift & 3)]
+        })
+    }
+
+    #[inline(always)]
+    fn store_f16(self, x: [f32; 8], to: &mut [f16; 8]) {
+        for (to, x) in to.iter_mut().zip(x) {
+            *to = f16::from_f32_const(x);
+        }
+    }
+
+    #[inline(always)]
+    fn store_bf16(self, x: [f32; 8], to: &mut [bf16; 8]) {
+        for (to, x) in to.iter_mut().zip(x) {
+            *to = bf16::from_f32_const(x);
+        }
+    }
+
+    #[inline(always)]
+    fn abs(self, x: [f32; 8]) -> [f32; 8] {
+        by_lane!(i => x[i].abs())
+    }
+
+    #[inline(always)]
+    fn with_sign(self, magnitude: [f32; 8], sign: [f32; 8]) -> [f32; 8] {
+        by_lane!(i => magnitude[i].copysign(sign[i]))
+    }
+
+    #[inline(always)]
     fn sum_four(self, [a, b, c, d]: [[f32; 8]; 4]) -> [f32; 4] {
         let [a, b, c, d, ..] = self.sum_each([a, b, c, d, a, b, c, d]);
         [a, b, c, d]
     }
-
-    #[inline(always)]
-    fn prefetch_address(self, _: *const u8) {}
 }
 
 /// Widens a binary16: its exponent and fraction moved into place as a binary32 are too small by a factor of 2^112,

@@ -2,7 +2,7 @@
 
 use crate::block::{Ahead, BLOCK_ROWS, Block, BlockRows, OfAnyDim, with_rows};
 use crate::isa::Kernels;
-use crate::lanes::Lanes;
+use crate::lanes::EightLanes;
 use crate::rows::{DIM_STEP, Element, Matrix, Pick, Rows, is_supported_dim};
 
 impl Kernels {
@@ -77,7 +77,7 @@ pub(crate) fn check_per_row(len: usize, rows: usize, heads: usize, what: &str) {
 
 /// Scores of all heads against one block, `[row][head]`.
 #[inline(always)]
-pub(crate) fn score_block<L: Lanes>(
+pub(crate) fn score_block<L: EightLanes>(
     isa: L,
     queries: &[f32],
     heads: usize,
@@ -103,7 +103,7 @@ pub(crate) fn score_block<L: Lanes>(
 
 /// Takes the heads four at a time, then the rest at once: a row is loaded and widened once for each group.
 #[inline(always)]
-fn score_heads<'a, L: Lanes, T: Element + 'a>(
+fn score_heads<'a, L: EightLanes, T: Element + 'a>(
     isa: L,
     queries: &[f32],
     heads: usize,
@@ -128,7 +128,7 @@ fn score_heads<'a, L: Lanes, T: Element + 'a>(
 /// Scores of heads `head..head + H`, `N` rows at a time and then two; of four rows left by threes, two and two, since a single one
 /// would wait for itself.
 #[inline(always)]
-fn score_group<'a, L: Lanes, T: Element + 'a, R: BlockRows<'a, T>, const H: usize, const N: usize>(
+fn score_group<'a, L: EightLanes, T: Element + 'a, R: BlockRows<'a, T>, const H: usize, const N: usize>(
     isa: L,
     queries: &[f32],
     (heads, head): (usize, usize),
@@ -166,7 +166,7 @@ fn score_group<'a, L: Lanes, T: Element + 'a, R: BlockRows<'a, T>, const H: usiz
 /// Products of `N` rows from row `first` on with the queries of `H` heads, `[row][head]`, in as many accumulators: twelve hide the
 /// latency of their additions, and leave registers for what they add.
 #[inline(always)]
-fn products<'a, L: Lanes, T: Element + 'a, R: BlockRows<'a, T>, const H: usize, const N: usize>(
+fn products<'a, L: EightLanes, T: Element + 'a, R: BlockRows<'a, T>, const H: usize, const N: usize>(
     isa: L,
     query: &[&[[f32; 8]]; H],
     rows: R,
@@ -221,7 +221,13 @@ fn products<'a, L: Lanes, T: Element + 'a, R: BlockRows<'a, T>, const H: usize, 
 
 /// Scores of rows of 8-bit integers, `[row][head]`.
 #[inline(always)]
-pub(crate) fn scores_i8<L: Lanes>(isa: L, queries: &[f32], heads: usize, rows: &[i8], scores: &mut [f32]) {
+pub(crate) fn scores_i8<L: EightLanes>(
+    isa: L,
+    queries: &[f32],
+    heads: usize,
+    rows: &[i8],
+    scores: &mut [f32],
+) {
     let (queries, _) = queries.as_chunks::<DIM_STEP>();
     let (rows, _) = rows.as_chunks::<DIM_STEP>();
     let vectors = queries.len() / heads;

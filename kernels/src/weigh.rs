@@ -11,9 +11,10 @@ use crate::state::Parts;
 /// The most heads that are kept lane by lane.
 pub(crate) const LANE_HEADS: usize = 8;
 
-/// One number for each lane of up to [`LANE_HEADS`] heads: `heads / gcd(heads, 8)` vectors hold a whole number of rows,
-/// so that lane l of vector p always belongs to head `(8 p + l) mod heads`.
-pub(crate) type PerLane = [[f32; 8]; 7];
+/// One number for each lane of up to [`LANE_HEADS`] heads: of vectors of N lanes, 8 or 16, `heads / gcd(heads, N)` hold a whole
+/// number of rows, so that lane l of vector p, in place `N p + l`, always belongs to head `(N p + l) mod heads`. Places past these
+/// vectors are not used.
+pub(crate) type PerLane = [f32; 7 * 16];
 
 /// The running maxima and sums of weights of all lanes.
 pub(crate) struct LaneSums {
@@ -23,7 +24,7 @@ pub(crate) struct LaneSums {
 
 impl LaneSums {
     pub(crate) fn new() -> LaneSums {
-        LaneSums { max: [[f32::NEG_INFINITY; 8]; 7], sum: [[0.0; 8]; 7] }
+        LaneSums { max: [f32::NEG_INFINITY; 112], sum: [0.0; 112] }
     }
 
     /// Turns a block's scores into weights relative to the maxima, which first rise to them, and adds them to the
@@ -36,7 +37,7 @@ impl LaneSums {
         }
         self.fold(parts);
         parts.rise(kernels, scores);
-        for row in self.max.as_flattened_mut().chunks_exact_mut(heads) {
+        for row in self.max.chunks_exact_mut(heads) {
             row.copy_from_slice(parts.max);
         }
         (kernels.weigh)(scores, heads, &self.max, &mut self.sum);
@@ -44,18 +45,18 @@ impl LaneSums {
 
     /// Moves the sums to those of `parts`.
     pub(crate) fn fold(&mut self, parts: &mut Parts<'_>) {
-        for row in self.sum.as_flattened().chunks_exact(parts.sum.len()) {
+        for row in self.sum.chunks_exact(parts.sum.len()) {
             for (sum, &lane) in parts.sum.iter_mut().zip(row) {
                 *sum += lane;
             }
         }
-        self.sum = [[0.0; 8]; 7];
+        self.sum = [0.0; 112];
     }
 }
 
 /// Unless a score is larger than its lane's maximum, turns all into weights and adds them to the lanes' sums.
 #[inline(always)]
-pub(crate) fn weigh<L: Lanes>(
+pub(crate) fn weigh<L: Lanes<N>, const N: usize>(
     isa: L,
     scores: &mut [f32],
     heads: usize,
@@ -63,30 +64,32 @@ pub(crate) fn weigh<L: Lanes>(
     sum: &mut PerLane,
 ) -> bool {
     match heads {
-        1 | 2 | 4 | 8 => weigh_lanes::<L, 1>(isa, scores, max, sum),
-        3 | 6 => weigh_lanes::<L, 3>(isa, scores, max, sum),
-        5 => weigh_lanes::<L, 5>(isa, scores, max, sum),
-        _ => weigh_lanes::<L, 7>(isa, scores, max, sum),
+        1 | 2 | 4 | 8 => weigh_lanes::<L, N, 1>(isa, scores, max, sum),
+        3 | 6 => weigh_lanes::<L, N, 3>(isa, scores, max, sum),
+        5 => weigh_lanes::<L, N, 5>(isa, scores, max, sum),
+        _ => weigh_lanes::<L, N, 7>(isa, scores, max, sum),
     }
 }
 
 #[inline(always)]
-fn weigh_lanes<L: Lanes, const P: usize>(
+fn weigh_lanes<L: Lanes<N>, const N: usize, const P: usize>(
     isa: L,
     scores: &mut [f32],
     max: &PerLane,
     sum: &mut PerLane,
 ) -> bool {
+    let (max, _) = max.as_chunks::<N>();
+    let (sum, _) = sum.as_chunks_mut::<N>();
     let mut largest = [isa.splat(f32::NEG_INFINITY); P];
-    let whole = scores.len() / (P * 8) * (P * 8);
+    let whole = scores.len() / (P * N) * (P * N);
     let (periods, rest) = scores.split_at_mut(whole);
-    let (vectors, _) = periods.as_chunks_mut::<8>();
+    let (vectors, _) = periods.as_chunks_mut::<N>();
     for period in vectors.chunks_exact(P) {
         for p in 0..P {
             largest[p] = isa.max(isa.load(&period[p]), largest[p]);
         }
     }
-    for (p, rest) in rest.chunks(8).enumerate() {
+    for (p, rest) in rest.chunks(N).enumerate() {
         largest[p] = isa.max(isa.load(&padded(rest)), largest[p]);
     }
     let mut shifts = [isa.splat(0.0); P];
@@ -106,7 +109,7 @@ fn weigh_lanes<L: Lanes, const P: usize>(
             totals[p] = isa.add(totals[p], weights);
         }
     }
-    for (p, rest) in rest.chunks_mut(8).enumerate() {
+    for (p, rest) in rest.chunks_mut(N).enumerate() {
         let weights = exp(isa, isa.sub(isa.load(&padded(rest)), shifts[p]));
         store_padded(isa, weights, rest);
         totals[p] = isa.add(totals[p], weights);

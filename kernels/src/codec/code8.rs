@@ -1,7 +1,7 @@
 //! Rows in 8 bits an element.
 
 use crate::isa::Kernels;
-use crate::lanes::{Lanes, prefetch};
+use crate::lanes::{EightLanes, prefetch};
 use crate::rows::{DIM_STEP, is_supported_dim};
 
 /// Bytes of the factor at the end of a record.
@@ -86,7 +86,7 @@ pub(crate) struct Records8<'a> {
 
 /// The body of [`Kernels::decode8`], whose checks hold.
 #[inline(always)]
-pub(crate) fn decode8<L: Lanes>(isa: L, rows: Records8<'_>, out: &mut [f32]) {
+pub(crate) fn decode8<L: EightLanes>(isa: L, rows: Records8<'_>, out: &mut [f32]) {
     let Records8 { dim, bytes: records, listed } = rows;
     let size = record8_len(dim);
     for (place, row) in out.chunks_exact_mut(dim).enumerate() {

@@ -4,7 +4,7 @@ use half::f16;
 
 use super::code4::record_len;
 use super::planes::Depth;
-use crate::lanes::{Lanes, prefetch};
+use crate::lanes::{EightLanes, prefetch};
 use crate::rows::{DIM_STEP, is_supported_dim};
 
 /// Rows that are worked on together.
@@ -60,7 +60,7 @@ pub(super) trait Codes<'a>: Copy {
     fn of(record: &'a [u8], dim: usize) -> (Self, [u8; 2]);
     /// Vectors `v..v + w`.
     fn cut(self, v: usize, w: usize) -> Self;
-    fn load<L: Lanes>(self, isa: L, v: usize) -> L::V;
+    fn load<L: EightLanes>(self, isa: L, v: usize) -> L::V;
 }
 
 #[derive(Clone, Copy)]
@@ -87,7 +87,7 @@ impl<'a> Codes<'a> for Pairs<'a> {
     }
 
     #[inline(always)]
-    fn load<L: Lanes>(self, isa: L, v: usize) -> L::V {
+    fn load<L: EightLanes>(self, isa: L, v: usize) -> L::V {
         isa.load_levels4(&self.0[v])
     }
 }
@@ -106,7 +106,7 @@ impl<'a> Codes<'a> for Half<'a> {
     }
 
     #[inline(always)]
-    fn load<L: Lanes>(self, isa: L, v: usize) -> L::V {
+    fn load<L: EightLanes>(self, isa: L, v: usize) -> L::V {
         isa.load_half(&self.0[v])
     }
 }
@@ -126,7 +126,7 @@ impl<'a> Codes<'a> for Whole<'a> {
     }
 
     #[inline(always)]
-    fn load<L: Lanes>(self, isa: L, v: usize) -> L::V {
+    fn load<L: EightLanes>(self, isa: L, v: usize) -> L::V {
         isa.load_whole(&self.0[v], &self.1[v])
     }
 }
@@ -180,7 +180,7 @@ impl<'a> Records<'a> {
     /// Asks for the listed records of the block that begins at `start`; the processor foresees those that follow each
     /// other.
     #[inline(always)]
-    pub(super) fn prefetch<L: Lanes>(&self, isa: L, start: usize) {
+    pub(super) fn prefetch<L: EightLanes>(&self, isa: L, start: usize) {
         if self.listed.is_some() {
             let read = match self.form {
                 Form::Half => Depth::Half.len(self.dim),

@@ -1,10 +1,10 @@
-//! Look-ups of half bytes: what scoring sketches needs beyond [`Lanes`], and the portable form of it.
+//! Look-ups of half bytes: what scoring sketches needs beyond [`Lanes`](crate::lanes::Lanes), and the portable form of it.
 
 use super::summaries::wide_level;
-use crate::lanes::{Lanes, Portable};
+use crate::lanes::{EightLanes, Portable};
 
 /// 32 bytes, also seen as sixteen 16-bit words of which an even byte is the lower half.
-pub(crate) trait Lookup: Lanes {
+pub(crate) trait Lookup: EightLanes {
     /// The 32 bytes.
     type B: Copy;
 

@@ -46,7 +46,7 @@ pub(crate) use lookup::Lookup;
 pub(crate) use norms4::squared_norms4;
 pub(crate) use planes::encode_rows as encode_planes_rows;
 pub(crate) use read4::{accumulate4, scores4};
-pub(crate) use scan::scan_sketch;
+pub(crate) use scan::{Scanning, scan_sketch};
 pub(crate) use sketch::{NewSketches, encode_cluster};
 pub(crate) use sketch_query::scores_sketch;
 pub(crate) use summaries::{LEVEL_BYTES, scores_summaries, sum_summaries};

@@ -4,7 +4,7 @@ use half::f16;
 
 use super::forms::{Codes, Form, Pairs, Records};
 use crate::isa::Kernels;
-use crate::lanes::Lanes;
+use crate::lanes::EightLanes;
 use crate::rows::DIM_STEP;
 
 impl Kernels {
@@ -24,7 +24,7 @@ impl Kernels {
 
 /// Eight rows at a time: their sums are added up together.
 #[inline(always)]
-pub(crate) fn squared_norms4<L: Lanes>(
+pub(crate) fn squared_norms4<L: EightLanes>(
     isa: L,
     sigma: &[f32],
     add: &[f32],

@@ -5,7 +5,7 @@ use half::f16;
 use super::code4::{Sums, check_dim, normalised, record_len, root_mean_square};
 use super::levels::{HALF_LEVELS4, LEVELS4, nearest};
 use crate::isa::Kernels;
-use crate::lanes::{Lanes, Portable};
+use crate::lanes::{EightLanes, Portable};
 use crate::rows::DIM_STEP;
 
 /// How much of a row's code is read.
@@ -69,7 +69,7 @@ impl Kernels {
 
 /// The body of [`Kernels::encode_planes`], whose checks hold.
 #[inline(always)]
-pub(crate) fn encode_rows<L: Lanes>(isa: L, rows: &[f32], sigma: &[f32], records: &mut [u8]) {
+pub(crate) fn encode_rows<L: EightLanes>(isa: L, rows: &[f32], sigma: &[f32], records: &mut [u8]) {
     let dim = sigma.len();
     for (z, record) in rows.chunks_exact(dim).zip(records.chunks_exact_mut(record_len(dim))) {
         let (factor, planes) = record.split_at_mut(2);
@@ -138,14 +138,14 @@ fn peak(z: &[f32], sigma: &[f32]) -> f32 {
 
 /// Codes of one row; returns its factor.
 #[inline(always)]
-fn encode_row<L: Lanes>(isa: L, z: &[f32], sigma: &[f32], planes: &mut [u8]) -> f16 {
+fn encode_row<L: EightLanes>(isa: L, z: &[f32], sigma: &[f32], planes: &mut [u8]) -> f16 {
     let exact = encode_in(isa, best_unit(z, sigma), (z, sigma), planes).least_squares();
     if exact.is_finite() { f16::from_f64(exact.min(f16::MAX.to_f64())) } else { f16::ZERO }
 }
 
 /// Codes of one row in units of sigma and `unit`, and what its factor follows from.
 #[inline(always)]
-fn encode_in<L: Lanes>(isa: L, unit: f64, (z, sigma): (&[f32], &[f32]), planes: &mut [u8]) -> Sums {
+fn encode_in<L: EightLanes>(isa: L, unit: f64, (z, sigma): (&[f32], &[f32]), planes: &mut [u8]) -> Sums {
     let (high, low) = planes.split_at_mut(z.len() / 4);
     let mut sums = Sums::default();
     let (rows, _) = z.as_chunks::<DIM_STEP>();

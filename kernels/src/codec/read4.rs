@@ -2,7 +2,7 @@
 
 use super::forms::{BLOCK, Block, Codes, Form, Half, Pairs, Records, RowCodes, Whole};
 use crate::isa::Kernels;
-use crate::lanes::Lanes;
+use crate::lanes::EightLanes;
 use crate::rows::DIM_STEP;
 use crate::score::{check_heads, check_per_row};
 
@@ -111,7 +111,7 @@ impl Kernels {
 
 /// Scores of all heads and rows, `[row][head]`.
 #[inline(always)]
-pub(crate) fn scores4<L: Lanes>(
+pub(crate) fn scores4<L: EightLanes>(
     isa: L,
     queries: &[f32],
     heads: usize,
@@ -126,7 +126,7 @@ pub(crate) fn scores4<L: Lanes>(
 }
 
 #[inline(always)]
-fn scores_as<'a, L: Lanes, C: Codes<'a>>(
+fn scores_as<'a, L: EightLanes, C: Codes<'a>>(
     isa: L,
     queries: &[f32],
     heads: usize,
@@ -153,7 +153,7 @@ fn scores_as<'a, L: Lanes, C: Codes<'a>>(
 
 /// Scores of heads `head..head + H`, in eight accumulators of `8 / H` rows by `H` heads.
 #[inline(always)]
-fn score_group<'a, L: Lanes, C: Codes<'a>, const H: usize>(
+fn score_group<'a, L: EightLanes, C: Codes<'a>, const H: usize>(
     isa: L,
     queries: &[f32],
     heads: usize,
@@ -191,7 +191,7 @@ fn score_group<'a, L: Lanes, C: Codes<'a>, const H: usize>(
 
 /// Adds the weighted rows to the output of all heads, `[head][dim]`.
 #[inline(always)]
-pub(crate) fn accumulate4<L: Lanes>(
+pub(crate) fn accumulate4<L: EightLanes>(
     isa: L,
     weights: &[f32],
     heads: usize,
@@ -206,7 +206,7 @@ pub(crate) fn accumulate4<L: Lanes>(
 }
 
 #[inline(always)]
-fn accumulate_as<'a, L: Lanes, C: Codes<'a>>(
+fn accumulate_as<'a, L: EightLanes, C: Codes<'a>>(
     isa: L,
     weights: &[f32],
     heads: usize,
@@ -233,7 +233,7 @@ fn accumulate_as<'a, L: Lanes, C: Codes<'a>>(
 
 /// Sweeps `W` vectors wide over the dimensions, then one vector wide over the rest.
 #[inline(always)]
-fn accumulate_group<'a, L: Lanes, C: Codes<'a>, const H: usize, const W: usize>(
+fn accumulate_group<'a, L: EightLanes, C: Codes<'a>, const H: usize, const W: usize>(
     isa: L,
     weights: &[f32],
     heads: usize,
@@ -259,7 +259,7 @@ fn accumulate_group<'a, L: Lanes, C: Codes<'a>, const H: usize, const W: usize>(
 
 /// One sweep over the block's rows, for vectors `v..v + W` of the dimensions.
 #[inline(always)]
-fn accumulate_sweep<'a, L: Lanes, C: Codes<'a>, const H: usize, const W: usize>(
+fn accumulate_sweep<'a, L: EightLanes, C: Codes<'a>, const H: usize, const W: usize>(
     isa: L,
     weights: &[[f32; H]; BLOCK],
     head: usize,

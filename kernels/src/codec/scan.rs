@@ -7,6 +7,7 @@ use super::sketch_query::{SketchQuery, block_totals};
 use crate::exp::exp;
 use crate::isa::Kernels;
 use crate::ladder::{Lanewise, RowSums};
+use crate::lanes::Lanes;
 
 /// Rows are scanned so many at a time.
 pub const SCAN_STEP: usize = 8;
@@ -69,9 +70,43 @@ impl Kernels {
     }
 }
 
+/// Lanes beside the eight that bytes are looked up with.
+pub(crate) trait Scanning<const N: usize>: Lanes<N> {
+    /// What looks up.
+    type Eight: Lookup;
+
+    fn eight(self) -> Self::Eight;
+    /// Vector `part` of the numbers of 32 rows.
+    fn part(self, of: &[<Self::Eight as Lanes>::V; 4], part: usize) -> Self::V;
+    /// Stores the lanes of rows, eight at a time, of which `rows` are left.
+    fn store_rows(self, x: Self::V, rows: usize, to: &mut [f32]);
+}
+
+/// As many lanes as are looked up.
+impl<L: Lookup> Scanning<8> for L {
+    type Eight = L;
+
+    #[inline(always)]
+    fn eight(self) -> L {
+        self
+    }
+
+    #[inline(always)]
+    fn part(self, of: &[L::V; 4], part: usize) -> L::V {
+        of[part]
+    }
+
+    #[inline(always)]
+    fn store_rows(self, x: L::V, _: usize, to: &mut [f32]) {
+        if let Some(eight) = to.first_chunk_mut() {
+            self.store(x, eight);
+        }
+    }
+}
+
 /// See [`Kernels::scan_sketch`].
 #[inline(always)]
-pub(crate) fn scan_sketch<L: Lookup>(
+pub(crate) fn scan_sketch<L: Scanning<N>, const N: usize>(
     isa: L,
     query: &SketchQuery,
     record: &[u8],
@@ -86,10 +121,10 @@ pub(crate) fn scan_sketch<L: Lookup>(
         let group = (query.heads() - head).min(4);
         let sums = &mut sums[head..head + group];
         match group {
-            4 => scan_group::<L, 4>(isa, query, head, records, of, planes, sums),
-            3 => scan_group::<L, 3>(isa, query, head, records, of, planes, sums),
-            2 => scan_group::<L, 2>(isa, query, head, records, of, planes, sums),
-            _ => scan_group::<L, 1>(isa, query, head, records, of, planes, sums),
+            4 => scan_group::<L, N, 4>(isa, query, head, records, of, planes, sums),
+            3 => scan_group::<L, N, 3>(isa, query, head, records, of, planes, sums),
+            2 => scan_group::<L, N, 2>(isa, query, head, records, of, planes, sums),
+            _ => scan_group::<L, N, 1>(isa, query, head, records, of, planes, sums),
         }
         head += group;
     }
@@ -97,7 +132,7 @@ pub(crate) fn scan_sketch<L: Lookup>(
 
 /// Heads `head..head + H`.
 #[inline(always)]
-fn scan_group<L: Lookup, const H: usize>(
+fn scan_group<L: Scanning<N>, const N: usize, const H: usize>(
     isa: L,
     query: &SketchQuery,
     head: usize,
@@ -111,40 +146,36 @@ fn scan_group<L: Lookup, const H: usize>(
     let mut rest = record;
     for first in (0..rows).step_by(BLOCK_ROWS) {
         let count = (rows - first).min(BLOCK_ROWS);
-        let totals = block_totals::<L, H>(isa, query, head, rest, count);
+        let totals = block_totals::<L::Eight, H>(isa.eight(), query, head, rest, count);
         let codes = &rest[bytes * count..];
-        let (mut factors, mut masks) = ([[0.0; 8]; 4], [[f32::NEG_INFINITY; 8]; 4]);
+        let (mut factors, mut masks) = ([0.0; BLOCK_ROWS], [f32::NEG_INFINITY; BLOCK_ROWS]);
         for row in 0..count {
-            factors[row / 8][row % 8] = factor_of_code(codes[row]);
-            masks[row / 8][row % 8] = 0.0;
+            factors[row] = factor_of_code(codes[row]);
+            masks[row] = 0.0;
         }
-        for part in 0..count.div_ceil(8) {
-            let (factor, mask) = (isa.load(&factors[part]), isa.load(&masks[part]));
+        for (part, (factor, mask)) in factors.as_chunks().0.iter().zip(masks.as_chunks().0).enumerate() {
+            if part * N >= count {
+                break;
+            }
+            let (factor, mask) = (isa.load(factor), isa.load(mask));
             for h in 0..H {
                 let deviation = isa.mul(isa.splat(of.noises[head + h]), factor);
                 let variance = isa.mul(deviation, deviation);
                 let allowance = isa.min(isa.mul(variance, isa.splat(0.5)), isa.splat(1.0));
-                let score = isa.add(isa.mul(totals[h][part], factor), isa.splat(of.centres[head + h]));
+                let total = isa.part(&totals[h], part);
+                let score = isa.add(isa.mul(total, factor), isa.splat(of.centres[head + h]));
                 let over = isa.sub(isa.add(isa.add(score, allowance), mask), isa.splat(of.tops[head + h]));
                 let weight = exp(isa, isa.min(over, isa.splat(of.most)));
                 under_way[h].add(isa, weight, deviation, variance);
-                let place = (head + h) * planes.stride + first + part * 8;
-                store_eight(isa, score, planes.scores, place);
-                store_eight(isa, weight, planes.weights, place);
-                store_eight(isa, deviation, planes.deviations, place);
+                let (place, left) = ((head + h) * planes.stride + first + part * N, count - part * N);
+                isa.store_rows(score, left, &mut planes.scores[place..]);
+                isa.store_rows(weight, left, &mut planes.weights[place..]);
+                isa.store_rows(deviation, left, &mut planes.deviations[place..]);
             }
         }
         rest = &rest[(bytes + 1) * count..];
     }
     for h in 0..H {
         sums[h] = under_way[h].finish(isa);
-    }
-}
-
-/// Stores at a place where there is room.
-#[inline(always)]
-fn store_eight<L: Lookup>(isa: L, x: L::V, plane: &mut [f32], place: usize) {
-    if let Some(eight) = plane[place..].first_chunk_mut() {
-        isa.store(x, eight);
     }
 }

@@ -1,4 +1,4 @@
-//! Arithmetic of whole clusters, eight of one query head at a time.
+//! Arithmetic of whole clusters, eight or sixteen of one query head at a time.
 
 use super::{load, store, sum_lanes};
 use crate::exp::{exp, small_exp_m1};
@@ -204,21 +204,21 @@ const WITHIN_MAX: f32 = 2.0;
 /// `exp(WITHIN_MAX / 4) - 1`.
 const SHIFT_MAX: f32 = 0.648_721_3;
 
-/// Eight clusters: the variances inside, and the numbers of rows.
+/// Clusters, one a lane: the variances inside, and the numbers of rows.
 #[inline(always)]
-fn inside<L: Lanes>(isa: L, unit: f32, spreads: &[f32], counts: &[f32]) -> [L::V; 2] {
+fn inside<L: Lanes<N>, const N: usize>(isa: L, unit: f32, spreads: &[f32], counts: &[f32]) -> [L::V; 2] {
     [isa.mul(isa.splat(unit), load(isa, spreads)), load(isa, counts)]
 }
 
 #[inline(always)]
-fn mass<L: Lanes>(isa: L, centre: L::V, count: L::V, top: f32, limits: &Limits) -> L::V {
+fn mass<L: Lanes<N>, const N: usize>(isa: L, centre: L::V, count: L::V, top: f32, limits: &Limits) -> L::V {
     let above = isa.min(isa.sub(centre, isa.splat(top)), isa.splat(limits.centre));
     isa.mul(count, exp(isa, above))
 }
 
 /// The estimate and its shift.
 #[inline(always)]
-fn estimate<L: Lanes>(isa: L, mass: L::V, within: L::V) -> [L::V; 2] {
+fn estimate<L: Lanes<N>, const N: usize>(isa: L, mass: L::V, within: L::V) -> [L::V; 2] {
     let eighth = isa.mul(isa.min(within, isa.splat(ALLOWED_MAX)), isa.splat(0.125));
     let eighth = small_exp_m1(isa, eighth);
     let quarter = isa.mul(eighth, isa.add(eighth, isa.splat(2.0)));
@@ -228,7 +228,7 @@ fn estimate<L: Lanes>(isa: L, mass: L::V, within: L::V) -> [L::V; 2] {
 
 /// `exp(min(within, 2)) - 1`, and how much of the variance all rows of a cluster share.
 #[inline(always)]
-fn noise<L: Lanes>(isa: L, within: L::V, shared: f32) -> [L::V; 2] {
+fn noise<L: Lanes<N>, const N: usize>(isa: L, within: L::V, shared: f32) -> [L::V; 2] {
     let two = isa.splat(2.0);
     let shared = isa.min(isa.splat(shared), isa.add(within, within));
     let within = isa.min(within, isa.splat(WITHIN_MAX));
@@ -238,24 +238,24 @@ fn noise<L: Lanes>(isa: L, within: L::V, shared: f32) -> [L::V; 2] {
 }
 
 #[inline(always)]
-pub(crate) fn sum_masses<L: Lanes>(isa: L, spread: &Spread<'_>, limits: &Limits) -> f32 {
+pub(crate) fn sum_masses<L: Lanes<N>, const N: usize>(isa: L, spread: &Spread<'_>, limits: &Limits) -> f32 {
     let mut total = isa.splat(0.0);
-    for (centres, counts) in spread.centres.chunks(8).zip(spread.counts.chunks(8)) {
+    for (centres, counts) in spread.centres.chunks(N).zip(spread.counts.chunks(N)) {
         total = isa.add(total, mass(isa, load(isa, centres), load(isa, counts), spread.top, limits));
     }
     sum_lanes(isa, total)
 }
 
 #[inline(always)]
-pub(crate) fn weigh_clusters<L: Lanes>(
+pub(crate) fn weigh_clusters<L: Lanes<N>, const N: usize>(
     isa: L,
     spread: &Spread<'_>,
     limits: &Limits,
     weights: &mut ClusterWeights<'_>,
 ) {
-    let inputs = spread.centres.chunks(8).zip(spread.spreads.chunks(8)).zip(spread.counts.chunks(8));
-    let outputs = weights.mass.chunks_mut(8).zip(weights.estimate.chunks_mut(8));
-    let outputs = outputs.zip(weights.within.chunks_mut(8).zip(weights.shift.chunks_mut(8)));
+    let inputs = spread.centres.chunks(N).zip(spread.spreads.chunks(N)).zip(spread.counts.chunks(N));
+    let outputs = weights.mass.chunks_mut(N).zip(weights.estimate.chunks_mut(N));
+    let outputs = outputs.zip(weights.within.chunks_mut(N).zip(weights.shift.chunks_mut(N)));
     for (((centres, spreads), counts), ((masses, estimates), (withins, shifts))) in inputs.zip(outputs) {
         let [within, count] = inside(isa, spread.unit, spreads, counts);
         let weight = mass(isa, load(isa, centres), count, spread.top, limits);
@@ -268,11 +268,16 @@ pub(crate) fn weigh_clusters<L: Lanes>(
 }
 
 #[inline(always)]
-pub(crate) fn sum_rest<L: Lanes>(isa: L, spread: &Spread<'_>, limits: &Limits, rest: &Rest<'_>) -> RestSums {
+pub(crate) fn sum_rest<L: Lanes<N>, const N: usize>(
+    isa: L,
+    spread: &Spread<'_>,
+    limits: &Limits,
+    rest: &Rest<'_>,
+) -> RestSums {
     let zero = isa.splat(0.0);
     let [mut weight, mut shift, mut along, mut inner, mut squared] = [zero; 5];
-    let inputs = spread.centres.chunks(8).zip(spread.spreads.chunks(8)).zip(spread.counts.chunks(8));
-    let others = rest.most.chunks(8).zip(rest.value_spread.chunks(8));
+    let inputs = spread.centres.chunks(N).zip(spread.spreads.chunks(N)).zip(spread.counts.chunks(N));
+    let others = rest.most.chunks(N).zip(rest.value_spread.chunks(N));
     for (((centres, spreads), counts), (most, values)) in inputs.zip(others) {
         let [within, count] = inside(isa, spread.unit, spreads, counts);
         let whole = mass(isa, load(isa, centres), count, spread.top, limits);
@@ -289,14 +294,16 @@ pub(crate) fn sum_rest<L: Lanes>(isa: L, spread: &Spread<'_>, limits: &Limits, r
         inner = isa.mul_add(isa.add(each, spread), load(isa, values), inner);
         squared = isa.add(squared, square);
     }
-    let mut sums = [0.0; 8];
-    isa.store(isa.sum_each([weight, shift, along, inner, squared, zero, zero, zero]), &mut sums);
+    let mut sums = [0.0; N];
+    let mut each = [zero; N];
+    each[..5].copy_from_slice(&[weight, shift, along, inner, squared]);
+    isa.store(isa.sum_each(each), &mut sums);
     RestSums { weight: sums[0], shift: sums[1], along: sums[2], inside: sums[3], squared: sums[4] }
 }
 
 /// How far above its estimate a score in a cluster may lie.
 #[inline(always)]
-fn rise<L: Lanes>(isa: L, within: L::V, limits: &Limits) -> L::V {
+fn rise<L: Lanes<N>, const N: usize>(isa: L, within: L::V, limits: &Limits) -> L::V {
     let deviation = isa.sqrt(within);
     let [least, most] = limits.deviations.map(|deviations| isa.mul(deviation, isa.splat(deviations)));
     let far = isa.sub(isa.mul(deviation, isa.splat(limits.far[0])), isa.splat(limits.far[1]));
@@ -304,7 +311,7 @@ fn rise<L: Lanes>(isa: L, within: L::V, limits: &Limits) -> L::V {
 }
 
 #[inline(always)]
-pub(crate) fn raise_most<L: Lanes>(
+pub(crate) fn raise_most<L: Lanes<N>, const N: usize>(
     isa: L,
     spread: &Spread<'_>,
     limits: &Limits,
@@ -312,8 +319,8 @@ pub(crate) fn raise_most<L: Lanes>(
     most: &mut [f32],
 ) {
     let (base, unit) = (isa.splat(base - spread.top), isa.splat(spread.unit));
-    let inputs = spread.centres.chunks(8).zip(spread.spreads.chunks(8));
-    for ((centres, spreads), most) in inputs.zip(most.chunks_mut(8)) {
+    let inputs = spread.centres.chunks(N).zip(spread.spreads.chunks(N));
+    for ((centres, spreads), most) in inputs.zip(most.chunks_mut(N)) {
         let within = isa.mul(unit, load(isa, spreads));
         let above = isa.add(isa.add(load(isa, centres), base), rise(isa, within, limits));
         store(isa, isa.max(above, load(isa, most)), most);
@@ -321,11 +328,16 @@ pub(crate) fn raise_most<L: Lanes>(
 }
 
 #[inline(always)]
-pub(crate) fn probe_gains<L: Lanes>(isa: L, probed: &Probed<'_>, limits: &Limits, gains: &mut [f32]) {
+pub(crate) fn probe_gains<L: Lanes<N>, const N: usize>(
+    isa: L,
+    probed: &Probed<'_>,
+    limits: &Limits,
+    gains: &mut [f32],
+) {
     let scale = isa.splat(probed.scale);
-    let weights = probed.mass.chunks(8).zip(probed.within.chunks(8)).zip(probed.counts.chunks(8));
-    let values = probed.off.chunks(8).zip(probed.inside.chunks(8));
-    for ((((mass, within), count), (off, inside)), gains) in weights.zip(values).zip(gains.chunks_mut(8)) {
+    let weights = probed.mass.chunks(N).zip(probed.within.chunks(N)).zip(probed.counts.chunks(N));
+    let values = probed.off.chunks(N).zip(probed.inside.chunks(N));
+    for ((((mass, within), count), (off, inside)), gains) in weights.zip(values).zip(gains.chunks_mut(N)) {
         let above = isa.sub(exp(isa, rise(isa, load(isa, within), limits)), isa.splat(1.0));
         // Lanes without a cluster have no mass, and must not divide it by 0.
         let count = isa.max(load(isa, count), isa.splat(1.0));
@@ -336,12 +348,12 @@ pub(crate) fn probe_gains<L: Lanes>(isa: L, probed: &Probed<'_>, limits: &Limits
 }
 
 #[inline(always)]
-pub(crate) fn cluster_noise<L: Lanes>(isa: L, clusters: &Estimated<'_>) -> f32 {
+pub(crate) fn cluster_noise<L: Lanes<N>, const N: usize>(isa: L, clusters: &Estimated<'_>) -> f32 {
     let scale = isa.splat(clusters.scale);
     let mut sum = isa.splat(0.0);
-    let scores = clusters.weights.chunks(8).zip(clusters.within.chunks(8)).zip(clusters.counts.chunks(8));
+    let scores = clusters.weights.chunks(N).zip(clusters.within.chunks(N)).zip(clusters.counts.chunks(N));
     let values =
-        clusters.off.chunks(8).zip(clusters.value_spread.chunks(8)).zip(clusters.mean_error.chunks(8));
+        clusters.off.chunks(N).zip(clusters.value_spread.chunks(N)).zip(clusters.mean_error.chunks(N));
     for (((weights, within), counts), ((off, spread), mean_error)) in scores.zip(values) {
         let share = isa.mul(load(isa, weights), scale);
         let [whole, shared] = noise(isa, load(isa, within), clusters.shared);

@@ -1,6 +1,6 @@
 //! Arithmetic of the resolution ladder: what uncertain scores weigh, and what reading a row better could change.
 //!
-//! Numbers lie in planes, one for each query head, so that eight clusters or rows of one head are worked on at once. A
+//! Numbers lie in planes, one for each query head, so that eight or sixteen clusters or rows of one head are worked on at once. A
 //! score is known up to a normal deviation: that of the scores inside a cluster, or that of what a sketch leaves.
 
 mod clusters;
@@ -117,13 +117,13 @@ fn check_planes(found: [usize; 2], len: usize, stride: usize, heads: usize) {
     assert!(room, "{found:?} numbers for {len} rows and {heads} heads at a stride of {stride}");
 }
 
-/// Up to eight numbers, then zeros.
+/// Up to as many numbers as there are lanes, then zeros.
 #[inline(always)]
-fn load<L: Lanes>(isa: L, numbers: &[f32]) -> L::V {
+fn load<L: Lanes<N>, const N: usize>(isa: L, numbers: &[f32]) -> L::V {
     match numbers.try_into() {
         Ok(lanes) => isa.load(lanes),
         Err(_) => {
-            let mut lanes = [0.0; 8];
+            let mut lanes = [0.0; N];
             lanes[..numbers.len()].copy_from_slice(numbers);
             isa.load(&lanes)
         }
@@ -131,7 +131,7 @@ fn load<L: Lanes>(isa: L, numbers: &[f32]) -> L::V {
 }
 
 #[inline(always)]
-fn store<L: Lanes>(isa: L, x: L::V, to: &mut [f32]) {
+fn store<L: Lanes<N>, const N: usize>(isa: L, x: L::V, to: &mut [f32]) {
     match to.try_into() {
         Ok(lanes) => isa.store(x, lanes),
         Err(_) => crate::exp::store_padded(isa, x, to),
@@ -139,8 +139,8 @@ fn store<L: Lanes>(isa: L, x: L::V, to: &mut [f32]) {
 }
 
 #[inline(always)]
-fn sum_lanes<L: Lanes>(isa: L, x: L::V) -> f32 {
-    let mut lanes = [0.0; 8];
+fn sum_lanes<L: Lanes<N>, const N: usize>(isa: L, x: L::V) -> f32 {
+    let mut lanes = [0.0; N];
     isa.store(x, &mut lanes);
     lanes.iter().sum()
 }
@@ -157,13 +157,19 @@ pub(crate) struct Lanewise<V> {
 
 impl<V: Copy> Lanewise<V> {
     #[inline(always)]
-    pub(crate) fn new<L: Lanes<V = V>>(isa: L) -> Self {
+    pub(crate) fn new<L: Lanes<N, V = V>, const N: usize>(isa: L) -> Self {
         let zero = isa.splat(0.0);
         Lanewise { weight: zero, squared: zero, noise: zero, weight_max: zero, deviation_max: zero }
     }
 
     #[inline(always)]
-    pub(crate) fn add<L: Lanes<V = V>>(&mut self, isa: L, weight: V, deviation: V, variance: V) {
+    pub(crate) fn add<L: Lanes<N, V = V>, const N: usize>(
+        &mut self,
+        isa: L,
+        weight: V,
+        deviation: V,
+        variance: V,
+    ) {
         let relative = relative_variance(isa, isa.min(variance, isa.splat(NOISE_MAX)));
         let squared = isa.mul(weight, weight);
         self.weight = isa.add(self.weight, weight);
@@ -174,14 +180,13 @@ impl<V: Copy> Lanewise<V> {
     }
 
     #[inline(always)]
-    pub(crate) fn finish<L: Lanes<V = V>>(self, isa: L) -> RowSums {
+    pub(crate) fn finish<L: Lanes<N, V = V>, const N: usize>(self, isa: L) -> RowSums {
         let zero = isa.splat(0.0);
-        let mut sums = [0.0; 8];
-        isa.store(
-            isa.sum_each([self.weight, self.squared, self.noise, zero, zero, zero, zero, zero]),
-            &mut sums,
-        );
-        let (mut weights, mut deviations) = ([0.0; 8], [0.0; 8]);
+        let mut sums = [0.0; N];
+        let mut each = [zero; N];
+        each[..3].copy_from_slice(&[self.weight, self.squared, self.noise]);
+        isa.store(isa.sum_each(each), &mut sums);
+        let (mut weights, mut deviations) = ([0.0; N], [0.0; N]);
         isa.store(self.weight_max, &mut weights);
         isa.store(self.deviation_max, &mut deviations);
         RowSums {
@@ -195,7 +200,7 @@ impl<V: Copy> Lanewise<V> {
 }
 
 #[inline(always)]
-pub(crate) fn weigh_rows<L: Lanes>(
+pub(crate) fn weigh_rows<L: Lanes<N>, const N: usize>(
     isa: L,
     scores: &mut [f32],
     deviations: &[f32],
@@ -204,7 +209,7 @@ pub(crate) fn weigh_rows<L: Lanes>(
 ) -> RowSums {
     let mut sums = Lanewise::new(isa);
     let (top, most) = (isa.splat(top), isa.splat(most));
-    for (scores, deviations) in scores.chunks_mut(8).zip(deviations.chunks(8)) {
+    for (scores, deviations) in scores.chunks_mut(N).zip(deviations.chunks(N)) {
         let deviation = load(isa, deviations);
         let variance = isa.mul(deviation, deviation);
         let allowance = isa.min(isa.mul(variance, isa.splat(0.5)), isa.splat(1.0));
@@ -217,7 +222,7 @@ pub(crate) fn weigh_rows<L: Lanes>(
 }
 
 #[inline(always)]
-pub(crate) fn sum_rows<L: Lanes>(
+pub(crate) fn sum_rows<L: Lanes<N>, const N: usize>(
     isa: L,
     weights: &[f32],
     deviations: &[f32],
@@ -228,7 +233,7 @@ pub(crate) fn sum_rows<L: Lanes>(
     for (head, sums) in sums.iter_mut().enumerate() {
         let mut under_way = Lanewise::new(isa);
         let mine = head * stride..head * stride + len;
-        for (weights, deviations) in weights[mine.clone()].chunks(8).zip(deviations[mine].chunks(8)) {
+        for (weights, deviations) in weights[mine.clone()].chunks(N).zip(deviations[mine].chunks(N)) {
             let (weight, deviation) = (load(isa, weights), load(isa, deviations));
             under_way.add(isa, weight, deviation, isa.mul(deviation, deviation));
         }
@@ -237,14 +242,19 @@ pub(crate) fn sum_rows<L: Lanes>(
 }
 
 #[inline(always)]
-pub(crate) fn row_gains<L: Lanes>(isa: L, rows: Uncertain<'_>, kind: GainOf, gains: &mut [f32]) {
-    for (part, gains) in gains.chunks_mut(8).enumerate() {
+pub(crate) fn row_gains<L: Lanes<N>, const N: usize>(
+    isa: L,
+    rows: Uncertain<'_>,
+    kind: GainOf,
+    gains: &mut [f32],
+) {
+    for (part, gains) in gains.chunks_mut(N).enumerate() {
         let mut sum = isa.splat(0.0);
         for (head, &reach) in rows.reach.iter().enumerate() {
             if reach == 0.0 {
                 continue;
             }
-            let mine = head * rows.stride + part * 8..head * rows.stride + part * 8 + gains.len();
+            let mine = head * rows.stride + part * N..head * rows.stride + part * N + gains.len();
             let deviation = load(isa, &rows.deviations[mine.clone()]);
             let factor = match kind {
                 GainOf::Key { deviations, rise } => {

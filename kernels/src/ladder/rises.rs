@@ -35,17 +35,17 @@ impl Kernels {
 }
 
 #[inline(always)]
-pub(crate) fn sum_rises<L: Lanes>(isa: L, rows: &Risen<'_>) -> [f32; 2] {
+pub(crate) fn sum_rises<L: Lanes<N>, const N: usize>(isa: L, rows: &Risen<'_>) -> [f32; 2] {
     let (most, least) = (isa.splat(rows.most), isa.splat(-rows.most));
     let (centre, allowed) = (isa.splat(rows.centre), isa.splat(rows.variance));
     let (mut weighted, mut squares) = (isa.splat(0.0), isa.splat(0.0));
-    let numbers = rows.weights.chunks(8).zip(rows.scores.chunks(8)).zip(rows.deviations.chunks(8));
+    let numbers = rows.weights.chunks(N).zip(rows.scores.chunks(N)).zip(rows.deviations.chunks(N));
     for ((weights, scores), deviations) in numbers {
         // Lanes without a row score as the centroid does.
         let score = match scores.try_into() {
             Ok(lanes) => isa.load(lanes),
             Err(_) => {
-                let mut lanes = [rows.centre; 8];
+                let mut lanes = [rows.centre; N];
                 lanes[..scores.len()].copy_from_slice(scores);
                 isa.load(&lanes)
             }

@@ -115,7 +115,7 @@ fn sum_rows<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const H: usiz
     rows: R,
     first: usize,
     fetch: &mut Fetch<'_>,
-) -> [[I::W; W]; H] {
+) -> [[I::V; W]; H] {
     fetch.step_rows(isa.eight());
     let mut sums = [[isa.splat(0.0); W]; H];
     #[expect(
@@ -143,12 +143,12 @@ fn sum_rows<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const H: usiz
 #[inline(always)]
 fn add_sums<I: Wide, const H: usize, const W: usize>(
     isa: I,
-    sums: [[I::W; W]; H],
+    sums: [[I::V; W]; H],
     out: &mut [[f32; 8]],
     pitch: usize,
 ) {
     for h in 0..H {
-        let (out, _) = out[h * pitch..][..2 * W].as_chunks_mut::<2>();
+        let (out, _) = out[h * pitch..][..2 * W].as_flattened_mut().as_chunks_mut();
         for w in 0..W {
             let total = isa.add(isa.load(&out[w]), sums[h][w]);
             isa.store(total, &mut out[w]);

@@ -11,63 +11,51 @@ use half::{bf16, f16};
 pub(crate) use score::score_block;
 
 use crate::lanes::Lanes;
+use crate::rows::Element;
 
-/// Sixteen lanes of `f32` on one instruction set, of which a value of the implementing type is the proof; see [`Lanes`].
-pub(crate) trait Wide: Copy {
-    /// The sixteen lanes.
-    type W: Copy;
+/// Sixteen lanes beside eight on one instruction set, of which a value of the implementing type is the proof.
+pub(crate) trait Wide: Lanes<16> {
     /// Eight lanes on the same processor.
     type Eight: Lanes;
 
     fn eight(self) -> Self::Eight;
-    fn splat(self, x: f32) -> Self::W;
-    fn load(self, from: &[[f32; 8]; 2]) -> Self::W;
-    fn load_f16(self, from: &[[f16; 8]; 2]) -> Self::W;
-    fn load_bf16(self, from: &[[bf16; 8]; 2]) -> Self::W;
-    fn store(self, x: Self::W, to: &mut [[f32; 8]; 2]);
     /// Eight lanes, with zeros in the upper eight.
-    fn above_zeros(self, x: <Self::Eight as Lanes>::V) -> Self::W;
+    fn above_zeros(self, x: <Self::Eight as Lanes>::V) -> Self::V;
     /// The lower eight lanes.
-    fn lower(self, x: Self::W) -> <Self::Eight as Lanes>::V;
-    fn add(self, a: Self::W, b: Self::W) -> Self::W;
-    /// `a * b + c`, rounded once.
-    fn mul_add(self, a: Self::W, b: Self::W, c: Self::W) -> Self::W;
-    /// The sum over the lanes of each of sixteen vectors, every one in the same order of additions.
-    fn sum_each(self, x: [Self::W; 16]) -> Self::W;
+    fn lower(self, x: Self::V) -> <Self::Eight as Lanes>::V;
 }
 
 /// An element type that a kernel can load sixteen of.
-pub(crate) trait WideElement: crate::rows::Element {
-    fn load_wide<I: Wide>(isa: I, elements: &[[Self; 8]; 2]) -> I::W;
+pub(crate) trait WideElement: Element {
+    fn load_wide<I: Wide>(isa: I, elements: &[Self; 16]) -> I::V;
 
     /// Vector `w` of sixteen elements of a row; of its last eight alone, with zeros behind, where there are no more.
     #[inline(always)]
-    fn load_of<I: Wide>(isa: I, row: &[[Self; 8]], w: usize) -> I::W {
-        let (pairs, odd) = row.as_chunks::<2>();
-        match pairs.get(w) {
-            Some(pair) => Self::load_wide(isa, pair),
-            None => isa.above_zeros(Self::load(isa.eight(), &odd[0])),
+    fn load_of<I: Wide>(isa: I, row: &[[Self; 8]], w: usize) -> I::V {
+        match row.as_flattened().as_chunks().0.get(w) {
+            Some(elements) => Self::load_wide(isa, elements),
+            None => isa.above_zeros(Self::load(isa.eight(), &row[2 * w])),
         }
     }
 }
 
 impl WideElement for f16 {
     #[inline(always)]
-    fn load_wide<I: Wide>(isa: I, elements: &[[f16; 8]; 2]) -> I::W {
+    fn load_wide<I: Wide>(isa: I, elements: &[f16; 16]) -> I::V {
         isa.load_f16(elements)
     }
 }
 
 impl WideElement for bf16 {
     #[inline(always)]
-    fn load_wide<I: Wide>(isa: I, elements: &[[bf16; 8]; 2]) -> I::W {
+    fn load_wide<I: Wide>(isa: I, elements: &[bf16; 16]) -> I::V {
         isa.load_bf16(elements)
     }
 }
 
 impl WideElement for f32 {
     #[inline(always)]
-    fn load_wide<I: Wide>(isa: I, elements: &[[f32; 8]; 2]) -> I::W {
+    fn load_wide<I: Wide>(isa: I, elements: &[f32; 16]) -> I::V {
         isa.load(elements)
     }
 }

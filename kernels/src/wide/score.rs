@@ -75,13 +75,13 @@ fn score_group<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const H: u
         if first.is_multiple_of(4) {
             fetch.step(isa.eight());
         }
-        let mut totals = [[0.0; 8]; 2];
+        let mut totals = [0.0; 16];
         if taken == 4 {
             products::<I, T, R, H, 4>(isa, &query, rows, first, &mut totals);
         } else {
             products::<I, T, R, H, 1>(isa, &query, rows, first, &mut totals);
         }
-        for (row, totals) in totals.as_flattened().chunks_exact(H).enumerate().take(taken) {
+        for (row, totals) in totals.chunks_exact(H).enumerate().take(taken) {
             scores[(first + row) * heads + head..][..H].copy_from_slice(totals);
         }
         first += taken;
@@ -95,7 +95,7 @@ fn products<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const H: usiz
     query: &[&[[f32; 8]]; H],
     rows: R,
     first: usize,
-    totals: &mut [[f32; 8]; 2],
+    totals: &mut [f32; 16],
 ) {
     let mut row: [&[[T; 8]]; N] = [&[]; N];
     for (r, row) in row.iter_mut().enumerate() {
