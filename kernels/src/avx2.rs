@@ -9,15 +9,16 @@ use std::arch::x86_64::{
     _mm_loadl_epi64, _mm_loadu_si128, _mm_packus_epi32, _mm_prefetch, _mm_storeu_ps, _mm_storeu_si128,
     _mm256_add_epi16, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_and_si256, _mm256_andnot_ps,
     _mm256_blendv_ps, _mm256_broadcastsi128_si256, _mm256_castps_si256, _mm256_castps256_ps128,
-    _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps,
-    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_ph, _mm256_div_ps, _mm256_extractf128_ps,
-    _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
-    _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_ps, _mm256_or_ps, _mm256_or_si256,
-    _mm256_permute2f128_ps, _mm256_permutevar_ps, _mm256_permutevar8x32_ps, _mm256_set1_epi8,
-    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setr_ps, _mm256_setzero_si256,
-    _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_slli_epi32, _mm256_sqrt_ps, _mm256_srli_epi16,
-    _mm256_srli_epi32, _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_sub_epi16, _mm256_sub_ps,
-    _mm256_unpackhi_epi8, _mm256_unpackhi_epi16, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16,
+    _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cmpgt_epi32, _mm256_cvtepi8_epi32,
+    _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_ph, _mm256_div_ps,
+    _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_ps, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_maskload_ps, _mm256_maskstore_ps, _mm256_max_ps, _mm256_min_ps,
+    _mm256_movemask_ps, _mm256_mul_ps, _mm256_or_ps, _mm256_or_si256, _mm256_permute2f128_ps,
+    _mm256_permutevar_ps, _mm256_permutevar8x32_ps, _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_setr_epi32, _mm256_setr_ps, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_slli_epi16,
+    _mm256_slli_epi32, _mm256_sqrt_ps, _mm256_srli_epi16, _mm256_srli_epi32, _mm256_srlv_epi32,
+    _mm256_storeu_ps, _mm256_sub_epi16, _mm256_sub_ps, _mm256_unpackhi_epi8, _mm256_unpackhi_epi16,
+    _mm256_unpacklo_epi8, _mm256_unpacklo_epi16,
 };
 
 use half::{bf16, f16};
@@ -25,7 +26,7 @@ use half::{bf16, f16};
 use crate::block::{Ahead, Block};
 use crate::codec::{
     HALF_LEVELS4, LEVEL_BYTES, LEVELS4, Laid, Lookup, NewSketches, Records, Records8, ScanOf, ScanPlanes,
-    SketchQuery, Summaries,
+    SketchQuery, Summaries, WideLevels,
 };
 use crate::isa::{Isa, Kernels};
 use crate::ladder::{
@@ -57,6 +58,13 @@ impl Avx2 {
     pub(crate) unsafe fn assume() -> Avx2 {
         Avx2(())
     }
+}
+
+/// All bits of the first `count` lanes, which are fewer than eight.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn first_lanes(count: usize) -> __m256i {
+    _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
 }
 
 impl Lanes for Avx2 {
@@ -97,6 +105,29 @@ impl Lanes for Avx2 {
             let high = _mm256_permute2f128_ps::<0x31>(first, second);
             _mm256_add_ps(low, high)
         };
+    }
+
+    #[inline(always)]
+    fn load_or(self, from: &[f32], other: f32) -> __m256 {
+        match from.first_chunk() {
+            Some(all) => self.load(all),
+            // SAFETY: `self` proves that the processor has the instructions. Lanes that the mask leaves out are not read, and the
+            // others are no more than there are numbers.
+            None => unsafe {
+                let mask = first_lanes(from.len());
+                let first = _mm256_maskload_ps(from.as_ptr(), mask);
+                _mm256_blendv_ps(_mm256_set1_ps(other), first, _mm256_castsi256_ps(mask))
+            },
+        }
+    }
+
+    #[inline(always)]
+    fn store_first(self, x: __m256, to: &mut [f32]) {
+        match to.first_chunk_mut() {
+            Some(all) => self.store(x, all),
+            // SAFETY: as in `load_or`, of what is written.
+            None => unsafe { _mm256_maskstore_ps(to.as_mut_ptr(), first_lanes(to.len()), x) },
+        }
     }
 
     #[inline(always)]
@@ -196,6 +227,11 @@ impl Lookup for Avx2 {
                 _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm256_extracti128_si256::<1>(second))),
             ]
         };
+    }
+}
+
+impl WideLevels<8, 8> for Avx2 {
+    lane_ops! {
         fn wide_levels4(codes: &[u8; 32]) -> [__m256; 8] = {
             let codes = _mm256_loadu_si256(codes.as_ptr().cast());
             let first = _mm256_and_si256(codes, _mm256_set1_epi8(15));

@@ -154,7 +154,7 @@ fn max_interleaved<L: Lanes<N>, const N: usize, const P: usize>(
         }
     }
     for (p, rest) in scores[whole..].chunks(N).enumerate() {
-        largest[p] = isa.max(isa.load(&padded(rest)), largest[p]);
+        largest[p] = isa.max(isa.load_or(rest, f32::NEG_INFINITY), largest[p]);
     }
     let mut lanes = [[0.0; N]; P];
     for (largest, lanes) in largest.into_iter().zip(&mut lanes) {
@@ -173,13 +173,11 @@ fn max_interleaved<L: Lanes<N>, const N: usize, const P: usize>(
 #[inline(always)]
 fn max_strided<L: Lanes<N>, const N: usize>(isa: L, scores: &[f32], heads: usize, max: &mut [f32]) {
     for (group, max) in max.chunks_mut(N).enumerate() {
-        let mut largest = isa.load(&padded(max));
+        let mut largest = isa.load_or(max, f32::NEG_INFINITY);
         for row in scores.chunks_exact(heads) {
-            largest = isa.max(load_padded(isa, &row[group * N..][..max.len()]), largest);
+            largest = isa.max(isa.load_or(&row[group * N..][..max.len()], f32::NEG_INFINITY), largest);
         }
-        let mut lanes = [0.0; N];
-        isa.store(largest, &mut lanes);
-        max.copy_from_slice(&lanes[..max.len()]);
+        isa.store_first(largest, max);
     }
 }
 
@@ -231,8 +229,8 @@ fn exp_interleaved<L: Lanes<N>, const N: usize, const P: usize>(
         }
     }
     for (p, rest) in rest.chunks_mut(N).enumerate() {
-        let weights = exp(isa, isa.sub(isa.load(&padded(rest)), shifts[p]));
-        store_padded(isa, weights, rest);
+        let weights = exp(isa, isa.sub(isa.load_or(rest, f32::NEG_INFINITY), shifts[p]));
+        isa.store_first(weights, rest);
         totals[p] = isa.add(totals[p], weights);
     }
     for (totals, lanes) in totals.into_iter().zip(&mut lanes) {
@@ -266,8 +264,8 @@ fn exp_strided<L: Lanes<N>, const N: usize>(
         let mut totals = isa.splat(0.0);
         for row in scores.chunks_exact_mut(heads) {
             let row = &mut row[group * N..][..shift.len()];
-            let weights = exp(isa, isa.sub(load_padded(isa, row), shifts));
-            store_padded(isa, weights, row);
+            let weights = exp(isa, isa.sub(isa.load_or(row, f32::NEG_INFINITY), shifts));
+            isa.store_first(weights, row);
             totals = isa.add(totals, weights);
         }
         isa.store(totals, &mut lanes);
@@ -283,29 +281,6 @@ fn finite_shift(shift: f32) -> f32 {
     if shift == f32::NEG_INFINITY { 0.0 } else { shift }
 }
 
-/// Up to as many scores as lanes, and minus infinity, which weighs nothing, in the lanes after them.
-#[inline(always)]
-pub(crate) fn padded<const N: usize>(scores: &[f32]) -> [f32; N] {
-    let mut lanes = [f32::NEG_INFINITY; N];
-    lanes[..scores.len()].copy_from_slice(scores);
-    lanes
-}
-
-#[inline(always)]
-fn load_padded<L: Lanes<N>, const N: usize>(isa: L, scores: &[f32]) -> L::V {
-    match scores.try_into() {
-        Ok(lanes) => isa.load(lanes),
-        Err(_) => isa.load(&padded(scores)),
-    }
-}
-
-#[inline(always)]
-pub(crate) fn store_padded<L: Lanes<N>, const N: usize>(isa: L, x: L::V, to: &mut [f32]) {
-    let mut lanes = [0.0; N];
-    isa.store(x, &mut lanes);
-    to.copy_from_slice(&lanes[..to.len()]);
-}
-
 /// `cap * tanh(score / cap)` in place, from tanh(|y|) = (1 - e) / (1 + e) with e = exp(-2|y|).
 ///
 /// e is off by at most 2^-23 + 2^-24 of itself, which tanh takes at most half of; the five roundings that follow are
@@ -314,12 +289,12 @@ pub(crate) fn store_padded<L: Lanes<N>, const N: usize>(isa: L, x: L::V, to: &mu
 pub(crate) fn softcap<L: EightLanes>(isa: L, scores: &mut [f32], cap: f32) {
     let one = isa.splat(1.0);
     for scores in scores.chunks_mut(8) {
-        let x = load_padded(isa, scores);
+        let x = isa.load_or(scores, f32::NEG_INFINITY);
         let y = isa.abs(isa.div(x, isa.splat(cap)));
         let e = exp(isa, isa.mul(y, isa.splat(-2.0)));
         let tanh = isa.div(isa.sub(one, e), isa.add(one, e));
         let capped = isa.with_sign(isa.mul(tanh, isa.splat(cap)), x);
-        store_padded(isa, isa.where_less(x, isa.splat(f32::MIN), x, capped), scores);
+        isa.store_first(isa.where_less(x, isa.splat(f32::MIN), x, capped), scores);
     }
 }
 

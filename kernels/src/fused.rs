@@ -11,6 +11,9 @@ use crate::weigh::{LANE_HEADS, LaneSums};
 /// with the number of spans.
 const SPAN_ROWS: usize = 64 * BLOCK_ROWS;
 
+/// Rows from which on it pays to ask for more than the next block.
+const LEAD_ROWS: usize = 16 * BLOCK_ROWS;
+
 impl Kernels {
     /// Exact attention: the state takes in every row, with score `query[head] · keys[row]`, capped to
     /// `cap * tanh(score / cap)` where there is a `softcap`.
@@ -78,6 +81,8 @@ impl Kernels {
         let queries = &*aligned_queries;
 
         let listed = keys.is_listed();
+        // In a short run too much would be asked for too late.
+        let lead = if keys.len() < LEAD_ROWS { 0 } else { self.lead };
         let mut next = keys.from(0).zip(values.from(0));
         let mut start = 0;
         span.reset();
@@ -86,7 +91,7 @@ impl Kernels {
             let scores = &mut scores[..key_block.count * heads];
             next = keys.from(start + BLOCK_ROWS).zip(values.from(start + BLOCK_ROWS));
             // Values are asked for while scores are computed, and the keys of the block after them while these are summed.
-            let asked = start + self.lead * BLOCK_ROWS;
+            let asked = start + lead * BLOCK_ROWS;
             let (during_scores, during_values) = match &next {
                 Some((keys, values)) if listed => Ahead::halves(keys, values),
                 None if listed => (Ahead::NOTHING, Ahead::NOTHING),

@@ -18,6 +18,10 @@ pub(crate) trait Lanes<const N: usize = 8>: Copy {
     fn load_f16(self, from: &[f16; N]) -> Self::V;
     fn load_bf16(self, from: &[bf16; N]) -> Self::V;
     fn store(self, x: Self::V, to: &mut [f32; N]);
+    /// As many numbers as there are lanes, or fewer, and `other` in the lanes behind them.
+    fn load_or(self, from: &[f32], other: f32) -> Self::V;
+    /// The first lanes, as many as there is room for.
+    fn store_first(self, x: Self::V, to: &mut [f32]);
 
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
@@ -115,6 +119,16 @@ impl Lanes for Portable {
     #[inline(always)]
     fn store(self, x: [f32; 8], to: &mut [f32; 8]) {
         *to = x;
+    }
+
+    #[inline(always)]
+    fn load_or(self, from: &[f32], other: f32) -> [f32; 8] {
+        by_lane!(i => from.get(i).copied().unwrap_or(other))
+    }
+
+    #[inline(always)]
+    fn store_first(self, x: [f32; 8], to: &mut [f32]) {
+        to.iter_mut().zip(x).for_each(|(to, x)| *to = x);
     }
 
     #[inline(always)]

@@ -33,7 +33,6 @@ mod score;
 mod shells;
 mod state;
 mod weigh;
-#[cfg(target_arch = "x86_64")]
 mod wide;
 
 pub use half::{bf16, f16};

@@ -3,7 +3,7 @@
 //! In the fused path a block's scores wait for their weights and the values wait for them, so latency counts: the
 //! running maxima and sums are kept lane by lane, as the scores lie, and only a rise of a maximum leaves the lanes.
 
-use crate::exp::{exp, padded, store_padded};
+use crate::exp::exp;
 use crate::isa::Kernels;
 use crate::lanes::Lanes;
 use crate::state::Parts;
@@ -90,7 +90,7 @@ fn weigh_lanes<L: Lanes<N>, const N: usize, const P: usize>(
         }
     }
     for (p, rest) in rest.chunks(N).enumerate() {
-        largest[p] = isa.max(isa.load(&padded(rest)), largest[p]);
+        largest[p] = isa.max(isa.load_or(rest, f32::NEG_INFINITY), largest[p]);
     }
     let mut shifts = [isa.splat(0.0); P];
     for p in 0..P {
@@ -110,8 +110,8 @@ fn weigh_lanes<L: Lanes<N>, const N: usize, const P: usize>(
         }
     }
     for (p, rest) in rest.chunks_mut(N).enumerate() {
-        let weights = exp(isa, isa.sub(isa.load(&padded(rest)), shifts[p]));
-        store_padded(isa, weights, rest);
+        let weights = exp(isa, isa.sub(isa.load_or(rest, f32::NEG_INFINITY), shifts[p]));
+        isa.store_first(weights, rest);
         totals[p] = isa.add(totals[p], weights);
     }
     for p in 0..P {

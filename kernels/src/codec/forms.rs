@@ -4,8 +4,9 @@ use half::f16;
 
 use super::code4::record_len;
 use super::planes::Depth;
-use crate::lanes::{EightLanes, prefetch};
+use crate::lanes::{EightLanes, Lanes, prefetch};
 use crate::rows::{DIM_STEP, is_supported_dim};
+use crate::wide::Wide;
 
 /// Rows that are worked on together.
 pub(super) const BLOCK: usize = 16;
@@ -61,6 +62,28 @@ pub(super) trait Codes<'a>: Copy {
     /// Vectors `v..v + w`.
     fn cut(self, v: usize, w: usize) -> Self;
     fn load<L: EightLanes>(self, isa: L, v: usize) -> L::V;
+    /// Sixteen elements, vector `w` of as many; behind the last eight of a row come levels of no meaning.
+    fn load_wide<I: WideCodes>(self, isa: I, w: usize) -> I::V;
+}
+
+/// Sixteen lanes that decode.
+pub(crate) trait WideCodes: Wide {
+    /// As [`EightLanes::load_levels4`].
+    fn load_levels4(self, codes: &[u8; 8]) -> Self::V;
+    /// As [`EightLanes::load_half`].
+    fn load_half(self, high: &[u8; 4]) -> Self::V;
+    /// As [`EightLanes::load_whole`].
+    fn load_whole(self, high: &[u8; 4], low: &[u8; 4]) -> Self::V;
+}
+
+/// The bytes of vector `w` of sixteen, of which `B` hold eight; filled up where there are no more.
+#[inline(always)]
+fn wide_bytes<const B: usize, const W: usize>(vectors: &[[u8; B]], w: usize) -> [u8; W] {
+    let (first, second) = (&vectors[2 * w], vectors.get(2 * w + 1).unwrap_or(&[0; B]));
+    let mut bytes = [0; W];
+    bytes[..B].copy_from_slice(first);
+    bytes[B..].copy_from_slice(second);
+    bytes
 }
 
 #[derive(Clone, Copy)]
@@ -90,6 +113,11 @@ impl<'a> Codes<'a> for Pairs<'a> {
     fn load<L: EightLanes>(self, isa: L, v: usize) -> L::V {
         isa.load_levels4(&self.0[v])
     }
+
+    #[inline(always)]
+    fn load_wide<I: WideCodes>(self, isa: I, w: usize) -> I::V {
+        isa.load_levels4(&wide_bytes(self.0, w))
+    }
 }
 
 impl<'a> Codes<'a> for Half<'a> {
@@ -108,6 +136,11 @@ impl<'a> Codes<'a> for Half<'a> {
     #[inline(always)]
     fn load<L: EightLanes>(self, isa: L, v: usize) -> L::V {
         isa.load_half(&self.0[v])
+    }
+
+    #[inline(always)]
+    fn load_wide<I: WideCodes>(self, isa: I, w: usize) -> I::V {
+        isa.load_half(&wide_bytes(self.0, w))
     }
 }
 
@@ -128,6 +161,11 @@ impl<'a> Codes<'a> for Whole<'a> {
     #[inline(always)]
     fn load<L: EightLanes>(self, isa: L, v: usize) -> L::V {
         isa.load_whole(&self.0[v], &self.1[v])
+    }
+
+    #[inline(always)]
+    fn load_wide<I: WideCodes>(self, isa: I, w: usize) -> I::V {
+        isa.load_whole(&wide_bytes(self.0, w), &wide_bytes(self.1, w))
     }
 }
 
@@ -165,14 +203,18 @@ impl<'a> Records<'a> {
 
     /// The records from `start`, which is less than their number.
     #[inline(always)]
-    pub(super) fn block<C: Codes<'a>>(&self, start: usize) -> Block<C> {
+    pub(super) fn block<L: Lanes, C: Codes<'a>>(&self, isa: L, start: usize) -> Block<C> {
         let count = (self.len - start).min(BLOCK);
         let vectors = self.dim / DIM_STEP;
         let mut block = Block { codes: [C::NONE; BLOCK], factors: [0.0; BLOCK], count, vectors };
-        for row in 0..BLOCK {
-            let (codes, factor) = C::of(self.record(start + row.min(count - 1)), self.dim);
-            block.codes[row] = codes;
-            block.factors[row] = f16::from_le_bytes(factor).to_f32_const();
+        let mut factors = [f16::ZERO; BLOCK];
+        for (row, (codes, factor)) in block.codes.iter_mut().zip(&mut factors).enumerate() {
+            let bytes;
+            (*codes, bytes) = C::of(self.record(start + row.min(count - 1)), self.dim);
+            *factor = f16::from_le_bytes(bytes);
+        }
+        for (factors, widened) in factors.as_chunks().0.iter().zip(block.factors.as_chunks_mut().0) {
+            isa.store(isa.load_f16(factors), widened);
         }
         block
     }
@@ -180,7 +222,7 @@ impl<'a> Records<'a> {
     /// Asks for the listed records of the block that begins at `start`; the processor foresees those that follow each
     /// other.
     #[inline(always)]
-    pub(super) fn prefetch<L: EightLanes>(&self, isa: L, start: usize) {
+    pub(super) fn prefetch<L: Lanes>(&self, isa: L, start: usize) {
         if self.listed.is_some() {
             let read = match self.form {
                 Form::Half => Depth::Half.len(self.dim),

@@ -1,6 +1,5 @@
 //! Look-ups of half bytes: what scoring sketches needs beyond [`Lanes`](crate::lanes::Lanes), and the portable form of it.
 
-use super::summaries::wide_level;
 use crate::lanes::{EightLanes, Portable};
 
 /// 32 bytes, also seen as sixteen 16-bit words of which an even byte is the lower half.
@@ -23,8 +22,6 @@ pub(crate) trait Lookup: EightLanes {
     /// The sums of 32 columns of bytes, each below 2^16, as floats: from the sums of the columns' words (`all`) and from
     /// those of their upper bytes (`upper`).
     fn column_sums(self, all: Self::B, upper: Self::B) -> [Self::V; 4];
-    /// The levels of 64 codes of four bits, in units and in an order of their own: see [`wide_level`].
-    fn wide_levels4(self, codes: &[u8; 32]) -> [Self::V; 8];
 }
 
 impl Lookup for Portable {
@@ -85,17 +82,6 @@ impl Lookup for Portable {
             sums[i / 4][i % 4 * 2 + 1] = f32::from(odd);
         }
         sums
-    }
-
-    #[inline(always)]
-    fn wide_levels4(self, codes: &[u8; 32]) -> [[f32; 8]; 8] {
-        let mut levels = [[0.0; 8]; 8];
-        for (vector, lanes) in levels.iter_mut().enumerate() {
-            for (lane, level) in lanes.iter_mut().enumerate() {
-                *level = wide_level(codes, vector, lane);
-            }
-        }
-        levels
     }
 }
 

@@ -23,6 +23,8 @@ mod lookup;
 mod norms4;
 mod planes;
 mod read4;
+#[cfg(target_arch = "x86_64")]
+mod read4_wide;
 mod rotate;
 mod scan;
 mod sketch;
@@ -41,12 +43,14 @@ pub use sketch_query::SketchQuery;
 pub use summaries::{Laid, Summaries};
 
 pub(crate) use code8::{Records8, decode8};
-pub(crate) use forms::Records;
+pub(crate) use forms::{Records, WideCodes};
 pub(crate) use lookup::Lookup;
 pub(crate) use norms4::squared_norms4;
 pub(crate) use planes::encode_rows as encode_planes_rows;
 pub(crate) use read4::{accumulate4, scores4};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use read4_wide::{accumulate4_wide, scores4_wide};
 pub(crate) use scan::{Scanning, scan_sketch};
 pub(crate) use sketch::{NewSketches, encode_cluster};
 pub(crate) use sketch_query::scores_sketch;
-pub(crate) use summaries::{LEVEL_BYTES, scores_summaries, sum_summaries};
+pub(crate) use summaries::{LEVEL_BYTES, WIDE_LEVELS, WideLevels, scores_summaries, sum_summaries};

@@ -43,6 +43,6 @@ pub(crate) fn squared_norms4<L: EightLanes>(
                 *sum = isa.mul_add(x, x, *sum);
             }
         }
-        crate::exp::store_padded(isa, isa.sum_each(sums), norms);
+        isa.store_first(isa.sum_each(sums), norms);
     }
 }

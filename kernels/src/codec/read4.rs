@@ -135,7 +135,7 @@ fn scores_as<'a, L: EightLanes, C: Codes<'a>>(
 ) {
     for start in (0..records.len).step_by(BLOCK) {
         records.prefetch(isa, start + BLOCK);
-        let block = records.block::<C>(start);
+        let block = records.block::<L, C>(isa, start);
         let scores = &mut scores[start * heads..][..block.count * heads];
         let mut head = 0;
         while head < heads {
@@ -215,7 +215,7 @@ fn accumulate_as<'a, L: EightLanes, C: Codes<'a>>(
 ) {
     for start in (0..records.len).step_by(BLOCK) {
         records.prefetch(isa, start + BLOCK);
-        let block = records.block::<C>(start);
+        let block = records.block::<L, C>(isa, start);
         let weights = &weights[start * heads..][..block.count * heads];
         let mut head = 0;
         while head < heads {

@@ -12,7 +12,6 @@
 use super::levels::{factor_of_code, level};
 use super::lookup::Lookup;
 use super::sketch::{BLOCK_ROWS, SketchLayout};
-use crate::exp::store_padded;
 use crate::isa::Kernels;
 use crate::score::check_heads;
 
@@ -212,10 +211,7 @@ fn score_block<L: Lookup, const H: usize>(
         let scores = &mut scores[(head + h) * place.stride + place.first..][..place.rows];
         for (part, scores) in scores.chunks_mut(8).enumerate() {
             let part = isa.mul(totals[h][part], isa.load(&factors[part]));
-            match scores.try_into() {
-                Ok(lanes) => isa.store(part, lanes),
-                Err(_) => store_padded(isa, part, scores),
-            }
+            isa.store_first(part, scores);
         }
     }
 }

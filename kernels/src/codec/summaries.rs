@@ -8,10 +8,8 @@ use half::f16;
 
 use super::code4::record_len;
 use super::levels::LEVELS4;
-use super::lookup::Lookup;
-use crate::exp::store_padded;
 use crate::isa::Kernels;
-use crate::lanes::prefetch;
+use crate::lanes::{Lanes, Portable, prefetch};
 use crate::rows::is_supported_dim;
 
 /// Codes that are decoded together; dimensions are filled up to a multiple of them.
@@ -27,14 +25,48 @@ const HEADS: usize = 16;
 /// Records that are asked for ahead of those that are worked on.
 const AHEAD: usize = 16;
 
+/// Lanes that decode so many codes at a time, in `M` vectors.
+pub(crate) trait WideLevels<const N: usize, const M: usize>: Lanes<N> {
+    /// The levels of 64 codes of four bits, in units and in an order of their own: see [`wide_level`].
+    fn wide_levels4(self, codes: &[u8; WIDE_BYTES]) -> [Self::V; M];
+}
+
+impl WideLevels<8, 8> for Portable {
+    #[inline(always)]
+    fn wide_levels4(self, codes: &[u8; WIDE_BYTES]) -> [[f32; 8]; 8] {
+        let mut levels = [[0.0; 8]; 8];
+        for (vector, lanes) in levels.iter_mut().enumerate() {
+            for (lane, level) in lanes.iter_mut().enumerate() {
+                *level = wide_level(codes, vector, lane);
+            }
+        }
+        levels
+    }
+}
+
 /// Levels of a four-bit code in ten-thousandths.
 const LEVEL_WORDS: [i16; 16] = level_words();
 
 /// [`LEVEL_WORDS`] byte by byte: the lower ones, then the upper ones.
 pub(crate) const LEVEL_BYTES: [[u8; 16]; 2] = level_bytes();
 
-/// What [`Lookup::wide_levels4`] gives for a level of 1: ten thousand, in the upper half of a 32-bit integer.
+/// What [`WideLevels::wide_levels4`] gives for a level of 1: ten thousand, in the upper half of a 32-bit integer.
 const LEVEL_UNIT: f32 = 10_000.0 * 65_536.0;
+
+/// What [`WideLevels::wide_levels4`] gives for each code.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const WIDE_LEVELS: [f32; 16] = wide_levels();
+
+#[cfg(target_arch = "x86_64")]
+const fn wide_levels() -> [f32; 16] {
+    let mut levels = [0.0; 16];
+    let mut code = 0;
+    while code < 16 {
+        levels[code] = LEVEL_WORDS[code] as f32 * 65_536.0;
+        code += 1;
+    }
+    levels
+}
 
 const fn level_words() -> [i16; 16] {
     let mut words = [0; 16];
@@ -59,7 +91,7 @@ const fn level_bytes() -> [[u8; 16]; 2] {
     bytes
 }
 
-/// What [`Lookup::wide_levels4`] has in a lane of one of its eight vectors.
+/// What [`WideLevels::wide_levels4`] has in a lane of one of eight vectors, two of which are one of sixteen lanes.
 pub(super) fn wide_level(codes: &[u8; WIDE_BYTES], vector: usize, lane: usize) -> f32 {
     // Vectors 0 to 3 have the lower half bytes, the others the upper ones; two of each four have the first half of each
     // half of the bytes; they alternate byte by byte.
@@ -158,8 +190,10 @@ impl Laid {
         self.dim.div_ceil(WIDE) * WIDE_VECTORS
     }
 
-    fn of_head(&self, head: usize) -> &[[f32; 8]] {
-        &self.vectors[head * self.vectors_each()..][..self.vectors_each()]
+    /// What `head` has, in as many times `M` vectors of `N`.
+    fn of_head<const N: usize, const M: usize>(&self, head: usize) -> &[[[f32; N]; M]] {
+        let vectors = &self.vectors[head * self.vectors_each()..][..self.vectors_each()];
+        vectors.as_flattened().as_chunks().0.as_chunks().0
     }
 }
 
@@ -218,7 +252,7 @@ impl<'a> Summaries<'a> {
     /// Asks for a record. Those that follow each other as well: what the processor foresees comes late, when a record takes no
     /// longer than a line does from memory.
     #[inline(always)]
-    fn prefetch<L: Lookup>(&self, isa: L, place: usize) {
+    fn prefetch<L: Lanes<N>, const N: usize>(&self, isa: L, place: usize) {
         let index = match self.listed {
             Some(listed) => listed.get(place).map(|&index| index as usize),
             None => Some(place),
@@ -283,7 +317,7 @@ fn wide_codes(codes: &[u8], start: usize) -> [u8; WIDE_BYTES] {
 
 /// See [`Kernels::scores_summaries`].
 #[inline(always)]
-pub(crate) fn scores_summaries<L: Lookup>(
+pub(crate) fn scores_summaries<L: WideLevels<N, M>, const N: usize, const M: usize>(
     isa: L,
     query: &Laid,
     records: Summaries<'_>,
@@ -295,18 +329,18 @@ pub(crate) fn scores_summaries<L: Lookup>(
     while head < query.heads {
         let group = (query.heads - head).min(4);
         match group {
-            4 => score_group::<L, 4>(isa, query, head, records, add, stride, scores),
-            3 => score_group::<L, 3>(isa, query, head, records, add, stride, scores),
-            2 => score_group::<L, 2>(isa, query, head, records, add, stride, scores),
-            _ => score_group::<L, 1>(isa, query, head, records, add, stride, scores),
+            4 => score_group::<L, N, M, 4>(isa, query, head, records, add, stride, scores),
+            3 => score_group::<L, N, M, 3>(isa, query, head, records, add, stride, scores),
+            2 => score_group::<L, N, M, 2>(isa, query, head, records, add, stride, scores),
+            _ => score_group::<L, N, M, 1>(isa, query, head, records, add, stride, scores),
         }
         head += group;
     }
 }
 
-/// Scores of heads `head..head + H`: two accumulators a head, eight records at a time.
+/// Scores of heads `head..head + H`: two accumulators a head, as many records at a time as there are lanes.
 #[inline(always)]
-fn score_group<L: Lookup, const H: usize>(
+fn score_group<L: WideLevels<N, M>, const N: usize, const M: usize, const H: usize>(
     isa: L,
     query: &Laid,
     head: usize,
@@ -315,29 +349,30 @@ fn score_group<L: Lookup, const H: usize>(
     stride: usize,
     scores: &mut [f32],
 ) {
-    let mut queries: [&[[f32; 8]]; H] = [&[]; H];
+    let wides = query.dim.div_ceil(WIDE);
+    let mut queries: [&[[[f32; N]; M]]; H] = [&[]; H];
     for (h, queries) in queries.iter_mut().enumerate() {
-        *queries = query.of_head(head + h);
+        *queries = &query.of_head(head + h)[..wides];
     }
     let len = records.len();
-    for first in (0..len).step_by(8) {
-        let count = (len - first).min(8);
+    for first in (0..len).step_by(N) {
+        let count = (len - first).min(N);
         // By head, then by record: what is not there stays 0.
-        let mut sums = [[isa.splat(0.0); 8]; H];
-        let mut factors = [f16::ZERO; 8];
+        let mut sums = [[isa.splat(0.0); N]; H];
+        let mut factors = [f16::ZERO; N];
         for (at, factor) in factors.iter_mut().enumerate().take(count) {
             records.prefetch(isa, first + at + AHEAD);
             let codes;
             (codes, *factor) = records.record(first + at);
             let mut even = [isa.splat(0.0); H];
             let mut odd = [isa.splat(0.0); H];
-            for wide in 0..queries[0].len() / WIDE_VECTORS {
+            #[expect(clippy::needless_range_loop, reason = "several queries are walked along together")]
+            for wide in 0..wides {
                 let levels = isa.wide_levels4(&wide_codes(codes, wide * WIDE_BYTES));
-                for pair in 0..WIDE_VECTORS / 2 {
-                    let v = wide * WIDE_VECTORS + 2 * pair;
+                for v in (0..M).step_by(2) {
                     for h in 0..H {
-                        even[h] = isa.mul_add(levels[2 * pair], isa.load(&queries[h][v]), even[h]);
-                        odd[h] = isa.mul_add(levels[2 * pair + 1], isa.load(&queries[h][v + 1]), odd[h]);
+                        even[h] = isa.mul_add(levels[v], isa.load(&queries[h][wide][v]), even[h]);
+                        odd[h] = isa.mul_add(levels[v + 1], isa.load(&queries[h][wide][v + 1]), odd[h]);
                     }
                 }
             }
@@ -347,26 +382,22 @@ fn score_group<L: Lookup, const H: usize>(
         }
         for h in 0..H {
             let totals = isa.mul_add(isa.sum_each(sums[h]), isa.load_f16(&factors), isa.splat(add[head + h]));
-            let scores = &mut scores[(head + h) * stride + first..][..count];
-            match scores.try_into() {
-                Ok(lanes) => isa.store(totals, lanes),
-                Err(_) => store_padded(isa, totals, scores),
-            }
+            isa.store_first(totals, &mut scores[(head + h) * stride + first..][..count]);
         }
     }
 }
 
 /// See [`Kernels::sum_summaries`].
 #[inline(always)]
-pub(crate) fn sum_summaries<L: Lookup>(
+pub(crate) fn sum_summaries<L: WideLevels<N, M>, const N: usize, const M: usize>(
     isa: L,
     weights: &[f32],
     stride: usize,
     records: Summaries<'_>,
     sums: &mut Laid,
 ) {
-    let each = sums.vectors_each();
-    let mut levels = [[[0.0; 8]; WIDE_VECTORS]; BLOCK];
+    let each = sums.vectors_each() * 8;
+    let mut levels = [[[0.0; N]; M]; BLOCK];
     for start in (0..records.len()).step_by(BLOCK) {
         let count = (records.len() - start).min(BLOCK);
         let mut codes: [&[u8]; BLOCK] = [&[]; BLOCK];
@@ -387,7 +418,7 @@ pub(crate) fn sum_summaries<L: Lookup>(
                     scaled[at][h] = weights[(first + h) * stride + start + at] * widened[at];
                 }
             }
-            for wide in 0..each / WIDE_VECTORS {
+            for wide in 0..each / WIDE {
                 for at in 0..count {
                     let decoded = isa.wide_levels4(&wide_codes(codes[at], wide * WIDE_BYTES));
                     for (decoded, levels) in decoded.into_iter().zip(&mut levels[at]) {
@@ -397,12 +428,12 @@ pub(crate) fn sum_summaries<L: Lookup>(
                 let mut head = 0;
                 while head < heads {
                     let group = (heads - head).min(4);
-                    let out = &mut sums.vectors[(first + head) * each + wide * WIDE_VECTORS..];
+                    let out = &mut sums.vectors.as_flattened_mut()[(first + head) * each + wide * WIDE..];
                     match group {
-                        4 => sum_group::<L, 4>(isa, &scaled, head, &levels[..count], each, out),
-                        3 => sum_group::<L, 3>(isa, &scaled, head, &levels[..count], each, out),
-                        2 => sum_group::<L, 2>(isa, &scaled, head, &levels[..count], each, out),
-                        _ => sum_group::<L, 1>(isa, &scaled, head, &levels[..count], each, out),
+                        4 => sum_group::<L, N, M, 4>(isa, &scaled, head, &levels[..count], each, out),
+                        3 => sum_group::<L, N, M, 3>(isa, &scaled, head, &levels[..count], each, out),
+                        2 => sum_group::<L, N, M, 2>(isa, &scaled, head, &levels[..count], each, out),
+                        _ => sum_group::<L, N, M, 1>(isa, &scaled, head, &levels[..count], each, out),
                     }
                     head += group;
                 }
@@ -411,17 +442,17 @@ pub(crate) fn sum_summaries<L: Lookup>(
     }
 }
 
-/// Adds a block's records to the sums of heads `head..head + H`, two vectors of dimensions at a time.
+/// Adds a block's records to the sums of heads `head..head + H`, which lie `each` numbers apart, two vectors of dimensions at a time.
 #[inline(always)]
-fn sum_group<L: Lookup, const H: usize>(
+fn sum_group<L: WideLevels<N, M>, const N: usize, const M: usize, const H: usize>(
     isa: L,
     weights: &[[f32; HEADS]; BLOCK],
     head: usize,
-    levels: &[[[f32; 8]; WIDE_VECTORS]],
+    levels: &[[[f32; N]; M]],
     each: usize,
-    out: &mut [[f32; 8]],
+    out: &mut [f32],
 ) {
-    for v in (0..WIDE_VECTORS).step_by(2) {
+    for v in (0..M).step_by(2) {
         let mut sums = [[isa.splat(0.0); 2]; H];
         for (levels, weights) in levels.iter().zip(weights) {
             let (a, b) = (isa.load(&levels[v]), isa.load(&levels[v + 1]));
@@ -431,9 +462,9 @@ fn sum_group<L: Lookup, const H: usize>(
             }
         }
         for h in 0..H {
-            for w in 0..2 {
-                let out = &mut out[h * each + v + w];
-                isa.store(isa.add(isa.load(out), sums[h][w]), out);
+            let (out, _) = out[h * each + v * N..].as_chunks_mut();
+            for (out, sum) in out.iter_mut().zip(sums[h]) {
+                isa.store(isa.add(isa.load(out), sum), out);
             }
         }
     }

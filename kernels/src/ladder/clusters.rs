@@ -1,6 +1,6 @@
 //! Arithmetic of whole clusters, eight or sixteen of one query head at a time.
 
-use super::{load, store, sum_lanes};
+use super::{load, sum_lanes};
 use crate::exp::{exp, small_exp_m1};
 use crate::isa::Kernels;
 use crate::lanes::Lanes;
@@ -260,10 +260,10 @@ pub(crate) fn weigh_clusters<L: Lanes<N>, const N: usize>(
         let [within, count] = inside(isa, spread.unit, spreads, counts);
         let weight = mass(isa, load(isa, centres), count, spread.top, limits);
         let [allowed, shift] = estimate(isa, weight, within);
-        store(isa, within, withins);
-        store(isa, weight, masses);
-        store(isa, allowed, estimates);
-        store(isa, shift, shifts);
+        isa.store_first(within, withins);
+        isa.store_first(weight, masses);
+        isa.store_first(allowed, estimates);
+        isa.store_first(shift, shifts);
     }
 }
 
@@ -323,7 +323,7 @@ pub(crate) fn raise_most<L: Lanes<N>, const N: usize>(
     for ((centres, spreads), most) in inputs.zip(most.chunks_mut(N)) {
         let within = isa.mul(unit, load(isa, spreads));
         let above = isa.add(isa.add(load(isa, centres), base), rise(isa, within, limits));
-        store(isa, isa.max(above, load(isa, most)), most);
+        isa.store_first(isa.max(above, load(isa, most)), most);
     }
 }
 
@@ -343,7 +343,7 @@ pub(crate) fn probe_gains<L: Lanes<N>, const N: usize>(
         let count = isa.max(load(isa, count), isa.splat(1.0));
         let row = isa.mul(isa.div(isa.mul(load(isa, mass), scale), count), above);
         let reach = isa.add(load(isa, off), load(isa, inside));
-        store(isa, isa.mul_add(isa.mul(row, row), reach, load(isa, gains)), gains);
+        isa.store_first(isa.mul_add(isa.mul(row, row), reach, load(isa, gains)), gains);
     }
 }
 

@@ -120,22 +120,7 @@ fn check_planes(found: [usize; 2], len: usize, stride: usize, heads: usize) {
 /// Up to as many numbers as there are lanes, then zeros.
 #[inline(always)]
 fn load<L: Lanes<N>, const N: usize>(isa: L, numbers: &[f32]) -> L::V {
-    match numbers.try_into() {
-        Ok(lanes) => isa.load(lanes),
-        Err(_) => {
-            let mut lanes = [0.0; N];
-            lanes[..numbers.len()].copy_from_slice(numbers);
-            isa.load(&lanes)
-        }
-    }
-}
-
-#[inline(always)]
-fn store<L: Lanes<N>, const N: usize>(isa: L, x: L::V, to: &mut [f32]) {
-    match to.try_into() {
-        Ok(lanes) => isa.store(x, lanes),
-        Err(_) => crate::exp::store_padded(isa, x, to),
-    }
+    isa.load_or(numbers, 0.0)
 }
 
 #[inline(always)]
@@ -213,9 +198,9 @@ pub(crate) fn weigh_rows<L: Lanes<N>, const N: usize>(
         let deviation = load(isa, deviations);
         let variance = isa.mul(deviation, deviation);
         let allowance = isa.min(isa.mul(variance, isa.splat(0.5)), isa.splat(1.0));
-        let score = isa.load(&crate::exp::padded(scores));
+        let score = isa.load_or(scores, f32::NEG_INFINITY);
         let weight = exp(isa, isa.min(isa.sub(isa.add(score, allowance), top), most));
-        store(isa, weight, scores);
+        isa.store_first(weight, scores);
         sums.add(isa, weight, deviation, variance);
     }
     sums.finish(isa)
@@ -269,6 +254,6 @@ pub(crate) fn row_gains<L: Lanes<N>, const N: usize>(
             let gain = isa.mul(isa.mul(load(isa, &rows.weights[mine]), isa.splat(reach)), factor);
             sum = isa.mul_add(gain, gain, sum);
         }
-        store(isa, sum, gains);
+        isa.store_first(sum, gains);
     }
 }

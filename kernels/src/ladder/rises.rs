@@ -42,14 +42,7 @@ pub(crate) fn sum_rises<L: Lanes<N>, const N: usize>(isa: L, rows: &Risen<'_>) -
     let numbers = rows.weights.chunks(N).zip(rows.scores.chunks(N)).zip(rows.deviations.chunks(N));
     for ((weights, scores), deviations) in numbers {
         // Lanes without a row score as the centroid does.
-        let score = match scores.try_into() {
-            Ok(lanes) => isa.load(lanes),
-            Err(_) => {
-                let mut lanes = [rows.centre; N];
-                lanes[..scores.len()].copy_from_slice(scores);
-                isa.load(&lanes)
-            }
-        };
+        let score = isa.load_or(scores, rows.centre);
         let (above, deviation) = (isa.sub(score, centre), load(isa, deviations));
         let variance = isa.mul(deviation, deviation);
         let rise = isa.add(above, isa.min(variance, allowed));

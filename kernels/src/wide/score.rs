@@ -52,7 +52,11 @@ fn score_heads<'a, I: Wide, T: WideElement + 'a>(
     }
 }
 
-/// Scores of heads `head..head + H`, four rows at a time and the rest one by one.
+/// Rows that are scored together.
+const ROWS: usize = 4;
+
+/// Scores of heads `head..head + H`. Where fewer rows are left than are scored together, the last is scored again in their place: one
+/// alone would wait for itself.
 #[inline(always)]
 fn score_group<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const H: usize>(
     isa: I,
@@ -68,57 +72,52 @@ fn score_group<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const H: u
     for h in 0..H {
         query[h] = &queries[(head + h) * vectors..][..vectors];
     }
-    let mut fetch = ahead.fetch(count.div_ceil(4));
-    let mut first = 0;
-    while first < count {
-        let taken = if count - first < 4 { 1 } else { 4 };
-        if first.is_multiple_of(4) {
-            fetch.step(isa.eight());
+    let mut fetch = ahead.fetch(count.div_ceil(ROWS));
+    for first in (0..count).step_by(ROWS) {
+        fetch.step(isa.eight());
+        let mut row: [&[[T; 8]]; ROWS] = [&[]; ROWS];
+        for (r, row) in row.iter_mut().enumerate() {
+            *row = rows.row((first + r).min(count - 1));
         }
-        let mut totals = [0.0; 16];
-        if taken == 4 {
-            products::<I, T, R, H, 4>(isa, &query, rows, first, &mut totals);
+        let totals = products::<I, T, H>(isa, &query, row);
+        let taken = ROWS.min(count - first);
+        if heads == H && taken == ROWS {
+            scores[first * H..][..ROWS * H].copy_from_slice(&totals[..ROWS * H]);
         } else {
-            products::<I, T, R, H, 1>(isa, &query, rows, first, &mut totals);
+            for (row, totals) in totals.chunks_exact(H).enumerate().take(taken) {
+                scores[(first + row) * heads + head..][..H].copy_from_slice(totals);
+            }
         }
-        for (row, totals) in totals.chunks_exact(H).enumerate().take(taken) {
-            scores[(first + row) * heads + head..][..H].copy_from_slice(totals);
-        }
-        first += taken;
     }
 }
 
-/// Products of `N` rows from row `first` on with the queries of `H` heads, `[row][head]`, in as many accumulators.
+/// Products of rows with the queries of `H` heads, `[row][head]`, in as many accumulators.
 #[inline(always)]
-fn products<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const H: usize, const N: usize>(
+fn products<I: Wide, T: WideElement, const H: usize>(
     isa: I,
     query: &[&[[f32; 8]]; H],
-    rows: R,
-    first: usize,
-    totals: &mut [f32; 16],
-) {
-    let mut row: [&[[T; 8]]; N] = [&[]; N];
-    for (r, row) in row.iter_mut().enumerate() {
-        *row = rows.row(first + r);
-    }
-    let mut sums = [[isa.splat(0.0); H]; N];
-    for w in 0..rows.vectors().div_ceil(2) {
-        let mut x = [isa.splat(0.0); N];
-        for r in 0..N {
+    row: [&[[T; 8]]; ROWS],
+) -> [f32; 16] {
+    let mut sums = [[isa.splat(0.0); H]; ROWS];
+    for w in 0..query[0].len().div_ceil(2) {
+        let mut x = [isa.splat(0.0); ROWS];
+        for r in 0..ROWS {
             x[r] = T::load_of(isa, row[r], w);
         }
         for h in 0..H {
             let q = f32::load_of(isa, query[h], w);
-            for r in 0..N {
+            for r in 0..ROWS {
                 sums[r][h] = isa.mul_add(x[r], q, sums[r][h]);
             }
         }
     }
     let mut flat = [isa.splat(0.0); 16];
-    for r in 0..N {
+    for r in 0..ROWS {
         for h in 0..H {
             flat[r * H + h] = sums[r][h];
         }
     }
-    isa.store(isa.sum_each(flat), totals);
+    let mut totals = [0.0; 16];
+    isa.store(isa.sum_each(flat), &mut totals);
+    totals
 }
