@@ -1,4 +1,5 @@
-//! AVX-512: sixteen lanes for what reads rows, and the shells of it. All other kernels are those of AVX2.
+//! AVX-512: sixteen lanes, and the shells of what is faster with them. What is not here is AVX2's: scores of centroids and of sketches,
+//! which took longer or as long, and what builds and converts, of which little time is spent.
 //!
 //! Safety rests on the same fact as there: an [`Avx512`] exists only where the processor has the extensions.
 
@@ -148,7 +149,7 @@ impl Scanning<16> for Avx512 {
 
     #[inline(always)]
     fn store_rows(self, x: __m512, rows: usize, to: &mut [f32]) {
-        // Eight lanes or sixteen: as far as whoever looks up goes.
+        // Up to the next multiple of eight rows, and no further.
         if rows > 8 {
             self.store_first(x, to);
         } else {
@@ -210,13 +211,6 @@ impl WideLevels<16, 4> for Avx512 {
 }
 
 impl Wide for Avx512 {
-    type Eight = Avx2;
-
-    #[inline(always)]
-    fn eight(self) -> Avx2 {
-        self.0
-    }
-
     lane_ops! {
         fn above_zeros(x: <Avx2 as Lanes>::V) -> __m512 = _mm512_zextps256_ps512(x);
         fn lower(x: __m512) -> <Avx2 as Lanes>::V = _mm512_castps512_ps256(x);

@@ -133,7 +133,7 @@ macro_rules! with_rows {
 pub(crate) use with_rows;
 
 /// What will be needed next, to be fetched while a kernel computes on something else: a share before each step of the kernel. Within
-/// its loops, prefetches would take more time than they save.
+/// the loops over eight lanes, prefetches would take more time than they save.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead<'a> {
     /// Bytes that follow each other.
@@ -197,7 +197,7 @@ impl<'a> Ahead<'a> {
 /// Fetching is a hint that no address makes wrong, so addresses are not checked.
 pub(crate) struct Fetch<'a> {
     next: *const u8,
-    /// Lines from `next` on, and those of a step.
+    /// Lines from `next` on, and those of a share.
     left: usize,
     lines: usize,
     scattered: [Option<(&'a Block<'a>, usize, usize)>; 2],

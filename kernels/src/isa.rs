@@ -21,7 +21,7 @@ pub enum Isa {
     Portable,
     /// AVX2, FMA and F16C, on x86-64.
     Avx2,
-    /// AVX-512 for what reads rows, and AVX2 for all else, on x86-64.
+    /// AVX-512 where sixteen lanes are faster, and AVX2 elsewhere, on x86-64.
     Avx512,
 }
 

@@ -48,7 +48,7 @@ pub(crate) trait Lanes<const N: usize = 8>: Copy {
     fn prefetch_address(self, address: *const u8);
 }
 
-/// What eight lanes have besides: codes, and what is done too seldom to be worth more lanes.
+/// What eight lanes have besides. Of codes, sixteen have the same in a trait of their own; the rest is done too seldom.
 pub(crate) trait EightLanes: Lanes {
     fn load_i8(self, from: &[i8; 8]) -> Self::V;
     /// The levels of eight 4-bit codes, the first in the low half of the first byte.
@@ -275,4 +275,41 @@ fn widen_f16(bits: u16) -> f32 {
 #[inline(always)]
 fn widen_bf16(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Loads and stores of every length, between numbers that must not be touched.
+    fn check<L: Lanes<N>, const N: usize>(isa: L) {
+        for len in 0..=N {
+            let numbers: Vec<f32> = (0..len).map(|i| i as f32 + 0.5).collect();
+            let mut lanes = [f32::NAN; N];
+            isa.store(isa.load_or(&numbers, -3.0), &mut lanes);
+            assert_eq!(lanes[..len], numbers);
+            assert!(lanes[len..].iter().all(|&x| x == -3.0), "{len}: {lanes:?}");
+
+            let mut room = vec![7.0; len + 2 * N];
+            let mut all = [0.0; N];
+            (0..N).for_each(|i| all[i] = -(i as f32));
+            isa.store_first(isa.load(&all), &mut room[N..N + len]);
+            assert_eq!(room[N..N + len], all[..len]);
+            assert!(room[..N].iter().chain(&room[N + len..]).all(|&x| x == 7.0), "{len}: {room:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_behind_the_last_are_neither_read_nor_written() {
+        check(Portable);
+        #[cfg(target_arch = "x86_64")]
+        {
+            if let Some(isa) = crate::avx2::Avx2::detect() {
+                check(isa);
+            }
+            if let Some(isa) = crate::avx512::Avx512::detect() {
+                check(isa);
+            }
+        }
+    }
 }

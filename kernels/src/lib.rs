@@ -1,7 +1,7 @@
 //! Arithmetic of Longwave.
 //!
-//! Every operation is written once, over eight lanes of `f32`, and compiled once for each instruction set behind a
-//! thin shell; those that read rows are written for sixteen lanes as well. [`Kernels`] is the table of them that is chosen when the
+//! Every operation is written once, over eight lanes of `f32` or over either eight or sixteen, and compiled once for each instruction
+//! set behind a thin shell; those that read rows are written for sixteen lanes by themselves. [`Kernels`] is the table of them that is chosen when the
 //! process first asks. Rows are read in the type
 //! they are stored in (f16, bf16, f32); arithmetic is in `f32`. [`oracle`] has the same operations in `f64`, with
 //! bounds on how far the kernels may be off.
@@ -33,6 +33,7 @@ mod score;
 mod shells;
 mod state;
 mod weigh;
+#[cfg(target_arch = "x86_64")]
 mod wide;
 
 pub use half::{bf16, f16};

@@ -63,7 +63,8 @@ impl Bounded {
 
 /// Scores as `Kernels::scores` defines them, `[row][head]`.
 ///
-/// A product is rounded once, added to a lane's sum in at most dim / 8 additions, and then goes through three more.
+/// A product is rounded once, added to a lane's sum in at most dim / 8 additions, and then goes through three more; with
+/// sixteen lanes, half as many and four more.
 ///
 /// # Panics
 /// If the shapes do not fit.

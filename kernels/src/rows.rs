@@ -8,7 +8,7 @@ use crate::block::{Ahead, BLOCK_ROWS, Block, Place};
 use crate::dtype::Dtype;
 use crate::lanes::Lanes;
 
-/// Dimensions of keys and values are multiples of this: one vector of `f32` lanes.
+/// Dimensions of keys and values are multiples of this: the smaller of the vectors of `f32` lanes.
 pub const DIM_STEP: usize = 8;
 
 /// Largest supported dimension of a key or a value.
@@ -118,28 +118,28 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// An element type that a kernel can load eight of.
+/// An element type that a kernel can load as many of as there are lanes.
 pub(crate) trait Element: Copy {
-    fn load<L: Lanes>(isa: L, elements: &[Self; 8]) -> L::V;
+    fn load<L: Lanes<N>, const N: usize>(isa: L, elements: &[Self; N]) -> L::V;
 }
 
 impl Element for f16 {
     #[inline(always)]
-    fn load<L: Lanes>(isa: L, elements: &[f16; 8]) -> L::V {
+    fn load<L: Lanes<N>, const N: usize>(isa: L, elements: &[f16; N]) -> L::V {
         isa.load_f16(elements)
     }
 }
 
 impl Element for bf16 {
     #[inline(always)]
-    fn load<L: Lanes>(isa: L, elements: &[bf16; 8]) -> L::V {
+    fn load<L: Lanes<N>, const N: usize>(isa: L, elements: &[bf16; N]) -> L::V {
         isa.load_bf16(elements)
     }
 }
 
 impl Element for f32 {
     #[inline(always)]
-    fn load<L: Lanes>(isa: L, elements: &[f32; 8]) -> L::V {
+    fn load<L: Lanes<N>, const N: usize>(isa: L, elements: &[f32; N]) -> L::V {
         isa.load(elements)
     }
 }

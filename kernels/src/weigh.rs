@@ -13,8 +13,9 @@ pub(crate) const LANE_HEADS: usize = 8;
 
 /// One number for each lane of up to [`LANE_HEADS`] heads: of vectors of N lanes, 8 or 16, `heads / gcd(heads, N)` hold a whole
 /// number of rows, so that lane l of vector p, in place `N p + l`, always belongs to head `(N p + l) mod heads`. Places past these
-/// vectors are not used.
-pub(crate) type PerLane = [f32; 7 * 16];
+/// vectors are filled like the others, and no kernel looks at them.
+pub(crate) type PerLane = [f32; PLACES];
+const PLACES: usize = 7 * 16;
 
 /// The running maxima and sums of weights of all lanes.
 pub(crate) struct LaneSums {
@@ -24,7 +25,7 @@ pub(crate) struct LaneSums {
 
 impl LaneSums {
     pub(crate) fn new() -> LaneSums {
-        LaneSums { max: [f32::NEG_INFINITY; 112], sum: [0.0; 112] }
+        LaneSums { max: [f32::NEG_INFINITY; PLACES], sum: [0.0; PLACES] }
     }
 
     /// Turns a block's scores into weights relative to the maxima, which first rise to them, and adds them to the
@@ -50,7 +51,7 @@ impl LaneSums {
                 *sum += lane;
             }
         }
-        self.sum = [0.0; 112];
+        self.sum = [0.0; PLACES];
     }
 }
 

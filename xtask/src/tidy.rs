@@ -17,6 +17,7 @@ const UNSAFE_FILES: &[&str] = &[
     "gpu/src/launch.rs",
     "kernels/src/avx2.rs",
     "kernels/src/avx512.rs",
+    "kernels/src/shells.rs",
     "src/published.rs",
     "storage/src/mapping.rs",
 ];

@@ -6,7 +6,6 @@ use super::code4::record_len;
 use super::planes::Depth;
 use crate::lanes::{EightLanes, Lanes, prefetch};
 use crate::rows::{DIM_STEP, is_supported_dim};
-use crate::wide::Wide;
 
 /// Rows that are worked on together.
 pub(super) const BLOCK: usize = 16;
@@ -62,38 +61,16 @@ pub(super) trait Codes<'a>: Copy {
     /// Vectors `v..v + w`.
     fn cut(self, v: usize, w: usize) -> Self;
     fn load<L: EightLanes>(self, isa: L, v: usize) -> L::V;
-    /// Sixteen elements, vector `w` of as many; behind the last eight of a row come levels of no meaning.
-    fn load_wide<I: WideCodes>(self, isa: I, w: usize) -> I::V;
-}
-
-/// Sixteen lanes that decode.
-pub(crate) trait WideCodes: Wide {
-    /// As [`EightLanes::load_levels4`].
-    fn load_levels4(self, codes: &[u8; 8]) -> Self::V;
-    /// As [`EightLanes::load_half`].
-    fn load_half(self, high: &[u8; 4]) -> Self::V;
-    /// As [`EightLanes::load_whole`].
-    fn load_whole(self, high: &[u8; 4], low: &[u8; 4]) -> Self::V;
-}
-
-/// The bytes of vector `w` of sixteen, of which `B` hold eight; filled up where there are no more.
-#[inline(always)]
-fn wide_bytes<const B: usize, const W: usize>(vectors: &[[u8; B]], w: usize) -> [u8; W] {
-    let (first, second) = (&vectors[2 * w], vectors.get(2 * w + 1).unwrap_or(&[0; B]));
-    let mut bytes = [0; W];
-    bytes[..B].copy_from_slice(first);
-    bytes[B..].copy_from_slice(second);
-    bytes
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct Pairs<'a>(&'a [[u8; 4]]);
+pub(super) struct Pairs<'a>(pub(super) &'a [[u8; 4]]);
 
 #[derive(Clone, Copy)]
-pub(super) struct Half<'a>(&'a [[u8; 2]]);
+pub(super) struct Half<'a>(pub(super) &'a [[u8; 2]]);
 
 #[derive(Clone, Copy)]
-pub(super) struct Whole<'a>(&'a [[u8; 2]], &'a [[u8; 2]]);
+pub(super) struct Whole<'a>(pub(super) &'a [[u8; 2]], pub(super) &'a [[u8; 2]]);
 
 impl<'a> Codes<'a> for Pairs<'a> {
     const NONE: Self = Pairs(&[]);
@@ -112,11 +89,6 @@ impl<'a> Codes<'a> for Pairs<'a> {
     #[inline(always)]
     fn load<L: EightLanes>(self, isa: L, v: usize) -> L::V {
         isa.load_levels4(&self.0[v])
-    }
-
-    #[inline(always)]
-    fn load_wide<I: WideCodes>(self, isa: I, w: usize) -> I::V {
-        isa.load_levels4(&wide_bytes(self.0, w))
     }
 }
 
@@ -137,11 +109,6 @@ impl<'a> Codes<'a> for Half<'a> {
     fn load<L: EightLanes>(self, isa: L, v: usize) -> L::V {
         isa.load_half(&self.0[v])
     }
-
-    #[inline(always)]
-    fn load_wide<I: WideCodes>(self, isa: I, w: usize) -> I::V {
-        isa.load_half(&wide_bytes(self.0, w))
-    }
 }
 
 impl<'a> Codes<'a> for Whole<'a> {
@@ -161,11 +128,6 @@ impl<'a> Codes<'a> for Whole<'a> {
     #[inline(always)]
     fn load<L: EightLanes>(self, isa: L, v: usize) -> L::V {
         isa.load_whole(&self.0[v], &self.1[v])
-    }
-
-    #[inline(always)]
-    fn load_wide<I: WideCodes>(self, isa: I, w: usize) -> I::V {
-        isa.load_whole(&wide_bytes(self.0, w), &wide_bytes(self.1, w))
     }
 }
 

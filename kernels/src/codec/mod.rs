@@ -43,14 +43,18 @@ pub use sketch_query::SketchQuery;
 pub use summaries::{Laid, Summaries};
 
 pub(crate) use code8::{Records8, decode8};
-pub(crate) use forms::{Records, WideCodes};
+pub(crate) use forms::Records;
 pub(crate) use lookup::Lookup;
 pub(crate) use norms4::squared_norms4;
 pub(crate) use planes::encode_rows as encode_planes_rows;
 pub(crate) use read4::{accumulate4, scores4};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use read4_wide::{accumulate4_wide, scores4_wide};
-pub(crate) use scan::{Scanning, scan_sketch};
+pub(crate) use read4_wide::{WideCodes, accumulate4_wide, scores4_wide};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use scan::Scanning;
+pub(crate) use scan::scan_sketch;
 pub(crate) use sketch::{NewSketches, encode_cluster};
 pub(crate) use sketch_query::scores_sketch;
-pub(crate) use summaries::{LEVEL_BYTES, WIDE_LEVELS, WideLevels, scores_summaries, sum_summaries};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use summaries::{LEVEL_BYTES, WIDE_LEVELS, WideLevels};
+pub(crate) use summaries::{scores_summaries, sum_summaries};

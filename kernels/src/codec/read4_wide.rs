@@ -1,9 +1,56 @@
 //! Scores and sums of coded rows, sixteen lanes at a time: the operations of [`read4`](super::read4).
 
-use super::forms::{BLOCK, Block, Codes, Form, Half, Pairs, Records, Whole, WideCodes};
+use super::forms::{BLOCK, Block, Codes, Form, Half, Pairs, Records, Whole};
 use crate::lanes::Lanes;
 use crate::rows::DIM_STEP;
-use crate::wide::WideElement;
+use crate::wide::{Wide, load_of};
+
+/// Sixteen lanes that decode.
+pub(crate) trait WideCodes: Wide {
+    /// As [`EightLanes::load_levels4`](crate::lanes::EightLanes::load_levels4).
+    fn load_levels4(self, codes: &[u8; 8]) -> Self::V;
+    /// As [`EightLanes::load_half`](crate::lanes::EightLanes::load_half).
+    fn load_half(self, high: &[u8; 4]) -> Self::V;
+    /// As [`EightLanes::load_whole`](crate::lanes::EightLanes::load_whole).
+    fn load_whole(self, high: &[u8; 4], low: &[u8; 4]) -> Self::V;
+}
+
+/// Codes of a row that are decoded sixteen at a time.
+trait CodesOf<'a>: Codes<'a> {
+    /// Vector `w` of sixteen elements; behind the last eight of a row come levels of no meaning.
+    fn load_wide<I: WideCodes>(self, isa: I, w: usize) -> I::V;
+}
+
+impl<'a> CodesOf<'a> for Pairs<'a> {
+    #[inline(always)]
+    fn load_wide<I: WideCodes>(self, isa: I, w: usize) -> I::V {
+        isa.load_levels4(&wide_bytes(self.0, w))
+    }
+}
+
+impl<'a> CodesOf<'a> for Half<'a> {
+    #[inline(always)]
+    fn load_wide<I: WideCodes>(self, isa: I, w: usize) -> I::V {
+        isa.load_half(&wide_bytes(self.0, w))
+    }
+}
+
+impl<'a> CodesOf<'a> for Whole<'a> {
+    #[inline(always)]
+    fn load_wide<I: WideCodes>(self, isa: I, w: usize) -> I::V {
+        isa.load_whole(&wide_bytes(self.0, w), &wide_bytes(self.1, w))
+    }
+}
+
+/// The bytes of vector `w` of sixteen, of which `B` hold eight; filled up where there are no more.
+#[inline(always)]
+fn wide_bytes<const B: usize, const W: usize>(vectors: &[[u8; B]], w: usize) -> [u8; W] {
+    let (first, second) = (&vectors[2 * w], vectors.get(2 * w + 1).unwrap_or(&[0; B]));
+    let mut bytes = [0; W];
+    bytes[..B].copy_from_slice(first);
+    bytes[B..].copy_from_slice(second);
+    bytes
+}
 
 /// Rows that are scored together.
 const ROWS: usize = 4;
@@ -27,7 +74,7 @@ pub(crate) fn scores4_wide<I: WideCodes>(
 }
 
 #[inline(always)]
-fn scores_as<'a, I: WideCodes, C: Codes<'a>>(
+fn scores_as<'a, I: WideCodes, C: CodesOf<'a>>(
     isa: I,
     queries: &[f32],
     heads: usize,
@@ -54,7 +101,7 @@ fn scores_as<'a, I: WideCodes, C: Codes<'a>>(
 
 /// Scores of heads `head..head + H`, four rows at a time: places past the last row of a block repeat it.
 #[inline(always)]
-fn score_group<'a, I: WideCodes, C: Codes<'a>, const H: usize>(
+fn score_group<'a, I: WideCodes, C: CodesOf<'a>, const H: usize>(
     isa: I,
     queries: &[f32],
     heads: usize,
@@ -73,7 +120,7 @@ fn score_group<'a, I: WideCodes, C: Codes<'a>, const H: usize>(
                 x[r] = block.codes[first + r].load_wide(isa, w);
             }
             for h in 0..H {
-                let q = f32::load_of(isa, &queries[(head + h) * vectors..][..vectors], w);
+                let q = load_of(isa, &queries[(head + h) * vectors..][..vectors], w);
                 for r in 0..ROWS {
                     sums[r][h] = isa.mul_add(x[r], q, sums[r][h]);
                 }
@@ -113,7 +160,7 @@ pub(crate) fn accumulate4_wide<I: WideCodes>(
 }
 
 #[inline(always)]
-fn accumulate_as<'a, I: WideCodes, C: Codes<'a>>(
+fn accumulate_as<'a, I: WideCodes, C: CodesOf<'a>>(
     isa: I,
     weights: &[f32],
     heads: usize,
@@ -140,7 +187,7 @@ fn accumulate_as<'a, I: WideCodes, C: Codes<'a>>(
 
 /// Sweeps four vectors wide over the dimensions, then one vector wide over the rest, whose last may be of eight lanes.
 #[inline(always)]
-fn accumulate_group<'a, I: WideCodes, C: Codes<'a>, const H: usize>(
+fn accumulate_group<'a, I: WideCodes, C: CodesOf<'a>, const H: usize>(
     isa: I,
     weights: &[f32],
     heads: usize,
@@ -170,7 +217,7 @@ fn accumulate_group<'a, I: WideCodes, C: Codes<'a>, const H: usize>(
 
 /// Sums of `W` vectors of the block's rows from vector `first` on, weighted for `H` heads.
 #[inline(always)]
-fn sum_rows<'a, I: WideCodes, C: Codes<'a>, const H: usize, const W: usize>(
+fn sum_rows<'a, I: WideCodes, C: CodesOf<'a>, const H: usize, const W: usize>(
     isa: I,
     weights: &[[f32; H]; BLOCK],
     block: &Block<C>,

@@ -9,7 +9,7 @@ use crate::isa::Kernels;
 use crate::ladder::{Lanewise, RowSums};
 use crate::lanes::Lanes;
 
-/// Rows are scanned so many at a time.
+/// Numbers of a cluster's rows are written up to the next multiple of this.
 pub const SCAN_STEP: usize = 8;
 
 /// The cluster that is scanned, one number for each query head.
@@ -78,7 +78,8 @@ pub(crate) trait Scanning<const N: usize>: Lanes<N> {
     fn eight(self) -> Self::Eight;
     /// Vector `part` of the numbers of 32 rows.
     fn part(self, of: &[<Self::Eight as Lanes>::V; 4], part: usize) -> Self::V;
-    /// Stores the lanes of rows, eight at a time, of which `rows` are left.
+    /// Stores the numbers of the `rows` rows that are left, or of as many as there are lanes, up to the next multiple of
+    /// [`SCAN_STEP`].
     fn store_rows(self, x: Self::V, rows: usize, to: &mut [f32]);
 }
 

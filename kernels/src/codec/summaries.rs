@@ -1,7 +1,7 @@
 //! Centroids and value means, all of which a call looks at: scored and summed 64 codes at a time.
 //!
 //! A level of a four-bit code is a whole number of ten-thousandths, so that two look-ups of bytes, one for each byte of
-//! that number, decode 32 codes exactly. They come out of their bytes in an order of their own. Instead of turning every
+//! that number, decode 32 codes exactly (with AVX-512 one of floats, sixteen). They come out of their bytes in an order of their own. Instead of turning every
 //! record around, [`Laid`] lays queries and sums out in that order, once a call.
 
 use half::f16;
@@ -190,10 +190,8 @@ impl Laid {
         self.dim.div_ceil(WIDE) * WIDE_VECTORS
     }
 
-    /// What `head` has, in as many times `M` vectors of `N`.
-    fn of_head<const N: usize, const M: usize>(&self, head: usize) -> &[[[f32; N]; M]] {
-        let vectors = &self.vectors[head * self.vectors_each()..][..self.vectors_each()];
-        vectors.as_flattened().as_chunks().0.as_chunks().0
+    fn of_head(&self, head: usize) -> &[[[f32; 8]; WIDE_VECTORS]] {
+        self.vectors[head * self.vectors_each()..][..self.vectors_each()].as_chunks().0
     }
 }
 
@@ -317,7 +315,7 @@ fn wide_codes(codes: &[u8], start: usize) -> [u8; WIDE_BYTES] {
 
 /// See [`Kernels::scores_summaries`].
 #[inline(always)]
-pub(crate) fn scores_summaries<L: WideLevels<N, M>, const N: usize, const M: usize>(
+pub(crate) fn scores_summaries<L: WideLevels<8, 8>>(
     isa: L,
     query: &Laid,
     records: Summaries<'_>,
@@ -329,18 +327,18 @@ pub(crate) fn scores_summaries<L: WideLevels<N, M>, const N: usize, const M: usi
     while head < query.heads {
         let group = (query.heads - head).min(4);
         match group {
-            4 => score_group::<L, N, M, 4>(isa, query, head, records, add, stride, scores),
-            3 => score_group::<L, N, M, 3>(isa, query, head, records, add, stride, scores),
-            2 => score_group::<L, N, M, 2>(isa, query, head, records, add, stride, scores),
-            _ => score_group::<L, N, M, 1>(isa, query, head, records, add, stride, scores),
+            4 => score_group::<L, 4>(isa, query, head, records, add, stride, scores),
+            3 => score_group::<L, 3>(isa, query, head, records, add, stride, scores),
+            2 => score_group::<L, 2>(isa, query, head, records, add, stride, scores),
+            _ => score_group::<L, 1>(isa, query, head, records, add, stride, scores),
         }
         head += group;
     }
 }
 
-/// Scores of heads `head..head + H`: two accumulators a head, as many records at a time as there are lanes.
+/// Scores of heads `head..head + H`: two accumulators a head, eight records at a time.
 #[inline(always)]
-fn score_group<L: WideLevels<N, M>, const N: usize, const M: usize, const H: usize>(
+fn score_group<L: WideLevels<8, 8>, const H: usize>(
     isa: L,
     query: &Laid,
     head: usize,
@@ -350,16 +348,16 @@ fn score_group<L: WideLevels<N, M>, const N: usize, const M: usize, const H: usi
     scores: &mut [f32],
 ) {
     let wides = query.dim.div_ceil(WIDE);
-    let mut queries: [&[[[f32; N]; M]]; H] = [&[]; H];
+    let mut queries: [&[[[f32; 8]; WIDE_VECTORS]]; H] = [&[]; H];
     for (h, queries) in queries.iter_mut().enumerate() {
         *queries = &query.of_head(head + h)[..wides];
     }
     let len = records.len();
-    for first in (0..len).step_by(N) {
-        let count = (len - first).min(N);
+    for first in (0..len).step_by(8) {
+        let count = (len - first).min(8);
         // By head, then by record: what is not there stays 0.
-        let mut sums = [[isa.splat(0.0); N]; H];
-        let mut factors = [f16::ZERO; N];
+        let mut sums = [[isa.splat(0.0); 8]; H];
+        let mut factors = [f16::ZERO; 8];
         for (at, factor) in factors.iter_mut().enumerate().take(count) {
             records.prefetch(isa, first + at + AHEAD);
             let codes;
@@ -369,7 +367,7 @@ fn score_group<L: WideLevels<N, M>, const N: usize, const M: usize, const H: usi
             #[expect(clippy::needless_range_loop, reason = "several queries are walked along together")]
             for wide in 0..wides {
                 let levels = isa.wide_levels4(&wide_codes(codes, wide * WIDE_BYTES));
-                for v in (0..M).step_by(2) {
+                for v in (0..WIDE_VECTORS).step_by(2) {
                     for h in 0..H {
                         even[h] = isa.mul_add(levels[v], isa.load(&queries[h][wide][v]), even[h]);
                         odd[h] = isa.mul_add(levels[v + 1], isa.load(&queries[h][wide][v + 1]), odd[h]);

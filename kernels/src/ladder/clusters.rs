@@ -305,7 +305,8 @@ pub(crate) fn sum_rest<L: Lanes<N>, const N: usize>(
 #[inline(always)]
 fn rise<L: Lanes<N>, const N: usize>(isa: L, within: L::V, limits: &Limits) -> L::V {
     let deviation = isa.sqrt(within);
-    let [least, most] = limits.deviations.map(|deviations| isa.mul(deviation, isa.splat(deviations)));
+    let [least, most] = limits.deviations;
+    let (least, most) = (isa.mul(deviation, isa.splat(least)), isa.mul(deviation, isa.splat(most)));
     let far = isa.sub(isa.mul(deviation, isa.splat(limits.far[0])), isa.splat(limits.far[1]));
     isa.min(isa.max(far, isa.max(least, isa.min(within, most))), isa.splat(limits.rise))
 }

@@ -1,9 +1,9 @@
 //! Weighted sums of blocks of rows, sixteen lanes at a time.
 
-use super::{Wide, WideElement};
+use super::{Wide, load_of};
 use crate::block::{Ahead, BLOCK_ROWS, Block, BlockRows, Fetch, OfAnyDim, with_rows};
 use crate::lanes::Lanes;
-use crate::rows::Rows;
+use crate::rows::{Element, Rows};
 
 /// Adds one block's weighted rows to the output of all heads, `[head][dim]`.
 #[inline(always)]
@@ -30,7 +30,7 @@ pub(crate) fn accumulate_block<I: Wide>(
 }
 
 #[inline(always)]
-fn accumulate_heads<'a, I: Wide, T: WideElement + 'a>(
+fn accumulate_heads<'a, I: Wide, T: Element + 'a>(
     isa: I,
     weights: &[f32],
     heads: usize,
@@ -55,7 +55,7 @@ fn accumulate_heads<'a, I: Wide, T: WideElement + 'a>(
 
 /// Sums of `H` heads over the block, from head `head` of `heads` on.
 #[inline(always)]
-fn accumulate_group<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const H: usize>(
+fn accumulate_group<'a, I: Wide, T: Element + 'a, R: BlockRows<'a, T>, const H: usize>(
     isa: I,
     weights: &[f32],
     (heads, head): (usize, usize),
@@ -76,7 +76,7 @@ fn accumulate_group<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const
 
 /// Sweeps four vectors wide over the dimensions, then one vector wide over the rest, whose last may be of eight lanes.
 #[inline(always)]
-fn sweep<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const H: usize>(
+fn sweep<'a, I: Wide, T: Element + 'a, R: BlockRows<'a, T>, const H: usize>(
     isa: I,
     weights: &[[f32; H]],
     rows: R,
@@ -109,7 +109,7 @@ fn sweep<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const H: usize>(
 /// Sums of `W` vectors of the rows from vector `first` on, weighted for `H` heads, in as many registers. Each row asks for a share of
 /// what is needed next: asked for all at once, lines wait for each other.
 #[inline(always)]
-fn sum_rows<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const H: usize, const W: usize>(
+fn sum_rows<'a, I: Wide, T: Element + 'a, R: BlockRows<'a, T>, const H: usize, const W: usize>(
     isa: I,
     weights: &[[f32; H]],
     rows: R,
@@ -124,10 +124,12 @@ fn sum_rows<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const H: usiz
     )]
     for row in 0..rows.count() {
         fetch.share(isa.eight());
-        let vectors = rows.row(row);
+        // Cut to a length that the compiler knows, but for the last eight elements.
+        let whole = 2 * (first + W) <= rows.vectors();
+        let vectors = &rows.row(row)[2 * first..][..if whole { 2 * W } else { 1 }];
         let mut x = [isa.splat(0.0); W];
         for w in 0..W {
-            x[w] = T::load_of(isa, vectors, first + w);
+            x[w] = load_of(isa, vectors, w);
         }
         for h in 0..H {
             let weight = isa.splat(weights[row][h]);

@@ -1,8 +1,8 @@
 //! Scores of blocks of rows, sixteen lanes at a time.
 
-use super::{Wide, WideElement};
+use super::{Wide, load_of};
 use crate::block::{Ahead, Block, BlockRows, OfAnyDim, with_rows};
-use crate::rows::Rows;
+use crate::rows::{Element, Rows};
 
 /// Scores of all heads against one block, `[row][head]`.
 #[inline(always)]
@@ -30,7 +30,7 @@ pub(crate) fn score_block<I: Wide>(
 
 /// Takes the heads four at a time, then the rest at once: a row is loaded and widened once for each group.
 #[inline(always)]
-fn score_heads<'a, I: Wide, T: WideElement + 'a>(
+fn score_heads<'a, I: Wide, T: Element + 'a>(
     isa: I,
     queries: &[f32],
     heads: usize,
@@ -58,7 +58,7 @@ const ROWS: usize = 4;
 /// Scores of heads `head..head + H`. Where fewer rows are left than are scored together, the last is scored again in their place: one
 /// alone would wait for itself.
 #[inline(always)]
-fn score_group<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const H: usize>(
+fn score_group<'a, I: Wide, T: Element + 'a, R: BlockRows<'a, T>, const H: usize>(
     isa: I,
     queries: &[f32],
     (heads, head): (usize, usize),
@@ -93,7 +93,7 @@ fn score_group<'a, I: Wide, T: WideElement + 'a, R: BlockRows<'a, T>, const H: u
 
 /// Products of rows with the queries of `H` heads, `[row][head]`, in as many accumulators.
 #[inline(always)]
-fn products<I: Wide, T: WideElement, const H: usize>(
+fn products<I: Wide, T: Element, const H: usize>(
     isa: I,
     query: &[&[[f32; 8]]; H],
     row: [&[[T; 8]]; ROWS],
@@ -102,10 +102,10 @@ fn products<I: Wide, T: WideElement, const H: usize>(
     for w in 0..query[0].len().div_ceil(2) {
         let mut x = [isa.splat(0.0); ROWS];
         for r in 0..ROWS {
-            x[r] = T::load_of(isa, row[r], w);
+            x[r] = load_of(isa, row[r], w);
         }
         for h in 0..H {
-            let q = f32::load_of(isa, query[h], w);
+            let q = load_of(isa, query[h], w);
             for r in 0..ROWS {
                 sums[r][h] = isa.mul_add(x[r], q, sums[r][h]);
             }

@@ -1,5 +1,8 @@
 //! Codecs against their definitions in `f64`, on every instruction set.
 
+#[path = "../kernels/isas.rs"]
+mod isas;
+
 mod code4;
 mod code8;
 mod planes;
@@ -8,22 +11,11 @@ mod scoring;
 mod sketches;
 mod summaries;
 
-use longwave_kernels::{Isa, Kernels};
+use isas::every_isa;
 
 /// Every dimension that rows can have.
 fn dims() -> impl Iterator<Item = usize> {
     (8..=576).step_by(8)
-}
-
-/// The kernels of every instruction set of this processor. A run that should have covered AVX2 must not pass without.
-fn every_isa() -> Vec<&'static Kernels> {
-    if cfg!(target_arch = "x86_64") && std::env::var_os("LONGWAVE_ISA").is_none_or(|isa| isa != "portable") {
-        assert!(
-            Isa::Avx2.is_available(),
-            "this processor has no AVX2: set LONGWAVE_ISA=portable to test without"
-        );
-    }
-    Isa::ALL.into_iter().filter_map(Kernels::of).collect()
 }
 
 /// A generator of numbers with nothing in common from seed to seed.

@@ -3,7 +3,7 @@ use longwave_kernels::{Dtype, Rows};
 
 use crate::DIMS;
 use crate::isas::every_isa;
-use crate::sample::{Sample, bits, columns, panics_with};
+use crate::sample::{Sample, Stored, bits, columns, panics_with};
 
 const ROWS: usize = 40;
 const HEADS: usize = 9;
@@ -60,6 +60,31 @@ fn adversarial_elements_and_weights_are_within_the_bound() {
 }
 
 #[test]
+fn infinite_elements_give_infinite_sums_in_their_dimension_only() {
+    for (dtype, dim) in Dtype::ALL.into_iter().flat_map(|dtype| [24, 64, 72].map(|dim| (dtype, dim))) {
+        let mut elements = vec![0.5f32; 19 * dim];
+        // The last eight elements of a row, and the first.
+        elements[4 * dim - 3] = f32::INFINITY;
+        elements[18 * dim] = f32::NEG_INFINITY;
+        let rows = Stored::narrow(dtype, &elements);
+        for (kernels, heads) in
+            every_isa().into_iter().flat_map(|kernels| [1, 3, 4].map(|heads| (kernels, heads)))
+        {
+            let mut out = vec![0.0; heads * dim];
+            kernels.accumulate(&vec![0.25; 19 * heads], heads, dim, rows.rows(), &mut out);
+            for (place, &sum) in out.iter().enumerate() {
+                let expected = match place % dim {
+                    0 => f32::NEG_INFINITY,
+                    i if i == dim - 3 => f32::INFINITY,
+                    _ => 19.0 / 8.0,
+                };
+                assert_eq!(sum, expected, "{} {dtype} {dim} {place}", kernels.isa());
+            }
+        }
+    }
+}
+
+#[test]
 fn splitting_at_blocks_keeps_the_bits_and_elsewhere_the_bound() {
     let (dim, heads, count) = (72, 6, 75);
     let mut sample = Sample::new(3);
@@ -87,7 +112,7 @@ fn splitting_at_blocks_keeps_the_bits_and_elsewhere_the_bound() {
 #[test]
 fn gathered_sums_have_the_bits_of_the_listed_rows_and_touch_no_other() {
     for dtype in Dtype::ALL {
-        for dim in [8, 72, 128] {
+        for dim in [8, 64, 72, 128] {
             let mut sample = Sample::new(dim as u64 + 9);
             let rows = sample.stored(dtype, 60 * dim, 2.0);
             for count in [0, 1, 15, 16, 17, 33, 50] {

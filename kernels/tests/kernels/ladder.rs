@@ -271,8 +271,8 @@ fn rows_rise_above_their_centroid_as_the_definition_says() {
         for kernels in every_isa() {
             let risen = Risen { weights, scores, deviations, centre, most, variance };
             let found = kernels.sum_rises(&risen);
-            // Five roundings of each term, and those of adding up eight sums of five.
-            let rounding = 20.0 / f64::from(1u32 << 24);
+            // Five roundings of each term, and those of adding up eight sums of up to five, or sixteen of three.
+            let rounding = 26.0 / f64::from(1u32 << 24);
             for ((found, expected), size) in found.into_iter().zip(expected).zip([terms, expected[1]]) {
                 let off = (f64::from(found) - expected).abs();
                 assert!(off <= rounding * size, "{count} rows: {found} for {expected}");

@@ -3,7 +3,7 @@ use longwave_kernels::{Dtype, Rows};
 
 use crate::DIMS;
 use crate::isas::every_isa;
-use crate::sample::{Sample, bits, panics_with};
+use crate::sample::{Sample, Stored, bits, panics_with};
 
 const ROWS: usize = 40;
 const HEADS: usize = 9;
@@ -64,19 +64,23 @@ fn adversarial_elements_are_within_the_bound() {
 
 #[test]
 fn infinite_elements_give_infinite_scores_in_their_rows_only() {
-    for kernels in every_isa() {
-        let mut elements = vec![0.5f32; 19 * 24];
-        elements[3 * 24 + 17] = f32::INFINITY;
-        elements[18 * 24] = f32::NEG_INFINITY;
-        let mut scores = vec![0.0; 19 * 2];
-        kernels.scores(&[0.25; 48], 2, 24, Rows::F32(&elements), &mut scores);
-        for (place, &score) in scores.iter().enumerate() {
-            let expected = match place / 2 {
-                3 => f32::INFINITY,
-                18 => f32::NEG_INFINITY,
-                _ => 3.0,
-            };
-            assert_eq!(score, expected, "{} {place}", kernels.isa());
+    for (dtype, dim) in Dtype::ALL.into_iter().flat_map(|dtype| [24, 64, 72].map(|dim| (dtype, dim))) {
+        let mut elements = vec![0.5f32; 19 * dim];
+        // The last eight elements of a row, and the first.
+        elements[4 * dim - 3] = f32::INFINITY;
+        elements[18 * dim] = f32::NEG_INFINITY;
+        let rows = Stored::narrow(dtype, &elements);
+        for kernels in every_isa() {
+            let mut scores = vec![0.0; 19 * 2];
+            kernels.scores(&vec![0.25; 2 * dim], 2, dim, rows.rows(), &mut scores);
+            for (place, &score) in scores.iter().enumerate() {
+                let expected = match place / 2 {
+                    3 => f32::INFINITY,
+                    18 => f32::NEG_INFINITY,
+                    _ => dim as f32 / 8.0,
+                };
+                assert_eq!(score, expected, "{} {dtype} {dim} {place}", kernels.isa());
+            }
         }
     }
 }
@@ -84,7 +88,7 @@ fn infinite_elements_give_infinite_scores_in_their_rows_only() {
 #[test]
 fn gathered_scores_have_the_bits_of_the_listed_rows_and_touch_no_other() {
     for dtype in Dtype::ALL {
-        for dim in [8, 72, 128] {
+        for dim in [8, 64, 72, 128] {
             let mut sample = Sample::new(dim as u64 + 7);
             let rows = sample.stored(dtype, 60 * dim, 2.0);
             for count in [0, 1, 2, 15, 16, 17, 33, 50] {
