@@ -2,7 +2,7 @@
 
 use crate::block::{Ahead, BLOCK_ROWS, Block, BlockRows, OfAnyDim, with_rows};
 use crate::isa::Kernels;
-use crate::lanes::Lanes;
+use crate::lanes::{EightLanes, Lanes};
 use crate::rows::{Element, Matrix, Pick, Rows};
 use crate::score::{check_heads, check_per_row};
 
@@ -55,10 +55,39 @@ impl Kernels {
     }
 }
 
+/// How the rows of a block are summed on one instruction set.
+pub(crate) trait SumRows: Copy {
+    /// Adds all rows of the block, weighted for `H` heads, to the outputs of these, one after the other.
+    fn sum_group<'a, T: Element + 'a, R: BlockRows<'a, T>, const H: usize>(
+        self,
+        weights: &[[f32; H]],
+        rows: R,
+        ahead: Ahead<'_>,
+        out: &mut [f32],
+    );
+}
+
+impl<L: EightLanes> SumRows for L {
+    #[inline(always)]
+    fn sum_group<'a, T: Element + 'a, R: BlockRows<'a, T>, const H: usize>(
+        self,
+        weights: &[[f32; H]],
+        rows: R,
+        ahead: Ahead<'_>,
+        out: &mut [f32],
+    ) {
+        match H {
+            4 => sweep::<L, T, R, H, 2>(self, weights, rows, ahead, out),
+            1 => sweep::<L, T, R, H, 8>(self, weights, rows, ahead, out),
+            _ => sweep::<L, T, R, H, 4>(self, weights, rows, ahead, out),
+        }
+    }
+}
+
 /// Adds one block's weighted rows to the output of all heads, `[head][dim]`.
 #[inline(always)]
-pub(crate) fn accumulate_block<L: Lanes>(
-    isa: L,
+pub(crate) fn accumulate_block<S: SumRows>(
+    isa: S,
     weights: &[f32],
     heads: usize,
     block: &Block<'_>,
@@ -82,8 +111,8 @@ pub(crate) fn accumulate_block<L: Lanes>(
 }
 
 #[inline(always)]
-fn accumulate_heads<'a, L: Lanes, T: Element + 'a>(
-    isa: L,
+fn accumulate_heads<'a, S: SumRows, T: Element + 'a>(
+    isa: S,
     weights: &[f32],
     heads: usize,
     rows: impl BlockRows<'a, T>,
@@ -95,10 +124,10 @@ fn accumulate_heads<'a, L: Lanes, T: Element + 'a>(
         let group = (heads - head).min(4);
         let out = &mut out[head * rows.vectors() * 8..];
         match group {
-            4 => accumulate_group::<L, T, _, 4, 2>(isa, weights, (heads, head), rows, ahead, out),
-            3 => accumulate_group::<L, T, _, 3, 4>(isa, weights, (heads, head), rows, ahead, out),
-            2 => accumulate_group::<L, T, _, 2, 4>(isa, weights, (heads, head), rows, ahead, out),
-            _ => accumulate_group::<L, T, _, 1, 8>(isa, weights, (heads, head), rows, ahead, out),
+            4 => accumulate_group::<S, T, _, 4>(isa, weights, (heads, head), rows, ahead, out),
+            3 => accumulate_group::<S, T, _, 3>(isa, weights, (heads, head), rows, ahead, out),
+            2 => accumulate_group::<S, T, _, 2>(isa, weights, (heads, head), rows, ahead, out),
+            _ => accumulate_group::<S, T, _, 1>(isa, weights, (heads, head), rows, ahead, out),
         }
         ahead = Ahead::NOTHING;
         head += group;
@@ -107,8 +136,8 @@ fn accumulate_heads<'a, L: Lanes, T: Element + 'a>(
 
 /// Sums of `H` heads over the block, from head `head` of `heads` on.
 #[inline(always)]
-fn accumulate_group<'a, L: Lanes, T: Element + 'a, R: BlockRows<'a, T>, const H: usize, const W: usize>(
-    isa: L,
+fn accumulate_group<'a, S: SumRows, T: Element + 'a, R: BlockRows<'a, T>, const H: usize>(
+    isa: S,
     weights: &[f32],
     (heads, head): (usize, usize),
     rows: R,
@@ -117,13 +146,13 @@ fn accumulate_group<'a, L: Lanes, T: Element + 'a, R: BlockRows<'a, T>, const H:
 ) {
     if heads == H {
         let (weights, _) = weights.as_chunks::<H>();
-        return sweep::<L, T, R, H, W>(isa, weights, rows, ahead, out);
+        return isa.sum_group(weights, rows, ahead, out);
     }
     let mut mine = [[0.0; H]; BLOCK_ROWS];
     for (mine, all) in mine.iter_mut().zip(weights.chunks_exact(heads)) {
         mine.copy_from_slice(&all[head..][..H]);
     }
-    sweep::<L, T, R, H, W>(isa, &mine, rows, ahead, out);
+    isa.sum_group(&mine, rows, ahead, out);
 }
 
 /// Sweeps `W` vectors wide over the dimensions, then one vector wide over the rest.

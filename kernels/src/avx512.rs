@@ -21,8 +21,9 @@ use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
+use crate::accumulate::SumRows;
 use crate::avx2::{self, Avx2};
-use crate::block::{Ahead, Block};
+use crate::block::{Ahead, Block, BlockRows};
 use crate::codec::{
     self, HALF_LEVELS4, LEVELS4, Laid, Records, ScanOf, ScanPlanes, Scanning, SketchQuery, Summaries,
     WIDE_LEVELS, WideCodes, WideLevels,
@@ -32,10 +33,12 @@ use crate::ladder::{
     ClusterWeights, Estimated, GainOf, Limits, Probed, Rest, RestSums, Risen, RowSums, Spread, Uncertain,
 };
 use crate::lanes::Lanes;
+use crate::rows::Element;
+use crate::score::ScoreRows;
 use crate::shells::{lane_ops, shells};
 use crate::weigh::PerLane;
 use crate::wide::{self, Wide};
-use crate::{exp, ladder, weigh};
+use crate::{accumulate, exp, ladder, score, weigh};
 
 /// Proof that the processor has AVX-512 (its foundation), and what AVX2 kernels need.
 #[derive(Clone, Copy)]
@@ -210,6 +213,33 @@ impl WideLevels<16, 4> for Avx512 {
     }
 }
 
+impl ScoreRows for Avx512 {
+    #[inline(always)]
+    fn score_group<'a, T: Element + 'a, R: BlockRows<'a, T>, const H: usize>(
+        self,
+        queries: &[f32],
+        of: (usize, usize),
+        rows: R,
+        ahead: Ahead<'_>,
+        scores: &mut [f32],
+    ) {
+        wide::score_group::<_, T, R, H>(self, queries, of, rows, ahead, scores);
+    }
+}
+
+impl SumRows for Avx512 {
+    #[inline(always)]
+    fn sum_group<'a, T: Element + 'a, R: BlockRows<'a, T>, const H: usize>(
+        self,
+        weights: &[[f32; H]],
+        rows: R,
+        ahead: Ahead<'_>,
+        out: &mut [f32],
+    ) {
+        wide::sum_group(self, weights, rows, ahead, out);
+    }
+}
+
 impl Wide for Avx512 {
     lane_ops! {
         fn above_zeros(x: <Avx2 as Lanes>::V) -> __m512 = _mm512_zextps256_ps512(x);
@@ -220,9 +250,9 @@ impl Wide for Avx512 {
 shells! {
     Avx512 = Avx512(Avx2::assume()), "avx512f,avx2,fma,f16c";
     fn score(queries: &[f32], heads: usize, block: &Block<'_>, ahead: Ahead<'_>, scores: &mut [f32])
-        = wide::score_block;
+        = score::score_block;
     fn accumulate(weights: &[f32], heads: usize, block: &Block<'_>, ahead: Ahead<'_>, out: &mut [f32])
-        = wide::accumulate_block;
+        = accumulate::accumulate_block;
     fn max_per_head(scores: &[f32], heads: usize, max: &mut [f32]) = exp::max_per_head;
     fn exp_weights(scores: &mut [f32], heads: usize, shift: &[f32], sums: &mut [f32]) = exp::exp_weights;
     fn weigh(scores: &mut [f32], heads: usize, max: &PerLane, sum: &mut PerLane) -> bool = weigh::weigh;

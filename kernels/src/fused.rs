@@ -94,7 +94,7 @@ impl Kernels {
             let asked = start + lead * BLOCK_ROWS;
             let (during_scores, during_values) = match &next {
                 Some((keys, values)) if listed => Ahead::halves(keys, values),
-                None if listed => (Ahead::NOTHING, Ahead::NOTHING),
+                None if listed => (Ahead::whole(&value_block), Ahead::NOTHING),
                 _ => (values.ahead_at(asked), keys.ahead_at(asked + BLOCK_ROWS)),
             };
             (self.score)(queries, heads, &key_block, during_scores, scores);

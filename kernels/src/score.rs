@@ -75,10 +75,41 @@ pub(crate) fn check_per_row(len: usize, rows: usize, heads: usize, what: &str) {
     assert!(len == rows * heads, "{what}: expected {rows} rows of {heads} heads, found {len} elements");
 }
 
+/// How the rows of a block are scored on one instruction set.
+pub(crate) trait ScoreRows: Copy {
+    /// Scores of heads `head..head + H` of `heads` against all rows of the block, `[row][head]`.
+    fn score_group<'a, T: Element + 'a, R: BlockRows<'a, T>, const H: usize>(
+        self,
+        queries: &[f32],
+        of: (usize, usize),
+        rows: R,
+        ahead: Ahead<'_>,
+        scores: &mut [f32],
+    );
+}
+
+impl<L: EightLanes> ScoreRows for L {
+    #[inline(always)]
+    fn score_group<'a, T: Element + 'a, R: BlockRows<'a, T>, const H: usize>(
+        self,
+        queries: &[f32],
+        of: (usize, usize),
+        rows: R,
+        ahead: Ahead<'_>,
+        scores: &mut [f32],
+    ) {
+        match H {
+            4 => score_group::<L, T, R, H, 3>(self, queries, of, rows, ahead, scores),
+            1 => score_group::<L, T, R, H, 8>(self, queries, of, rows, ahead, scores),
+            _ => score_group::<L, T, R, H, 4>(self, queries, of, rows, ahead, scores),
+        }
+    }
+}
+
 /// Scores of all heads against one block, `[row][head]`.
 #[inline(always)]
-pub(crate) fn score_block<L: EightLanes>(
-    isa: L,
+pub(crate) fn score_block<S: ScoreRows>(
+    isa: S,
     queries: &[f32],
     heads: usize,
     block: &Block<'_>,
@@ -103,8 +134,8 @@ pub(crate) fn score_block<L: EightLanes>(
 
 /// Takes the heads four at a time, then the rest at once: a row is loaded and widened once for each group.
 #[inline(always)]
-fn score_heads<'a, L: EightLanes, T: Element + 'a>(
-    isa: L,
+fn score_heads<'a, S: ScoreRows, T: Element + 'a>(
+    isa: S,
     queries: &[f32],
     heads: usize,
     rows: impl BlockRows<'a, T>,
@@ -115,10 +146,10 @@ fn score_heads<'a, L: EightLanes, T: Element + 'a>(
     while head < heads {
         let group = (heads - head).min(4);
         match group {
-            4 => score_group::<L, T, _, 4, 3>(isa, queries, (heads, head), rows, ahead, scores),
-            3 => score_group::<L, T, _, 3, 4>(isa, queries, (heads, head), rows, ahead, scores),
-            2 => score_group::<L, T, _, 2, 4>(isa, queries, (heads, head), rows, ahead, scores),
-            _ => score_group::<L, T, _, 1, 8>(isa, queries, (heads, head), rows, ahead, scores),
+            4 => isa.score_group::<T, _, 4>(queries, (heads, head), rows, ahead, scores),
+            3 => isa.score_group::<T, _, 3>(queries, (heads, head), rows, ahead, scores),
+            2 => isa.score_group::<T, _, 2>(queries, (heads, head), rows, ahead, scores),
+            _ => isa.score_group::<T, _, 1>(queries, (heads, head), rows, ahead, scores),
         }
         ahead = Ahead::NOTHING;
         head += group;

@@ -1,82 +1,13 @@
 //! Weighted sums of blocks of rows, sixteen lanes at a time.
 
 use super::{Wide, load_of};
-use crate::block::{Ahead, BLOCK_ROWS, Block, BlockRows, Fetch, OfAnyDim, with_rows};
+use crate::block::{Ahead, BlockRows, Fetch};
 use crate::lanes::Lanes;
-use crate::rows::{Element, Rows};
-
-/// Adds one block's weighted rows to the output of all heads, `[head][dim]`.
-#[inline(always)]
-pub(crate) fn accumulate_block<I: Wide>(
-    isa: I,
-    weights: &[f32],
-    heads: usize,
-    block: &Block<'_>,
-    ahead: Ahead<'_>,
-    out: &mut [f32],
-) {
-    match block.rows {
-        Rows::F16(all) => {
-            with_rows!(block, all, rows => accumulate_heads(isa, weights, heads, rows, ahead, out))
-        }
-        Rows::Bf16(all) => {
-            with_rows!(block, all, rows => accumulate_heads(isa, weights, heads, rows, ahead, out))
-        }
-        Rows::F32(all) => {
-            let rows = block.slices(all);
-            accumulate_heads(isa, weights, heads, OfAnyDim(&rows[..block.count]), ahead, out);
-        }
-    }
-}
-
-#[inline(always)]
-fn accumulate_heads<'a, I: Wide, T: Element + 'a>(
-    isa: I,
-    weights: &[f32],
-    heads: usize,
-    rows: impl BlockRows<'a, T>,
-    mut ahead: Ahead<'_>,
-    out: &mut [f32],
-) {
-    let mut head = 0;
-    while head < heads {
-        let group = (heads - head).min(4);
-        let out = &mut out[head * rows.vectors() * 8..];
-        match group {
-            4 => accumulate_group::<I, T, _, 4>(isa, weights, (heads, head), rows, ahead, out),
-            3 => accumulate_group::<I, T, _, 3>(isa, weights, (heads, head), rows, ahead, out),
-            2 => accumulate_group::<I, T, _, 2>(isa, weights, (heads, head), rows, ahead, out),
-            _ => accumulate_group::<I, T, _, 1>(isa, weights, (heads, head), rows, ahead, out),
-        }
-        ahead = Ahead::NOTHING;
-        head += group;
-    }
-}
-
-/// Sums of `H` heads over the block, from head `head` of `heads` on.
-#[inline(always)]
-fn accumulate_group<'a, I: Wide, T: Element + 'a, R: BlockRows<'a, T>, const H: usize>(
-    isa: I,
-    weights: &[f32],
-    (heads, head): (usize, usize),
-    rows: R,
-    ahead: Ahead<'_>,
-    out: &mut [f32],
-) {
-    if heads == H {
-        let (weights, _) = weights.as_chunks::<H>();
-        return sweep::<I, T, R, H>(isa, weights, rows, ahead, out);
-    }
-    let mut mine = [[0.0; H]; BLOCK_ROWS];
-    for (mine, all) in mine.iter_mut().zip(weights.chunks_exact(heads)) {
-        mine.copy_from_slice(&all[head..][..H]);
-    }
-    sweep::<I, T, R, H>(isa, &mine, rows, ahead, out);
-}
+use crate::rows::Element;
 
 /// Sweeps four vectors wide over the dimensions, then one vector wide over the rest, whose last may be of eight lanes.
 #[inline(always)]
-fn sweep<'a, I: Wide, T: Element + 'a, R: BlockRows<'a, T>, const H: usize>(
+pub(crate) fn sum_group<'a, I: Wide, T: Element + 'a, R: BlockRows<'a, T>, const H: usize>(
     isa: I,
     weights: &[[f32; H]],
     rows: R,

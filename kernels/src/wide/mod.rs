@@ -6,8 +6,8 @@
 mod accumulate;
 mod score;
 
-pub(crate) use accumulate::accumulate_block;
-pub(crate) use score::score_block;
+pub(crate) use accumulate::sum_group;
+pub(crate) use score::score_group;
 
 use crate::codec::Scanning;
 use crate::lanes::Lanes;

@@ -1,56 +1,8 @@
 //! Scores of blocks of rows, sixteen lanes at a time.
 
 use super::{Wide, load_of};
-use crate::block::{Ahead, Block, BlockRows, OfAnyDim, with_rows};
-use crate::rows::{Element, Rows};
-
-/// Scores of all heads against one block, `[row][head]`.
-#[inline(always)]
-pub(crate) fn score_block<I: Wide>(
-    isa: I,
-    queries: &[f32],
-    heads: usize,
-    block: &Block<'_>,
-    ahead: Ahead<'_>,
-    scores: &mut [f32],
-) {
-    match block.rows {
-        Rows::F16(all) => {
-            with_rows!(block, all, rows => score_heads(isa, queries, heads, rows, ahead, scores))
-        }
-        Rows::Bf16(all) => {
-            with_rows!(block, all, rows => score_heads(isa, queries, heads, rows, ahead, scores))
-        }
-        Rows::F32(all) => {
-            let rows = block.slices(all);
-            score_heads(isa, queries, heads, OfAnyDim(&rows[..block.count]), ahead, scores);
-        }
-    }
-}
-
-/// Takes the heads four at a time, then the rest at once: a row is loaded and widened once for each group.
-#[inline(always)]
-fn score_heads<'a, I: Wide, T: Element + 'a>(
-    isa: I,
-    queries: &[f32],
-    heads: usize,
-    rows: impl BlockRows<'a, T>,
-    mut ahead: Ahead<'_>,
-    scores: &mut [f32],
-) {
-    let mut head = 0;
-    while head < heads {
-        let group = (heads - head).min(4);
-        match group {
-            4 => score_group::<I, T, _, 4>(isa, queries, (heads, head), rows, ahead, scores),
-            3 => score_group::<I, T, _, 3>(isa, queries, (heads, head), rows, ahead, scores),
-            2 => score_group::<I, T, _, 2>(isa, queries, (heads, head), rows, ahead, scores),
-            _ => score_group::<I, T, _, 1>(isa, queries, (heads, head), rows, ahead, scores),
-        }
-        ahead = Ahead::NOTHING;
-        head += group;
-    }
-}
+use crate::block::{Ahead, BlockRows};
+use crate::rows::Element;
 
 /// Rows that are scored together.
 const ROWS: usize = 4;
@@ -58,7 +10,7 @@ const ROWS: usize = 4;
 /// Scores of heads `head..head + H`. Where fewer rows are left than are scored together, the last is scored again in their place: one
 /// alone would wait for itself.
 #[inline(always)]
-fn score_group<'a, I: Wide, T: Element + 'a, R: BlockRows<'a, T>, const H: usize>(
+pub(crate) fn score_group<'a, I: Wide, T: Element + 'a, R: BlockRows<'a, T>, const H: usize>(
     isa: I,
     queries: &[f32],
     (heads, head): (usize, usize),
