@@ -256,9 +256,9 @@ shells! {
     fn max_per_head(scores: &[f32], heads: usize, max: &mut [f32]) = exp::max_per_head;
     fn exp_weights(scores: &mut [f32], heads: usize, shift: &[f32], sums: &mut [f32]) = exp::exp_weights;
     fn weigh(scores: &mut [f32], heads: usize, max: &PerLane, sum: &mut PerLane) -> bool = weigh::weigh;
-    fn scores4(queries: &[f32], heads: usize, records: Records<'_>, scores: &mut [f32]) = codec::scores4_wide;
+    fn scores4(queries: &[f32], heads: usize, records: Records<'_>, scores: &mut [f32]) = codec::scores4;
     fn accumulate4(weights: &[f32], heads: usize, records: Records<'_>, out: &mut [f32])
-        = codec::accumulate4_wide;
+        = codec::accumulate4;
     fn sum_summaries(weights: &[f32], stride: usize, records: Summaries<'_>, sums: &mut Laid)
         = codec::sum_summaries;
     fn sum_masses(spread: &Spread<'_>, limits: &Limits) -> f32 = ladder::sum_masses;

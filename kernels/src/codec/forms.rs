@@ -54,23 +54,48 @@ pub(crate) struct Records<'a> {
 }
 
 /// The codes of one row.
-pub(super) trait Codes<'a>: Copy {
+pub(crate) trait Codes<'a>: Copy {
     const NONE: Self;
     /// The codes and the factor of a record.
     fn of(record: &'a [u8], dim: usize) -> (Self, [u8; 2]);
     /// Vectors `v..v + w`.
     fn cut(self, v: usize, w: usize) -> Self;
     fn load<L: EightLanes>(self, isa: L, v: usize) -> L::V;
+    /// Vector `w` of sixteen elements; behind the last eight of a row come levels of no meaning.
+    #[cfg(target_arch = "x86_64")]
+    fn load_wide<I: WideCodes>(self, isa: I, w: usize) -> I::V;
+}
+
+/// Sixteen lanes that decode.
+#[cfg(target_arch = "x86_64")]
+pub(crate) trait WideCodes: crate::wide::Wide {
+    /// As [`EightLanes::load_levels4`].
+    fn load_levels4(self, codes: &[u8; 8]) -> Self::V;
+    /// As [`EightLanes::load_half`].
+    fn load_half(self, high: &[u8; 4]) -> Self::V;
+    /// As [`EightLanes::load_whole`].
+    fn load_whole(self, high: &[u8; 4], low: &[u8; 4]) -> Self::V;
+}
+
+/// The bytes of vector `w` of sixteen, of which `B` hold eight; filled up where there are no more.
+#[inline(always)]
+#[cfg(target_arch = "x86_64")]
+fn wide_bytes<const B: usize, const W: usize>(vectors: &[[u8; B]], w: usize) -> [u8; W] {
+    let (first, second) = (&vectors[2 * w], vectors.get(2 * w + 1).unwrap_or(&[0; B]));
+    let mut bytes = [0; W];
+    bytes[..B].copy_from_slice(first);
+    bytes[B..].copy_from_slice(second);
+    bytes
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct Pairs<'a>(pub(super) &'a [[u8; 4]]);
+pub(super) struct Pairs<'a>(&'a [[u8; 4]]);
 
 #[derive(Clone, Copy)]
-pub(super) struct Half<'a>(pub(super) &'a [[u8; 2]]);
+pub(super) struct Half<'a>(&'a [[u8; 2]]);
 
 #[derive(Clone, Copy)]
-pub(super) struct Whole<'a>(pub(super) &'a [[u8; 2]], pub(super) &'a [[u8; 2]]);
+pub(super) struct Whole<'a>(&'a [[u8; 2]], &'a [[u8; 2]]);
 
 impl<'a> Codes<'a> for Pairs<'a> {
     const NONE: Self = Pairs(&[]);
@@ -90,6 +115,12 @@ impl<'a> Codes<'a> for Pairs<'a> {
     fn load<L: EightLanes>(self, isa: L, v: usize) -> L::V {
         isa.load_levels4(&self.0[v])
     }
+
+    #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
+    fn load_wide<I: WideCodes>(self, isa: I, w: usize) -> I::V {
+        isa.load_levels4(&wide_bytes(self.0, w))
+    }
 }
 
 impl<'a> Codes<'a> for Half<'a> {
@@ -108,6 +139,12 @@ impl<'a> Codes<'a> for Half<'a> {
     #[inline(always)]
     fn load<L: EightLanes>(self, isa: L, v: usize) -> L::V {
         isa.load_half(&self.0[v])
+    }
+
+    #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
+    fn load_wide<I: WideCodes>(self, isa: I, w: usize) -> I::V {
+        isa.load_half(&wide_bytes(self.0, w))
     }
 }
 
@@ -129,10 +166,16 @@ impl<'a> Codes<'a> for Whole<'a> {
     fn load<L: EightLanes>(self, isa: L, v: usize) -> L::V {
         isa.load_whole(&self.0[v], &self.1[v])
     }
+
+    #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
+    fn load_wide<I: WideCodes>(self, isa: I, w: usize) -> I::V {
+        isa.load_whole(&wide_bytes(self.0, w), &wide_bytes(self.1, w))
+    }
 }
 
 /// Up to sixteen records.
-pub(super) struct Block<C> {
+pub(crate) struct Block<C> {
     /// The codes of each row; places past `count` repeat the last row.
     pub(super) codes: [C; BLOCK],
     pub(super) factors: [f32; BLOCK],

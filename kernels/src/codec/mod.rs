@@ -44,12 +44,12 @@ pub use summaries::{Laid, Summaries};
 
 pub(crate) use code8::{Records8, decode8};
 pub(crate) use forms::Records;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use forms::WideCodes;
 pub(crate) use lookup::Lookup;
 pub(crate) use norms4::squared_norms4;
 pub(crate) use planes::encode_rows as encode_planes_rows;
 pub(crate) use read4::{accumulate4, scores4};
-#[cfg(target_arch = "x86_64")]
-pub(crate) use read4_wide::{WideCodes, accumulate4_wide, scores4_wide};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use scan::Scanning;
 pub(crate) use scan::scan_sketch;

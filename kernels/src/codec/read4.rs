@@ -109,42 +109,98 @@ impl Kernels {
     }
 }
 
+/// How a block of coded rows is read on one instruction set.
+pub(crate) trait ReadCodes: Copy {
+    type Eight: EightLanes;
+
+    fn eight(self) -> Self::Eight;
+    /// Scores of heads `head..head + H` of `heads` against all rows of the block, `[row][head]`.
+    fn score_codes<'a, C: Codes<'a>, const H: usize>(
+        self,
+        queries: &[f32],
+        of: (usize, usize),
+        block: &Block<C>,
+        scores: &mut [f32],
+    );
+    /// Adds all rows of the block, weighted for `H` heads, to the outputs of these, one after the other.
+    fn sum_codes<'a, C: Codes<'a>, const H: usize>(
+        self,
+        weights: &[[f32; H]; BLOCK],
+        block: &Block<C>,
+        out: &mut [[f32; DIM_STEP]],
+    );
+}
+
+impl<L: EightLanes> ReadCodes for L {
+    type Eight = L;
+
+    #[inline(always)]
+    fn eight(self) -> L {
+        self
+    }
+
+    #[inline(always)]
+    fn score_codes<'a, C: Codes<'a>, const H: usize>(
+        self,
+        queries: &[f32],
+        of: (usize, usize),
+        block: &Block<C>,
+        scores: &mut [f32],
+    ) {
+        score_group::<L, C, H>(self, queries, of, block, scores);
+    }
+
+    #[inline(always)]
+    fn sum_codes<'a, C: Codes<'a>, const H: usize>(
+        self,
+        weights: &[[f32; H]; BLOCK],
+        block: &Block<C>,
+        out: &mut [[f32; DIM_STEP]],
+    ) {
+        match H {
+            1 => sweep::<L, C, H, 8>(self, weights, block, out),
+            2 => sweep::<L, C, H, 4>(self, weights, block, out),
+            _ => sweep::<L, C, H, 2>(self, weights, block, out),
+        }
+    }
+}
+
 /// Scores of all heads and rows, `[row][head]`.
 #[inline(always)]
-pub(crate) fn scores4<L: EightLanes>(
-    isa: L,
+pub(crate) fn scores4<S: ReadCodes>(
+    isa: S,
     queries: &[f32],
     heads: usize,
     records: Records<'_>,
     scores: &mut [f32],
 ) {
     match records.form {
-        Form::Pairs => scores_as::<L, Pairs<'_>>(isa, queries, heads, records, scores),
-        Form::Half => scores_as::<L, Half<'_>>(isa, queries, heads, records, scores),
-        Form::Whole => scores_as::<L, Whole<'_>>(isa, queries, heads, records, scores),
+        Form::Pairs => scores_as::<S, Pairs<'_>>(isa, queries, heads, records, scores),
+        Form::Half => scores_as::<S, Half<'_>>(isa, queries, heads, records, scores),
+        Form::Whole => scores_as::<S, Whole<'_>>(isa, queries, heads, records, scores),
     }
 }
 
 #[inline(always)]
-fn scores_as<'a, L: EightLanes, C: Codes<'a>>(
-    isa: L,
+fn scores_as<'a, S: ReadCodes, C: Codes<'a>>(
+    isa: S,
     queries: &[f32],
     heads: usize,
     records: Records<'a>,
     scores: &mut [f32],
 ) {
     for start in (0..records.len).step_by(BLOCK) {
-        records.prefetch(isa, start + BLOCK);
-        let block = records.block::<L, C>(isa, start);
+        records.prefetch(isa.eight(), start + BLOCK);
+        let block = records.block::<_, C>(isa.eight(), start);
         let scores = &mut scores[start * heads..][..block.count * heads];
         let mut head = 0;
         while head < heads {
             let group = (heads - head).min(4);
             match group {
-                4 => score_group::<L, C, 4>(isa, queries, heads, head, &block, scores),
-                3 => score_group::<L, C, 3>(isa, queries, heads, head, &block, scores),
-                2 => score_group::<L, C, 2>(isa, queries, heads, head, &block, scores),
-                _ => score_group::<L, C, 1>(isa, queries, heads, head, &block, scores),
+                4 => isa.score_codes::<C, 4>(queries, (heads, head), &block, scores),
+                3 => isa.score_codes::<C, 3>(queries, (heads, head), &block, scores),
+                2 => isa.score_codes::<C, 2>(queries, (heads, head), &block, scores),
+                _ => isa.score_codes::<C, 1>(queries, (heads, head), &block, scores),
             }
             head += group;
         }
@@ -156,8 +212,7 @@ fn scores_as<'a, L: EightLanes, C: Codes<'a>>(
 fn score_group<'a, L: EightLanes, C: Codes<'a>, const H: usize>(
     isa: L,
     queries: &[f32],
-    heads: usize,
-    head: usize,
+    (heads, head): (usize, usize),
     block: &Block<C>,
     scores: &mut [f32],
 ) {
@@ -191,53 +246,52 @@ fn score_group<'a, L: EightLanes, C: Codes<'a>, const H: usize>(
 
 /// Adds the weighted rows to the output of all heads, `[head][dim]`.
 #[inline(always)]
-pub(crate) fn accumulate4<L: EightLanes>(
-    isa: L,
+pub(crate) fn accumulate4<S: ReadCodes>(
+    isa: S,
     weights: &[f32],
     heads: usize,
     records: Records<'_>,
     out: &mut [f32],
 ) {
     match records.form {
-        Form::Pairs => accumulate_as::<L, Pairs<'_>>(isa, weights, heads, records, out),
-        Form::Half => accumulate_as::<L, Half<'_>>(isa, weights, heads, records, out),
-        Form::Whole => accumulate_as::<L, Whole<'_>>(isa, weights, heads, records, out),
+        Form::Pairs => accumulate_as::<S, Pairs<'_>>(isa, weights, heads, records, out),
+        Form::Half => accumulate_as::<S, Half<'_>>(isa, weights, heads, records, out),
+        Form::Whole => accumulate_as::<S, Whole<'_>>(isa, weights, heads, records, out),
     }
 }
 
 #[inline(always)]
-fn accumulate_as<'a, L: EightLanes, C: Codes<'a>>(
-    isa: L,
+fn accumulate_as<'a, S: ReadCodes, C: Codes<'a>>(
+    isa: S,
     weights: &[f32],
     heads: usize,
     records: Records<'a>,
     out: &mut [f32],
 ) {
     for start in (0..records.len).step_by(BLOCK) {
-        records.prefetch(isa, start + BLOCK);
-        let block = records.block::<L, C>(isa, start);
+        records.prefetch(isa.eight(), start + BLOCK);
+        let block = records.block::<_, C>(isa.eight(), start);
         let weights = &weights[start * heads..][..block.count * heads];
         let mut head = 0;
         while head < heads {
             let group = (heads - head).min(4);
             match group {
-                4 => accumulate_group::<L, C, 4, 2>(isa, weights, heads, head, &block, out),
-                3 => accumulate_group::<L, C, 3, 2>(isa, weights, heads, head, &block, out),
-                2 => accumulate_group::<L, C, 2, 4>(isa, weights, heads, head, &block, out),
-                _ => accumulate_group::<L, C, 1, 8>(isa, weights, heads, head, &block, out),
+                4 => accumulate_group::<S, C, 4>(isa, weights, (heads, head), &block, out),
+                3 => accumulate_group::<S, C, 3>(isa, weights, (heads, head), &block, out),
+                2 => accumulate_group::<S, C, 2>(isa, weights, (heads, head), &block, out),
+                _ => accumulate_group::<S, C, 1>(isa, weights, (heads, head), &block, out),
             }
             head += group;
         }
     }
 }
 
-/// Sweeps `W` vectors wide over the dimensions, then one vector wide over the rest.
+/// Adds the rows of a block, weighted for heads `head..head + H`.
 #[inline(always)]
-fn accumulate_group<'a, L: EightLanes, C: Codes<'a>, const H: usize, const W: usize>(
-    isa: L,
+fn accumulate_group<'a, S: ReadCodes, C: Codes<'a>, const H: usize>(
+    isa: S,
     weights: &[f32],
-    heads: usize,
-    head: usize,
+    (heads, head): (usize, usize),
     block: &Block<C>,
     out: &mut [f32],
 ) {
@@ -247,13 +301,24 @@ fn accumulate_group<'a, L: EightLanes, C: Codes<'a>, const H: usize, const W: us
             scaled[h] = weights[row * heads + head + h] * block.factors[row];
         }
     }
-    let vectors = block.vectors;
-    let wide = vectors / W * W;
+    let (out, _) = out.as_chunks_mut::<DIM_STEP>();
+    isa.sum_codes(&scaled, block, &mut out[head * block.vectors..][..H * block.vectors]);
+}
+
+/// Sweeps `W` vectors wide over the dimensions, then one vector wide over the rest.
+#[inline(always)]
+fn sweep<'a, L: EightLanes, C: Codes<'a>, const H: usize, const W: usize>(
+    isa: L,
+    scaled: &[[f32; H]; BLOCK],
+    block: &Block<C>,
+    out: &mut [[f32; DIM_STEP]],
+) {
+    let wide = block.vectors / W * W;
     for v in (0..wide).step_by(W) {
-        accumulate_sweep::<L, C, H, W>(isa, &scaled, head, block, v, out);
+        accumulate_sweep::<L, C, H, W>(isa, scaled, block, v, out);
     }
-    for v in wide..vectors {
-        accumulate_sweep::<L, C, H, 1>(isa, &scaled, head, block, v, out);
+    for v in wide..block.vectors {
+        accumulate_sweep::<L, C, H, 1>(isa, scaled, block, v, out);
     }
 }
 
@@ -262,10 +327,9 @@ fn accumulate_group<'a, L: EightLanes, C: Codes<'a>, const H: usize, const W: us
 fn accumulate_sweep<'a, L: EightLanes, C: Codes<'a>, const H: usize, const W: usize>(
     isa: L,
     weights: &[[f32; H]; BLOCK],
-    head: usize,
     block: &Block<C>,
     v: usize,
-    out: &mut [f32],
+    out: &mut [[f32; DIM_STEP]],
 ) {
     let mut sums = [[isa.splat(0.0); H]; W];
     for (codes, weights) in block.codes[..block.count].iter().zip(weights) {
@@ -278,10 +342,9 @@ fn accumulate_sweep<'a, L: EightLanes, C: Codes<'a>, const H: usize, const W: us
         }
     }
     let vectors = block.vectors;
-    let (out, _) = out.as_chunks_mut::<DIM_STEP>();
     for (w, sums) in sums.iter().enumerate() {
         for (h, &sum) in sums.iter().enumerate() {
-            let out = &mut out[(head + h) * vectors + v + w];
+            let out = &mut out[h * vectors + v + w];
             isa.store(isa.add(isa.load(out), sum), out);
         }
     }
