@@ -208,14 +208,14 @@ pub(crate) struct Fetch<'a> {
 impl Fetch<'_> {
     /// Asks for what the next step has.
     #[inline(always)]
-    pub(crate) fn step<L: Lanes>(&mut self, isa: L) {
+    pub(crate) fn step<L: Lanes<N>, const N: usize>(&mut self, isa: L) {
         self.share(isa);
         self.step_rows(isa);
     }
 
     /// Asks for the next lines of those that follow each other.
     #[inline(always)]
-    pub(crate) fn share<L: Lanes>(&mut self, isa: L) {
+    pub(crate) fn share<L: Lanes<N>, const N: usize>(&mut self, isa: L) {
         let lines = self.lines.min(self.left);
         self.left -= lines;
         for _ in 0..lines {
@@ -226,7 +226,7 @@ impl Fetch<'_> {
 
     /// Asks for the next rows of those that lie anywhere.
     #[inline(always)]
-    pub(crate) fn step_rows<L: Lanes>(&mut self, isa: L) {
+    pub(crate) fn step_rows<L: Lanes<N>, const N: usize>(&mut self, isa: L) {
         if self.scattered[0].is_some() {
             self.step_scattered(isa);
         }
@@ -234,7 +234,7 @@ impl Fetch<'_> {
 
     /// By itself, since it would be compiled into every kernel several times over.
     #[inline(never)]
-    fn step_scattered<L: Lanes>(&mut self, isa: L) {
+    fn step_scattered<L: Lanes<N>, const N: usize>(&mut self, isa: L) {
         for &(block, first, end) in self.scattered.iter().flatten() {
             let share = (end - first).div_ceil(self.steps);
             let from = (first + self.step * share).min(end);

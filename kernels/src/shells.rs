@@ -8,7 +8,7 @@ macro_rules! lane_ops {
         fn $name(self, $($arg: $type),*) $(-> $out)? {
             // SAFETY: `self` proves that the processor has the instructions. Loads and stores are unaligned and go
             // through references to arrays of exactly their width, or to
-            // one half of a constant table of two.
+            // constant tables, all of one or one half of one of two.
             unsafe { $body }
         }
     )*};

@@ -208,7 +208,7 @@ impl<'a> Records<'a> {
 
     /// The records from `start`, which is less than their number.
     #[inline(always)]
-    pub(super) fn block<L: Lanes, C: Codes<'a>>(&self, isa: L, start: usize) -> Block<C> {
+    pub(super) fn block<L: Lanes<N>, const N: usize, C: Codes<'a>>(&self, isa: L, start: usize) -> Block<C> {
         let count = (self.len - start).min(BLOCK);
         let vectors = self.dim / DIM_STEP;
         let mut block = Block { codes: [C::NONE; BLOCK], factors: [0.0; BLOCK], count, vectors };
@@ -227,7 +227,7 @@ impl<'a> Records<'a> {
     /// Asks for the listed records of the block that begins at `start`; the processor foresees those that follow each
     /// other.
     #[inline(always)]
-    pub(super) fn prefetch<L: Lanes>(&self, isa: L, start: usize) {
+    pub(super) fn prefetch<L: Lanes<N>, const N: usize>(&self, isa: L, start: usize) {
         if self.listed.is_some() {
             let read = match self.form {
                 Form::Half => Depth::Half.len(self.dim),

@@ -2,7 +2,7 @@
 
 use super::forms::{BLOCK, Block, Codes, Form, Half, Pairs, Records, RowCodes, Whole};
 use crate::isa::Kernels;
-use crate::lanes::EightLanes;
+use crate::lanes::{EightLanes, Lanes};
 use crate::rows::DIM_STEP;
 use crate::score::{check_heads, check_per_row};
 
@@ -110,10 +110,7 @@ impl Kernels {
 }
 
 /// How a block of coded rows is read on one instruction set.
-pub(crate) trait ReadCodes: Copy {
-    type Eight: EightLanes;
-
-    fn eight(self) -> Self::Eight;
+pub(crate) trait ReadCodes<const N: usize>: Lanes<N> {
     /// Scores of heads `head..head + H` of `heads` against all rows of the block, `[row][head]`.
     fn score_codes<'a, C: Codes<'a>, const H: usize>(
         self,
@@ -131,14 +128,7 @@ pub(crate) trait ReadCodes: Copy {
     );
 }
 
-impl<L: EightLanes> ReadCodes for L {
-    type Eight = L;
-
-    #[inline(always)]
-    fn eight(self) -> L {
-        self
-    }
-
+impl<L: EightLanes> ReadCodes<8> for L {
     #[inline(always)]
     fn score_codes<'a, C: Codes<'a>, const H: usize>(
         self,
@@ -167,7 +157,7 @@ impl<L: EightLanes> ReadCodes for L {
 
 /// Scores of all heads and rows, `[row][head]`.
 #[inline(always)]
-pub(crate) fn scores4<S: ReadCodes>(
+pub(crate) fn scores4<S: ReadCodes<N>, const N: usize>(
     isa: S,
     queries: &[f32],
     heads: usize,
@@ -175,14 +165,14 @@ pub(crate) fn scores4<S: ReadCodes>(
     scores: &mut [f32],
 ) {
     match records.form {
-        Form::Pairs => scores_as::<S, Pairs<'_>>(isa, queries, heads, records, scores),
-        Form::Half => scores_as::<S, Half<'_>>(isa, queries, heads, records, scores),
-        Form::Whole => scores_as::<S, Whole<'_>>(isa, queries, heads, records, scores),
+        Form::Pairs => scores_as::<S, N, Pairs<'_>>(isa, queries, heads, records, scores),
+        Form::Half => scores_as::<S, N, Half<'_>>(isa, queries, heads, records, scores),
+        Form::Whole => scores_as::<S, N, Whole<'_>>(isa, queries, heads, records, scores),
     }
 }
 
 #[inline(always)]
-fn scores_as<'a, S: ReadCodes, C: Codes<'a>>(
+fn scores_as<'a, S: ReadCodes<N>, const N: usize, C: Codes<'a>>(
     isa: S,
     queries: &[f32],
     heads: usize,
@@ -190,8 +180,8 @@ fn scores_as<'a, S: ReadCodes, C: Codes<'a>>(
     scores: &mut [f32],
 ) {
     for start in (0..records.len).step_by(BLOCK) {
-        records.prefetch(isa.eight(), start + BLOCK);
-        let block = records.block::<_, C>(isa.eight(), start);
+        records.prefetch(isa, start + BLOCK);
+        let block = records.block::<S, N, C>(isa, start);
         let scores = &mut scores[start * heads..][..block.count * heads];
         let mut head = 0;
         while head < heads {
@@ -246,7 +236,7 @@ fn score_group<'a, L: EightLanes, C: Codes<'a>, const H: usize>(
 
 /// Adds the weighted rows to the output of all heads, `[head][dim]`.
 #[inline(always)]
-pub(crate) fn accumulate4<S: ReadCodes>(
+pub(crate) fn accumulate4<S: ReadCodes<N>, const N: usize>(
     isa: S,
     weights: &[f32],
     heads: usize,
@@ -254,14 +244,14 @@ pub(crate) fn accumulate4<S: ReadCodes>(
     out: &mut [f32],
 ) {
     match records.form {
-        Form::Pairs => accumulate_as::<S, Pairs<'_>>(isa, weights, heads, records, out),
-        Form::Half => accumulate_as::<S, Half<'_>>(isa, weights, heads, records, out),
-        Form::Whole => accumulate_as::<S, Whole<'_>>(isa, weights, heads, records, out),
+        Form::Pairs => accumulate_as::<S, N, Pairs<'_>>(isa, weights, heads, records, out),
+        Form::Half => accumulate_as::<S, N, Half<'_>>(isa, weights, heads, records, out),
+        Form::Whole => accumulate_as::<S, N, Whole<'_>>(isa, weights, heads, records, out),
     }
 }
 
 #[inline(always)]
-fn accumulate_as<'a, S: ReadCodes, C: Codes<'a>>(
+fn accumulate_as<'a, S: ReadCodes<N>, const N: usize, C: Codes<'a>>(
     isa: S,
     weights: &[f32],
     heads: usize,
@@ -269,17 +259,17 @@ fn accumulate_as<'a, S: ReadCodes, C: Codes<'a>>(
     out: &mut [f32],
 ) {
     for start in (0..records.len).step_by(BLOCK) {
-        records.prefetch(isa.eight(), start + BLOCK);
-        let block = records.block::<_, C>(isa.eight(), start);
+        records.prefetch(isa, start + BLOCK);
+        let block = records.block::<S, N, C>(isa, start);
         let weights = &weights[start * heads..][..block.count * heads];
         let mut head = 0;
         while head < heads {
             let group = (heads - head).min(4);
             match group {
-                4 => accumulate_group::<S, C, 4>(isa, weights, (heads, head), &block, out),
-                3 => accumulate_group::<S, C, 3>(isa, weights, (heads, head), &block, out),
-                2 => accumulate_group::<S, C, 2>(isa, weights, (heads, head), &block, out),
-                _ => accumulate_group::<S, C, 1>(isa, weights, (heads, head), &block, out),
+                4 => accumulate_group::<S, N, C, 4>(isa, weights, (heads, head), &block, out),
+                3 => accumulate_group::<S, N, C, 3>(isa, weights, (heads, head), &block, out),
+                2 => accumulate_group::<S, N, C, 2>(isa, weights, (heads, head), &block, out),
+                _ => accumulate_group::<S, N, C, 1>(isa, weights, (heads, head), &block, out),
             }
             head += group;
         }
@@ -288,7 +278,7 @@ fn accumulate_as<'a, S: ReadCodes, C: Codes<'a>>(
 
 /// Adds the rows of a block, weighted for heads `head..head + H`.
 #[inline(always)]
-fn accumulate_group<'a, S: ReadCodes, C: Codes<'a>, const H: usize>(
+fn accumulate_group<'a, S: ReadCodes<N>, const N: usize, C: Codes<'a>, const H: usize>(
     isa: S,
     weights: &[f32],
     (heads, head): (usize, usize),

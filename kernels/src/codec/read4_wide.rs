@@ -2,25 +2,15 @@
 
 use super::forms::{BLOCK, Block, Codes, WideCodes};
 use super::read4::ReadCodes;
-use crate::avx2::Avx2;
 use crate::avx512::Avx512;
 use crate::lanes::Lanes;
 use crate::rows::DIM_STEP;
-use crate::wide::load_of;
+use crate::wide::{ROWS, load_of, totals};
 
-/// Rows that are scored together.
-const ROWS: usize = 4;
 /// Vectors that are summed together.
 const VECTORS: usize = 4;
 
-impl ReadCodes for Avx512 {
-    type Eight = Avx2;
-
-    #[inline(always)]
-    fn eight(self) -> Avx2 {
-        crate::codec::Scanning::eight(self)
-    }
-
+impl ReadCodes<16> for Avx512 {
     #[inline(always)]
     fn score_codes<'a, C: Codes<'a>, const H: usize>(
         self,
@@ -69,15 +59,8 @@ fn score_group<'a, I: WideCodes, C: Codes<'a>, const H: usize>(
                 }
             }
         }
-        let mut flat = [isa.splat(0.0); 16];
-        for r in 0..ROWS {
-            for h in 0..H {
-                flat[r * H + h] = sums[r][h];
-            }
-        }
-        let mut totals = [0.0; 16];
-        isa.store(isa.sum_each(flat), &mut totals);
-        for (row, totals) in totals.chunks_exact(H).enumerate().take(ROWS.min(block.count - first)) {
+        for (row, totals) in totals(isa, sums).chunks_exact(H).enumerate().take(ROWS.min(block.count - first))
+        {
             let scores = &mut scores[(first + row) * heads + head..][..H];
             for (score, total) in scores.iter_mut().zip(totals) {
                 *score = block.factors[first + row] * total;

@@ -47,14 +47,14 @@ fn sum_rows<'a, I: Wide, T: Element + 'a, R: BlockRows<'a, T>, const H: usize, c
     first: usize,
     fetch: &mut Fetch<'_>,
 ) -> [[I::V; W]; H] {
-    fetch.step_rows(isa.eight());
+    fetch.step_rows(isa);
     let mut sums = [[isa.splat(0.0); W]; H];
     #[expect(
         clippy::needless_range_loop,
         reason = "so that neither rows nor weights are checked within the loop"
     )]
     for row in 0..rows.count() {
-        fetch.share(isa.eight());
+        fetch.share(isa);
         // Cut to a length that the compiler knows, but for the last eight elements.
         let whole = 2 * (first + W) <= rows.vectors();
         let vectors = &rows.row(row)[2 * first..][..if whole { 2 * W } else { 1 }];

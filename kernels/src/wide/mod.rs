@@ -7,7 +7,7 @@ mod accumulate;
 mod score;
 
 pub(crate) use accumulate::sum_group;
-pub(crate) use score::score_group;
+pub(crate) use score::{ROWS, score_group, totals};
 
 use crate::codec::Scanning;
 use crate::lanes::Lanes;

@@ -5,7 +5,7 @@ use crate::block::{Ahead, BlockRows};
 use crate::rows::Element;
 
 /// Rows that are scored together.
-const ROWS: usize = 4;
+pub(crate) const ROWS: usize = 4;
 
 /// Scores of heads `head..head + H`. Where fewer rows are left than are scored together, the last is scored again in their place: one
 /// alone would wait for itself.
@@ -26,7 +26,7 @@ pub(crate) fn score_group<'a, I: Wide, T: Element + 'a, R: BlockRows<'a, T>, con
     }
     let mut fetch = ahead.fetch(count.div_ceil(ROWS));
     for first in (0..count).step_by(ROWS) {
-        fetch.step(isa.eight());
+        fetch.step(isa);
         let mut row: [&[[T; 8]]; ROWS] = [&[]; ROWS];
         for (r, row) in row.iter_mut().enumerate() {
             *row = rows.row((first + r).min(count - 1));
@@ -63,6 +63,12 @@ fn products<I: Wide, T: Element, const H: usize>(
             }
         }
     }
+    totals(isa, sums)
+}
+
+/// The sums over the lanes of each accumulator, `[row][head]`.
+#[inline(always)]
+pub(crate) fn totals<I: Wide, const H: usize>(isa: I, sums: [[I::V; H]; ROWS]) -> [f32; 16] {
     let mut flat = [isa.splat(0.0); 16];
     for r in 0..ROWS {
         for h in 0..H {
